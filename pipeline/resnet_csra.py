@@ -1,0 +1,60 @@
+"""A torchvision ResNet trunk with a CSRA classifier."""
+
+import re
+
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.csra import MHA, TEMPERATURES
+
+DEPTHS = (18, 34, 50, 101, 152)
+TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
+class ResNet_CSRA(nn.Module):
+    """ResNet without its average pooling and fc, followed by multi-head CSRA as `classifier`.
+
+    The state dict has torchvision's names plus `classifier.multi_head.{i}.head.weight (C, D, 1, 1)`.
+    depth: 18, 34, 50, 101 or 152, else ValueError. Weights start random; nothing is downloaded.
+    """
+
+    def __init__(self, num_heads: int, lam: float, num_classes: int, depth: int = 101):
+        super().__init__()
+        if depth not in DEPTHS:
+            raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, not {depth}")
+        resnet = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+        for name in TRUNK:
+            self.add_module(name, getattr(resnet, name))
+        self.classifier = MHA(num_heads, lam, resnet.fc.in_features, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to the last feature map (B, D, H/32, W/32)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (B, 3, H, W) to logits (B, C)."""
+        return self.classifier(self.features(images))
+
+
+def read_architecture(state_dict: dict[str, Tensor]) -> dict[str, int]:
+    """Read the arguments of ResNet_CSRA off its state dict: num_heads, num_classes and depth.
+
+    Raises ValueError where the keys are not those of a ResNet_CSRA.
+    """
+    heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
+    if not heads:
+        raise ValueError("it has no CSRA head (classifier.multi_head.0.head.weight)")
+    if len(heads) not in TEMPERATURES or state_dict[heads[0]].ndim != 4:
+        raise ValueError(f"it has {len(heads)} CSRA heads of shape {tuple(state_dict[heads[0]].shape)}")
+    # layer3 and the third convolution of a bottleneck block tell the depths apart.
+    blocks = len({k.split(".")[1] for k in state_dict if k.startswith("layer3.")})
+    bottleneck = "layer1.0.conv3.weight" in state_dict
+    depths = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+    if (blocks, bottleneck) not in depths:
+        raise ValueError(f"its trunk is no ResNet-{', '.join(map(str, DEPTHS))} ({blocks} blocks in layer3)")
+    return {
+        "num_heads": len(heads),
+        "num_classes": state_dict[heads[0]].shape[0],
+        "depth": depths[blocks, bottleneck],
+    }
