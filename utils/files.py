@@ -1,0 +1,64 @@
+"""Reading JSON with errors that name the file, and writing files whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from utils.cli import UserError
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Check that a folder, there or yet to be made, takes files; UserError, naming `option`, if not."""
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
+    if not existed:
+        folder.rmdir()
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
+    """Open a file that takes its name only when complete; until then the old one stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json_list(path: Path, entries: Iterable[Any]) -> None:
+    """Write a JSON list with an entry a line."""
+    with whole_file(path) as file:
+        file.write("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError where it is missing or malformed."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def plain(value: Any) -> Any:
+    """Return nested dicts and lists with every NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

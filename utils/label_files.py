@@ -1,0 +1,68 @@
+"""Label files and class names: how they are written, checked and read. Without torch, for the preparers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.files import read_json, write_json_list
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FORM = '{"target": [...], "img_path": "..."}'
+
+
+def class_names(folder: str) -> list[str]:
+    """Read the class names, in target order, from data/<folder>/classes.json here or in the repository."""
+    path = Path("data", folder, "classes.json")
+    if not path.exists():
+        path = REPOSITORY / path
+    if not path.exists():
+        raise UserError(
+            f"data/{folder}/classes.json is missing: a JSON list of the class names in target order"
+        )
+    names = read_json(path)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path} must be a JSON list of class names")
+    if len(set(names)) != len(names):
+        raise UserError(f"{path} names {max(names, key=names.count)!r} more than once")
+    return names
+
+
+def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Read a label file; UserError where an entry is not as it must be.
+
+    values: what each number in the file's targets stands for.
+    Returns paths (N,) as UTF-8 bytes and targets (N, C) int8: two flat arrays, whose memory worker processes
+    share, while of a million Python objects each worker would make copies as it touches them.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must be a JSON list of {FORM}, and not an empty one")
+    targets = np.empty((len(entries), num_classes), dtype=np.int8)
+    paths = []
+    for index, entry in enumerate(entries):
+        try:
+            target, img_path = entry["target"], entry["img_path"]
+            if len(target) != num_classes:
+                raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
+            targets[index] = [values[value] for value in target]
+            paths.append(img_path.encode())
+        except (TypeError, KeyError, ValueError, AttributeError):
+            known = ", ".join(map(str, sorted(values)))
+            shown = str(entry)[:100]
+            raise UserError(f"{path}, entry {index} is not {FORM} with targets of {known}: {shown}") from None
+    return np.array(paths), targets
+
+
+def write_labels(folder: Path, classes: list[str], splits: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the label files of all splits, {file name: entries}, and print how many images each class has."""
+    for name, entries in splits.items():
+        write_json_list(folder / name, entries)
+        labels = sum(value == 1 for entry in entries for value in entry["target"])
+        print(f"{folder / name}: {len(entries)} images, {labels} labels")
+    width = max(len("images of"), *map(len, classes))
+    print(f"{'images of':{width}}", *(f"{Path(name).stem:>18}" for name in splits))
+    for c, class_name in enumerate(classes):
+        counts = (sum(entry["target"][c] == 1 for entry in entries) for entries in splits.values())
+        print(f"{class_name:{width}}", *(f"{count:18}" for count in counts))
