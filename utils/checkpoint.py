@@ -1,0 +1,91 @@
+"""Checkpoint files: written whole, read without running anything in them, and told from what is none."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from utils.cli import UserError
+from utils.files import whole_file
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` always holds a complete one."""
+    with whole_file(path, "wb") as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: a bare state dict, or one under "model" or "state_dict", with or without `module.`.
+
+    Returns its state dict as "model", the arguments it was trained with as "config", which is empty unless
+    main.py wrote the file, and what else main.py wrote.
+    Raises UserError where the file is missing or no checkpoint. weights_only=True: nothing in the file runs.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else 'there is no such file'}"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no exception of its own: what it raises depends on the bytes
+        raise UserError(
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__})"
+        ) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    state_dict = next((checkpoint[k] for k in ("model", "state_dict") if k in checkpoint), checkpoint)
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()
+    ):
+        raise UserError(f"{path} holds no state dict, which is names and tensors")
+    own = checkpoint if isinstance(checkpoint.get("config"), dict) else {"config": {}}
+    return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
+
+
+def load_weights(
+    model: nn.Module, state_dict: dict[str, Tensor], source: str, backbone_only: bool = False
+) -> None:
+    """Load a state dict into a model; UserError, which names `source`, if names or shapes differ.
+
+    backbone_only: leave the model's `classifier` as it is, and what the file holds beside the backbone aside.
+    """
+    wanted = {
+        k: v for k, v in model.state_dict().items() if not (backbone_only and k.startswith("classifier."))
+    }
+    # Files older than PyTorch 0.4.1 lack the batch counters; nothing here reads them.
+    missing = [k for k in wanted if k not in state_dict and not k.endswith("num_batches_tracked")]
+    extra = [] if backbone_only else [k for k in state_dict if k not in wanted]
+    for problem, keys in (("lacks", missing), ("also holds", extra)):
+        if keys:
+            raise UserError(
+                f"{source} {problem} {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+            )
+    for key in sorted(wanted.keys() & state_dict.keys()):
+        shape, wanted_shape = tuple(state_dict[key].shape), tuple(wanted[key].shape)
+        if shape != wanted_shape:
+            raise UserError(f"{source}: {key} has shape {shape}, the model wants {wanted_shape}")
+    model.load_state_dict({k: v for k, v in state_dict.items() if k in wanted}, strict=False)
+
+
+def imagenet_weights(model_name: str) -> dict[str, Tensor]:
+    """Return torchvision's IMAGENET1K_V1 weights of a model, cached or downloaded, else UserError."""
+    weights = torchvision.models.get_model_weights(model_name).IMAGENET1K_V1
+    cached = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
+    try:
+        with contextlib.redirect_stderr(sys.stdout):  # the download's progress; stderr is for errors
+            return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise UserError(
+            f"cannot download ImageNet weights ({error}): put the file {weights.url} at {cached}, "
+            "or use --pretrained none"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{cached} is damaged ({type(error).__name__}): delete it, or use --pretrained none"
+        ) from None

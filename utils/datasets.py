@@ -1,0 +1,181 @@
+"""The data sets: what differs between them, their samples and their loaders."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.cli import UserError
+from utils.label_files import FORM, class_names, read_labels
+from utils.transforms import load_image, test_transform, train_transform
+
+IGNORED = -1  # a target that counts in no metric
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What differs between data sets; the defaults are those of a data set of one's own.
+
+    train, test: label files in data/<folder>/. prepare: the command that makes them.
+    train_values, test_values: what the numbers in them stand for: 1 positive, 0 negative, or IGNORED.
+    decay_step: epochs between tenfold drops of the learning rate.
+    mean, std: pixels in [0, 1] become (pixel - mean) / std.
+    model, pretrained, img_size, total_epoch: defaults of main.py's options.
+    """
+
+    folder: str
+    train: str = "train.json"
+    test: str = "test.json"
+    prepare: str = ""
+    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0})
+    test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
+    decay_step: int = 4
+    mean: float = 0.0
+    std: float = 1.0
+    model: str = "resnet101"
+    pretrained: str = "imagenet"
+    img_size: int = 448
+    total_epoch: int = 30
+
+
+DATASETS = {
+    "voc07": DatasetSpec(
+        folder="voc07",
+        train="trainval_voc07.json",
+        test="test_voc07.json",
+        prepare="python utils/prepare_voc.py --data_path Dataset/VOCdevkit",
+        test_values={1: 1, -1: 0, 0: IGNORED},
+    ),
+    "coco": DatasetSpec(
+        folder="coco",
+        train="train_coco2014.json",
+        test="val_coco2014.json",
+        prepare="python utils/prepare_coco.py --data_path Dataset/COCO2014",
+        decay_step=5,
+    ),
+    "coco2017": DatasetSpec(
+        folder="coco",
+        train="train_coco2017.json",
+        test="val_coco2017.json",
+        prepare="python utils/prepare_coco.py --data_path Dataset/COCO2017 --year 2017",
+        decay_step=5,
+    ),
+    "shapes": DatasetSpec(
+        folder="shapes",
+        prepare="python utils/prepare_shapes.py",
+        model="resnet18",
+        pretrained="none",
+        img_size=64,
+        total_epoch=4,
+    ),
+}
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """Return the row of a data set, the defaults for a folder data/<name>/; UserError if there is neither."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if not name or Path(name).name != name or not Path("data", name).is_dir():
+        raise UserError(
+            f"--dataset {name}: not one of {', '.join(DATASETS)}, and there is no folder data/{name}/ "
+            "with train.json, test.json and classes.json"
+        )
+    return DatasetSpec(folder=name)
+
+
+def label_file(spec: DatasetSpec, split: str) -> Path:
+    """Return the path of the label file of a split, "train" or "test"."""
+    return Path("data", spec.folder, getattr(spec, split))
+
+
+class LabelledImages(Dataset):
+    """Images and targets of one split; an item is asked for as (epoch, index).
+
+    The augmentation is a function of (seed, epoch, index) alone, so that neither the number of workers nor an
+    interruption changes a sample. Without a seed there is none: the test transform.
+    """
+
+    def __init__(self, paths: np.ndarray, targets: np.ndarray, img_size: int, seed: int | None = None):
+        self.paths = paths
+        self.targets = targets
+        self.img_size = img_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        """Return the image (3, S, S) uint8, its target (C,) int8 and its index."""
+        epoch, index = key
+        image = load_image(self.paths[index].decode())
+        if self.seed is None:
+            image = test_transform(image, self.img_size)
+        else:
+            image = train_transform(image, self.img_size, np.random.default_rng((self.seed, epoch, index)))
+        return image, torch.from_numpy(self.targets[index]), index
+
+    def positives(self) -> list[int]:
+        """Return the number of images of each class."""
+        return (self.targets == 1).sum(axis=0).tolist()
+
+
+def load_split(spec: DatasetSpec, split: str, img_size: int, seed: int | None = None) -> LabelledImages:
+    """Load a split, "train" or "test", augmented where a seed is given.
+
+    Raises UserError if it is not prepared, or any of its images is missing: better now than hours into an
+    epoch.
+    """
+    path = label_file(spec, split)
+    if not path.exists():
+        way_out = f"make it with: {spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
+        raise UserError(f"{path} is missing; {way_out}")
+    paths, targets = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
+    missing = [image for image in paths if not os.path.exists(image)]
+    if missing:
+        raise UserError(
+            f"{missing[0].decode()}, named in {path}, is missing ({len(missing)} of {len(paths)} are); "
+            "relative paths count from the folder the command is run in, else prepare the data set again"
+        )
+    return LabelledImages(paths, targets, img_size, seed)
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index), every index once: shuffled by (seed, epoch) alone, in order without a seed."""
+
+    def __init__(self, num_samples: int, seed: int | None = None):
+        self.num_samples = num_samples
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.num_samples)
+        if self.seed is not None:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def make_loader(
+    dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
+) -> DataLoader:
+    """Batch a data set, shuffled where it has a seed; set `loader.sampler.epoch` before each epoch."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), dataset.seed),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
+    )
+
+
+def to_float(images: Tensor, device: torch.device, spec: DatasetSpec) -> Tensor:
+    """Move uint8 images (B, 3, S, S) to the device, and there to float32: (pixel / 255 - mean) / std."""
+    return images.to(device, non_blocking=True).float().div_(255).sub_(spec.mean).div_(spec.std)

@@ -1,0 +1,108 @@
+"""Multi-label metrics, in NumPy alone, and how they are printed."""
+
+import numpy as np
+
+
+def evaluate(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None) -> dict:
+    """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1 and, of each image's three highest scores only, CP_3 … OF1_3.
+
+    scores: (N, C), a label is predicted at ≥ 0.5. targets: (N, C) of 0 and 1. ignore: (N, C) bool, or None;
+    such entries count in no metric and take no place among the three highest.
+    Returns fractions in [0, 1]. AP is a list of C, NaN for a class without positives, and mAP the mean of
+    the rest, NaN if there is none. In the other metrics a class with nothing predicted, or no positives,
+    counts as 0. Raises ValueError for other shapes or targets, for no images and for NaN scores.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
+    check_inputs(scores, targets, ignore)
+    positives = (targets == 1) & ~ignore
+    ap = average_precision(scores, positives, ~ignore)
+    predicted = (scores >= 0.5) & ~ignore
+    top3 = predicted & top_k(np.where(ignore, -np.inf, scores), k=3)
+    return {
+        "mAP": float(np.nanmean(ap)) if positives.any() else float("nan"),
+        "AP": ap.tolist(),
+        **precision_recall_f1(predicted, positives),
+        **{f"{name}_3": value for name, value in precision_recall_f1(top3, positives).items()},
+    }
+
+
+def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> None:
+    """Raise ValueError unless the three are (N, C) of what `evaluate` takes."""
+    if scores.ndim != 2 or not scores.shape == targets.shape == ignore.shape:
+        raise ValueError(
+            "scores, targets and ignore must be of one shape (N, C), not "
+            f"{scores.shape}, {targets.shape} and {ignore.shape}"
+        )
+    if scores.size == 0:
+        raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
+    if np.isnan(scores).any():
+        rows = np.flatnonzero(np.isnan(scores).any(axis=1))
+        raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
+    if not np.isin(targets[~ignore], (0, 1)).all():
+        raise ValueError("targets must be 0 or 1 wherever they are not ignored")
+
+
+def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """AP of each class: the mean, over its positives, of the precision at each one's rank, not interpolated.
+
+    scores, positives, counted: (N, C). Images of equal score share the rank of the last of them, so that the
+    order of the images does not matter (as in scikit-learn). Returns (C,), NaN for a class without positives.
+    """
+    order = np.argsort(-scores.T, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores.T, order, axis=1)
+    hits = np.take_along_axis(positives.T, order, axis=1)
+    precision = hits.cumsum(axis=1) / np.maximum(
+        np.take_along_axis(counted.T, order, axis=1).cumsum(axis=1), 1
+    )
+
+    # The place in the ranking where each group of equal scores ends, read at each of its members.
+    group_ends = np.where(
+        np.diff(ranked, axis=1, append=-np.inf) != 0, np.arange(len(scores)), len(scores) - 1
+    )
+    group_ends = np.minimum.accumulate(group_ends[:, ::-1], axis=1)[:, ::-1]
+    precision = np.take_along_axis(precision, group_ends, axis=1)
+
+    count = hits.sum(axis=1)
+    return np.where(count > 0, (precision * hits).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Mark the k highest scores of each row (N, C), of equal ones the first class; returns bool."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    mark = np.zeros(scores.shape, bool)
+    np.put_along_axis(mark, top, True, axis=1)
+    return mark
+
+
+def precision_recall_f1(predicted: np.ndarray, positives: np.ndarray) -> dict[str, float]:
+    """Compute CP and CR, class means of tp/predicted and tp/positives, OP and OR, of their sums, CF1 and OF1.
+
+    predicted, positives: (N, C) bool. F1 is the harmonic mean of precision and recall.
+    """
+    hits, tried, wanted = (x.sum(axis=0) for x in (predicted & positives, predicted, positives))
+    result = {}
+    for letter, precision, recall in (
+        ("C", np.mean(hits / np.maximum(tried, 1)), np.mean(hits / np.maximum(wanted, 1))),
+        ("O", hits.sum() / max(tried.sum(), 1), hits.sum() / max(wanted.sum(), 1)),
+    ):
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
+        result |= {f"{letter}P": float(precision), f"{letter}R": float(recall), f"{letter}F1": float(f1)}
+    return result
+
+
+def format_report(metrics: dict, classes: list[str], positives: list[int]) -> str:
+    """Format AP and the number of positives by class, then the other metrics, all in %."""
+    width = max(len("class"), *map(len, classes))
+    lines = [f"{'class':{width}}      AP  positives"]
+    lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in zip(classes, metrics["AP"], positives)]
+    without = [name for name, count in zip(classes, positives) if not count]
+    if without:
+        lines.append(f"left out of mAP, having no positives: {', '.join(without)}")
+    for title, suffix in (("all", ""), ("top-3", "_3")):
+        values = (
+            f"{name} {100 * metrics[name + suffix]:6.2f}" for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")
+        )
+        lines.append(f"{title:5}  {'  '.join(values)}")
+    lines.append(f"mAP {100 * metrics['mAP']:.4f} %")
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""Progress on stderr: a bar in a terminal, now and then a plain line in a log."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress(total: int, description: str) -> tqdm:
+    """Return a tqdm bar over `total` images, or, where stderr is no terminal, a line every half minute."""
+    kind = tqdm if sys.stderr.isatty() else LogLines
+    return kind(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True)
+
+
+class LogLines(tqdm):
+    """A tqdm whose every display is a line of its own, for files and schedulers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, mininterval=30, maxinterval=30, delay=1e-9, position=1)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:
+            print(self, file=sys.stderr, flush=True)
+
+    def clear(self, nolock: bool = False) -> None:
+        pass
