@@ -1,0 +1,246 @@
+"""Train a ResNet with class-specific residual attention (CSRA) for multi-label recognition.
+
+python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
+"""
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader
+
+from pipeline.csra import TEMPERATURES
+from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
+from utils import prepare_shapes
+from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
+from utils.cli import Parser, UserError, number, run
+from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
+from utils.evaluation import format_report
+from utils.inference import choose_device, test
+from utils.label_files import class_names
+from utils.progress import progress
+from utils.run_folder import choose_folder, log_epoch, start_run
+from utils.schedule import learning_rate
+
+
+def main() -> None:
+    args = parse_args()
+    spec = dataset_spec(args.dataset)
+    classes = class_names(spec.folder)
+    device = choose_device(args.device)
+    train_loader, test_loader = make_loaders(args, spec, device)
+    folder = choose_folder(args.output_dir, run_name(args), args.overwrite)
+    model = build_model(args).to(device)
+    optimizer = build_optimizer(model, args)
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    print("\n".join(f"{name:12} {value}" for name, value in config.items()))
+    print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
+
+    start_run(folder)
+    best = None
+    for epoch in range(args.total_epoch):
+        start = time.perf_counter()
+        train_loss = train_one_epoch(model, train_loader, optimizer, epoch, args, device, spec)
+        train_seconds = time.perf_counter() - start
+        metrics = test(model, test_loader, device, spec)
+        record = {
+            "epoch": epoch + 1,
+            "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
+            "train_loss": train_loss,
+            **metrics,
+            "seconds": time.perf_counter() - start,
+            "images_per_second": len(train_loader.dataset) / train_seconds,
+        }
+        checkpoint = {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
+        if best is None or record["mAP"] > best["mAP"]:
+            best = record
+            save_checkpoint(folder / "best.pth", checkpoint)
+        save_checkpoint(folder / "last.pth", checkpoint | {"optimizer": optimizer.state_dict(), "best": best})
+        log_epoch(folder, record)
+
+    print(f"\nbest epoch: {best['epoch']} of {args.total_epoch}")
+    print(format_report(best, classes, test_loader.dataset.positives()))
+    print(f"\nvalidate it with: python val.py --dataset {args.dataset} --load_from {folder / 'best.pth'}")
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    epoch: int,
+    args: argparse.Namespace,
+    device: torch.device,
+    spec: DatasetSpec,
+) -> float:
+    """Train over the loader once, epoch counted from 0; returns the mean loss per image."""
+    model.train()
+    loader.sampler.epoch = epoch
+    warmup_iterations = args.warmup_epoch * len(loader)
+    total_loss = torch.zeros((), device=device)
+    with progress(len(loader.dataset), f"epoch {epoch + 1}/{args.total_epoch}") as bar:
+        for iteration, (images, targets, _) in enumerate(loader, start=epoch * len(loader)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(
+                    group["base_lr"], iteration, epoch, warmup_iterations, args.decay_step
+                )
+            logits = model(to_float(images, device, spec))
+            loss = F.binary_cross_entropy_with_logits(logits, targets.to(device, non_blocking=True).float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+            total_loss += loss.detach() * len(images)
+            if iteration % 20 == 0:  # reading the loss waits for the device
+                bar.set_postfix(
+                    loss=f"{loss.item():.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
+                )
+            bar.update(len(images))
+    mean_loss = total_loss.item() / len(loader.dataset)
+    if not math.isfinite(mean_loss):
+        raise UserError(f"the loss became {mean_loss} in epoch {epoch + 1}: try a lower --lr than {args.lr}")
+    return mean_loss
+
+
+def make_loaders(
+    args: argparse.Namespace, spec: DatasetSpec, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    """Return the loaders of the training and test images, making the built-in data set on its first use."""
+    if args.dataset == "shapes" and not label_file(spec, "test").exists():
+        print("The data set shapes is not there yet: making it with utils/prepare_shapes.py", flush=True)
+        prepare_shapes.main([])
+    train_set = load_split(spec, "train", args.img_size, seed=args.seed)
+    test_set = load_split(spec, "test", args.img_size)
+    return tuple(make_loader(d, args.batch_size, args.num_workers, device) for d in (train_set, test_set))
+
+
+def build_model(args: argparse.Namespace) -> ResNet_CSRA:
+    """Return the network, random by --seed, its backbone from ImageNet or --cutmix weights if asked for."""
+    torch.manual_seed(args.seed)
+    model = ResNet_CSRA(args.num_heads, args.lam, args.num_cls, depth=int(args.model.removeprefix("resnet")))
+    if args.cutmix:
+        weights = load_checkpoint(args.cutmix)["model"]
+        load_weights(model, weights, f"--cutmix {args.cutmix} for {args.model}", backbone_only=True)
+    elif args.pretrained == "imagenet":
+        load_weights(model, imagenet_weights(args.model), "ImageNet weights", backbone_only=True)
+    return model
+
+
+def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
+    """Return SGD, the backbone at --lr and the classifier at ten times it (`base_lr` of each group)."""
+    backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
+    groups = [
+        {"name": "backbone", "params": backbone, "base_lr": args.lr},
+        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": 10 * args.lr},
+    ]
+    return SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d)
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """Return the name of a run's folder in checkpoint/, where --output_dir gives none."""
+    return f"{args.dataset}_{args.model}_h{args.num_heads}_lam{args.lam:g}"
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse and check the arguments; those left out get the data set's own defaults."""
+    parser = Parser(description="Train CSRA. The defaults are the recipe of the paper.")
+    own = "[default: the data set's]"
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        default="voc07",
+        help="voc07, coco, coco2017, shapes, or NAME for a folder data/NAME/ with train.json, test.json and "
+        "classes.json [default: %(default)s]",
+    )
+    group.add_argument(
+        "--num_cls", type=number(int, 1), help="number of classes, checked [default: the data set's]"
+    )
+    group.add_argument("--img_size", type=number(int, 33), help=f"side of the square input, pixels {own}")
+    group.add_argument(
+        "--num_workers",
+        type=number(int, 0),
+        default=min(8, os.cpu_count() or 1),
+        help="processes that load images [default: one per CPU core, at most 8]",
+    )
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"backbone {own}")
+    group.add_argument(
+        "--num_heads",
+        type=int,
+        choices=TEMPERATURES,
+        default=1,
+        help="attention heads [default: %(default)s]",
+    )
+    group.add_argument(
+        "--lam", type=number(float, 0), default=0.1, help="weight lambda of the attention [default: 0.1]"
+    )
+    weights = group.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--pretrained", choices=["imagenet", "none"], help=f"backbone weights to start from {own}"
+    )
+    weights.add_argument(
+        "--cutmix", type=Path, metavar="FILE", help="backbone weights from a checkpoint instead"
+    )
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
+    group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
+    group.add_argument(
+        "--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up [default: 2]"
+    )
+    group.add_argument(
+        "--decay_step", type=number(int, 1), help=f"epochs between tenfold drops of the rate {own}"
+    )
+    group.add_argument(
+        "--lr",
+        type=number(float, 0, low_allowed=False),
+        default=0.01,
+        help="learning rate of the backbone; the classifier's is 10 times it [default: %(default)s]",
+    )
+    group.add_argument("--momentum", type=number(float, 0), default=0.9, help="of SGD [default: %(default)s]")
+    group.add_argument(
+        "--w_d", type=number(float, 0), default=1e-4, help="weight decay [default: %(default)s]"
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--seed", type=number(int, 0), default=0, help="of weights and images [default: %(default)s]"
+    )
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="[default: a GPU if there is one]",
+    )
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder of the run [default: a new one in checkpoint/, named after the values]",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --output_dir holds")
+    args = parser.parse_args()
+
+    spec = dataset_spec(args.dataset)
+    for name in ("model", "img_size", "total_epoch", "decay_step"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(spec, name))
+    if args.pretrained is None and args.cutmix is None:
+        args.pretrained = spec.pretrained
+    num_cls = len(class_names(spec.folder))
+    if args.num_cls not in (None, num_cls):
+        raise UserError(
+            f"--num_cls {args.num_cls}: {args.dataset} has {num_cls} classes; leave the option out"
+        )
+    args.num_cls = num_cls
+    return args
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,130 @@
+"""Evaluate a checkpoint: a released one, or any that main.py wrote.
+
+python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from MODEL.pth
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from pipeline.csra import TEMPERATURES
+from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.cli import Parser, UserError, number, run
+from utils.datasets import dataset_spec, load_split, make_loader
+from utils.evaluation import format_report
+from utils.files import check_folder, plain, whole_file
+from utils.inference import choose_device, test
+from utils.label_files import class_names
+
+
+def main() -> None:
+    args = parse_args()
+    spec = dataset_spec(args.dataset)
+    classes = class_names(spec.folder)
+    if args.out:
+        check_folder(args.out.parent, "--out")
+    checkpoint = load_checkpoint(args.load_from)
+    model = build_model(args, checkpoint, classes)
+    if args.img_size is None:
+        args.img_size = checkpoint["config"].get("img_size", spec.img_size)
+    device = choose_device(args.device)
+    dataset = load_split(spec, args.split, args.img_size)
+    loader = make_loader(dataset, args.batch_size, args.num_workers, device)
+    print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
+    print(f"{len(dataset)} images, on {device}")
+
+    metrics = test(model.to(device), loader, device, spec)
+    print(format_report(metrics, classes, dataset.positives()))
+    if args.out:
+        results = {**metrics, "AP": dict(zip(classes, metrics["AP"]))}
+        with whole_file(args.out) as file:
+            json.dump(plain(results), file, indent=2)
+        print(f"written to {args.out}")
+
+
+def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) -> ResNet_CSRA:
+    """Return the network that the checkpoint holds, and set the arguments left out to what it says.
+
+    Raises UserError where an argument or the data set says otherwise.
+    """
+    try:
+        found = read_architecture(checkpoint["model"])
+    except ValueError as error:
+        raise UserError(f"{args.load_from} is no checkpoint of ResNet with CSRA: {error}") from None
+    held = {
+        "model": f"resnet{found['depth']}",
+        "num_heads": found["num_heads"],
+        "num_cls": found["num_classes"],
+    }
+    for name, value in held.items():
+        if getattr(args, name) not in (None, value):
+            raise UserError(
+                f"--{name} {getattr(args, name)}: {args.load_from} holds "
+                f"{', '.join(f'{n} {v}' for n, v in held.items())}; leave the option out"
+            )
+        setattr(args, name, value)
+    if held["num_cls"] != len(classes) or checkpoint.get("classes", classes) != classes:
+        names = str(checkpoint.get("classes", "names unknown"))[:100]
+        raise UserError(
+            f"{args.load_from} holds {held['num_cls']} classes ({names}), --dataset {args.dataset} has "
+            f"{len(classes)}: name the data set it was trained for"
+        )
+    if args.lam is None:
+        args.lam = checkpoint["config"].get("lam", 0.1)
+    model = ResNet_CSRA(found["num_heads"], args.lam, found["num_classes"], found["depth"])
+    load_weights(model, checkpoint["model"], str(args.load_from))
+    return model
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the arguments; what is left out is read off the checkpoint by `main`."""
+    parser = Parser(description="Evaluate a checkpoint.")
+    off_file = "[default: read off the checkpoint]"
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        default="voc07",
+        help="voc07, coco, coco2017, shapes, or a folder data/NAME/ with test.json and classes.json "
+        "[default: %(default)s]",
+    )
+    group.add_argument("--split", choices=["test", "train"], default="test", help="[default: %(default)s]")
+    group.add_argument("--num_cls", type=number(int, 1), help=f"number of classes, checked {off_file}")
+    group.add_argument(
+        "--img_size",
+        type=number(int, 33),
+        help="side of the square input, pixels [default: as trained, or the data set's]",
+    )
+    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
+    group.add_argument(
+        "--num_workers",
+        type=number(int, 0),
+        default=min(8, os.cpu_count() or 1),
+        help="processes that load images [default: one per CPU core, at most 8]",
+    )
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--load_from", type=Path, required=True, metavar="FILE", help="the checkpoint")
+    group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"checked {off_file}")
+    group.add_argument("--num_heads", type=int, choices=TEMPERATURES, help=f"checked {off_file}")
+    group.add_argument(
+        "--lam",
+        type=number(float, 0),
+        help="weight lambda of the attention [default: as trained, 0.1 for a released file]",
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="[default: a GPU if there is one]",
+    )
+    group.add_argument("--out", type=Path, metavar="FILE", help="write the metrics to this JSON file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
