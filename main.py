@@ -22,7 +22,7 @@ from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, sa
 from utils.cli import Parser, UserError, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
 from utils.evaluation import format_report
-from utils.inference import choose_device, test
+from utils.inference import choose_device, evaluate_model
 from utils.label_files import class_names
 from utils.progress import progress
 from utils.run_folder import choose_folder, log_epoch, start_run
@@ -48,7 +48,7 @@ def main() -> None:
         start = time.perf_counter()
         train_loss = train_one_epoch(model, train_loader, optimizer, epoch, args, device, spec)
         train_seconds = time.perf_counter() - start
-        metrics = test(model, test_loader, device, spec)
+        metrics = evaluate_model(model, test_loader, device, spec)
         record = {
             "epoch": epoch + 1,
             "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},

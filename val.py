@@ -15,7 +15,7 @@ from utils.cli import Parser, UserError, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, whole_file
-from utils.inference import choose_device, test
+from utils.inference import choose_device, evaluate_model
 from utils.label_files import class_names
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
     print(f"{len(dataset)} images, on {device}")
 
-    metrics = test(model.to(device), loader, device, spec)
+    metrics = evaluate_model(model.to(device), loader, device, spec)
     print(format_report(metrics, classes, dataset.positives()))
     if args.out:
         results = {**metrics, "AP": dict(zip(classes, metrics["AP"]))}

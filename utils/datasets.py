@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.cli import UserError
 from utils.label_files import FORM, class_names, read_labels
-from utils.transforms import load_image, test_transform, train_transform
+from utils.transforms import eval_transform, load_image, train_transform
 
 IGNORED = -1  # a target that counts in no metric
 
@@ -114,7 +114,7 @@ class LabelledImages(Dataset):
         epoch, index = key
         image = load_image(self.paths[index].decode())
         if self.seed is None:
-            image = test_transform(image, self.img_size)
+            image = eval_transform(image, self.img_size)
         else:
             image = train_transform(image, self.img_size, np.random.default_rng((self.seed, epoch, index)))
         return image, torch.from_numpy(self.targets[index]), index

@@ -44,7 +44,7 @@ def predict(model: nn.Module, loader: DataLoader, device: torch.device, spec: Da
     return scores
 
 
-def test(model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec) -> dict:
+def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec) -> dict:
     """Return the metrics of `evaluate` for the model on the loader's data set; UserError for NaN scores."""
     targets = loader.dataset.targets
     try:

@@ -46,6 +46,6 @@ def train_transform(image: Image.Image, size: int, rng: np.random.Generator) -> 
     return pil_to_tensor(image)
 
 
-def test_transform(image: Image.Image, size: int) -> Tensor:
+def eval_transform(image: Image.Image, size: int) -> Tensor:
     """Resize to a square, whatever the aspect ratio; returns uint8 (3, size, size)."""
     return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR))

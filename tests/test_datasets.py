@@ -1,0 +1,199 @@
+"""Label files, samples and their order, and the memory of worker processes."""
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import REPOSITORY, make_own
+from utils.cli import UserError
+from utils.datasets import (
+    DATASETS,
+    IGNORED,
+    DatasetSpec,
+    EpochSampler,
+    LabelledImages,
+    dataset_spec,
+    load_split,
+    make_loader,
+    to_float,
+)
+from utils.label_files import class_names, read_labels
+
+CPU = torch.device("cpu")
+
+
+def write_labels(path: Path, *targets: list[int]) -> Path:
+    path.write_text(json.dumps([{"target": t, "img_path": f"{i}.jpg"} for i, t in enumerate(targets)]))
+    return path
+
+
+def test_built_in_class_names():
+    assert class_names("voc07")[::19] == ["aeroplane", "tvmonitor"]
+    assert class_names("coco")[::79] == ["person", "toothbrush"]
+    assert [len(class_names(spec.folder)) for spec in DATASETS.values()] == [20, 80, 80, 8]
+    for folder in ("voc07", "coco", "shapes"):
+        assert (REPOSITORY / "data" / folder / "classes.json").exists()
+
+
+def test_voc_test_labels_difficult_is_ignored(tmp_path):
+    spec = DATASETS["voc07"]
+    _, targets = read_labels(write_labels(tmp_path / "a.json", [1, 0, -1]), 3, spec.test_values)
+    assert targets.tolist() == [[1, IGNORED, 0]]
+    _, targets = read_labels(write_labels(tmp_path / "b.json", [1, 0, 0]), 3, spec.train_values)
+    assert targets.tolist() == [[1, 0, 0]]
+
+
+def test_unknown_labels_of_ones_own_test_set_are_ignored(tmp_path):
+    _, targets = read_labels(
+        write_labels(tmp_path / "a.json", [1, 0, 99]), 3, DatasetSpec("mine").test_values
+    )
+    assert targets.tolist() == [[1, 0, IGNORED]]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "JSON list"),
+        ("[]", "empty"),
+        ("[1]", "entry 0"),
+        ('[{"target": [1, 0]}]', "entry 0"),
+        ('[{"img_path": "a.jpg"}]', "entry 0"),
+        ('[{"target": [1, 0], "img_path": 3}]', "entry 0"),
+        ('[{"target": 1, "img_path": "a.jpg"}]', "entry 0"),
+        (
+            '[{"target": [1, 0], "img_path": "a"}, {"target": [1], "img_path": "a"}]',
+            "entry 1: 1 targets for 2",
+        ),
+        ('[{"target": [1, 2], "img_path": "a.jpg"}]', "targets of 0, 1"),
+        ('[{"target": [1, 0.5], "img_path": "a.jpg"}]', "targets of 0, 1"),
+        ('[{"target": [1, "0"], "img_path": "a.jpg"}]', "targets of 0, 1"),
+        ('[{"target": [1, [0]], "img_path": "a.jpg"}]', "targets of 0, 1"),
+        ('[{"target": [1, 0], "img_path": "\\ud800.jpg"}]', "entry 0"),
+    ],
+)
+def test_a_bad_label_file_is_named(tmp_path, content, says):
+    path = tmp_path / "train.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_labels(path, 2, {1: 1, 0: 0})
+    assert "train.json" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", "[1]", '["a", "a"]', '["a", ""]'])
+def test_bad_class_names_are_an_error(workdir, content):
+    make_own(workdir)
+    Path("data/mine/classes.json").write_text(content)
+    with pytest.raises(UserError, match="classes.json"):
+        class_names("mine")
+
+
+def test_a_byte_order_mark_and_other_alphabets_are_fine(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text('[{"target": [1], "img_path": "küche/猫 1.jpg"}]', encoding="utf-8-sig")
+    paths, _ = read_labels(path, 1, {1: 1, 0: 0})
+    assert paths[0].decode() == "küche/猫 1.jpg"
+
+
+def test_a_folder_of_ones_own_is_a_data_set(workdir):
+    make_own(workdir)
+    dataset = load_split(dataset_spec("mine"), "test", img_size=32)
+    image, target, index = dataset[0, 3]
+    assert (tuple(image.shape), image.dtype, index) == ((3, 32, 32), torch.uint8, 3)
+    assert target.tolist() == [0, 1]
+    assert dataset.positives() == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["", "other", "../data/mine", "."])
+def test_an_unknown_data_set_is_an_error(workdir, name):
+    make_own(workdir)
+    with pytest.raises(UserError, match="voc07, coco"):
+        dataset_spec(name)
+
+
+def test_a_missing_image_is_found_before_training(workdir):
+    make_own(workdir)
+    Path("2.png").unlink()
+    with pytest.raises(UserError, match=r"2\.png.* is missing \(1 of 4"):
+        load_split(dataset_spec("mine"), "train", img_size=32)
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
+    def sample(seed: int, epoch: int, index: int) -> torch.Tensor:
+        return load_split(DATASETS["shapes"], "train", 40, seed=seed)[epoch, index][0]
+
+    first = sample(0, 1, 2)
+    load_split(DATASETS["shapes"], "train", 40, seed=0)[5, 7]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert torch.equal(sample(0, 1, 2), first)
+    assert not torch.equal(sample(1, 1, 2), first)
+    assert not torch.equal(sample(0, 2, 2), first)
+
+
+def test_an_epochs_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        sampler = EpochSampler(50, seed)
+        sampler.epoch = epoch
+        return list(sampler)
+
+    assert order(0, 3) == order(0, 3)
+    assert sorted(order(0, 3)) == [(3, index) for index in range(50)]
+    assert [i for _, i in order(0, 3)] != [i for _, i in order(0, 4)]
+    assert order(0, 3) != order(1, 3)
+    assert list(EpochSampler(3)) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_no_sample_is_dropped(shapes):
+    loader = make_loader(load_split(DATASETS["shapes"], "train", 40, seed=0), 8, 0, CPU)
+    batches = [index.tolist() for _, _, index in loader]
+    assert [len(batch) for batch in batches] == [8, 8, 4]
+    assert sorted(sum(batches, [])) == list(range(20))
+
+
+def test_pixels_become_floats_from_0_to_1():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert to_float(images, CPU, DATASETS["voc07"]).flatten().tolist() == pytest.approx([0, 0.2, 1])
+    spec = DatasetSpec("wider", mean=0.5, std=0.5)
+    assert to_float(images, CPU, spec).flatten().tolist() == pytest.approx([-1, -0.6, 1])
+
+
+def private_memory() -> int:
+    """Bytes of this process that it shares with no other."""
+    fields = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return 1024 * sum(int(field[1]) for field in fields if field[0] in ("Private_Dirty:", "Private_Clean:"))
+
+
+def read_through(dataset: LabelledImages, queue: multiprocessing.Queue) -> None:
+    """Read all labels and paths of a data set, as a worker does; report by how much memory grew."""
+    before = private_memory()
+    total = 0
+    for index in range(len(dataset)):
+        total += int(torch.from_numpy(dataset.targets[index])[0]) + len(dataset.paths[index].decode())
+    queue.put((private_memory() - before, total))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_million_images_load_and_workers_memory_stays_flat(tmp_path):
+    count, target = 1_000_000, [1] + [0] * 79
+    line = json.dumps({"target": target, "img_path": "Dataset/COCO2014/images/train2014/000000000001.jpg"})
+    path = tmp_path / "train.json"
+    path.write_text("[" + ",\n".join([line] * count) + "]")
+    dataset = LabelledImages(*read_labels(path, 80, {1: 1, 0: 0}), img_size=32)
+    path.unlink()
+    assert dataset.targets.shape == (count, 80)
+    assert dataset.targets.nbytes + dataset.paths.nbytes < 140 * count
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=read_through, args=(dataset, queue))
+    worker.start()
+    grown, total = queue.get(timeout=120)
+    worker.join()
+    assert total == count * (1 + len("Dataset/COCO2014/images/train2014/000000000001.jpg"))
+    assert grown < 8 * 2**20

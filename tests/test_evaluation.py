@@ -1,0 +1,174 @@
+"""Metrics on cases worked by hand, against scikit-learn, and on the awkward inputs."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+from utils.evaluation import evaluate, format_report
+
+NAMES = ["mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
+NAMES += [f"{name}_3" for name in NAMES[2:]]
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def column(*values):
+    return np.array(values, float)[:, None]
+
+
+def test_ap_by_hand():
+    # Ranking: + - + - +; precision at the positives 1/1, 2/3, 3/5.
+    metrics = evaluate(column(0.9, 0.8, 0.7, 0.6, 0.5), column(1, 0, 1, 0, 1))
+    assert metrics["AP"] == [pytest.approx((1 + 2 / 3 + 3 / 5) / 3, abs=1e-15)]
+    assert metrics["mAP"] == metrics["AP"][0]
+    assert list(metrics) == NAMES
+
+
+def test_precision_and_recall_by_hand():
+    scores = np.array([[0.9, 0.6, 0.1], [0.8, 0.4, 0.5], [0.2, 0.7, 0.49]])
+    targets = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0]])
+    # By class: tp 1, 1, 1; predicted 2, 2, 1; positives 2, 2, 2.
+    metrics = evaluate(scores, targets)
+    assert metrics["CP"] == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    assert metrics["CR"] == pytest.approx(1 / 2)
+    assert metrics["CF1"] == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    assert metrics["OP"] == pytest.approx(3 / 5)
+    assert metrics["OR"] == pytest.approx(3 / 6)
+    assert metrics["OF1"] == pytest.approx(2 * 0.6 * 0.5 / 1.1)
+
+
+def test_top_3_takes_the_three_highest_that_are_predicted():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.1], [0.9, 0.4, 0.3, 0.2, 0.1]])
+    targets = np.array([[0, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    metrics = evaluate(scores, targets)
+    # Image 0 keeps classes 0, 1, 2 and loses 3; image 1 keeps class 0 alone, the others being below 0.5.
+    assert metrics["OP_3"] == pytest.approx(3 / 4)
+    assert metrics["OR_3"] == pytest.approx(3 / 5)
+    assert metrics["CP_3"] == pytest.approx((1 / 2 + 1 + 1 + 0 + 0) / 5)
+    assert metrics["CR_3"] == pytest.approx((1 + 1 / 2 + 1 + 0 + 0) / 5)
+    assert metrics["OP"] == pytest.approx(4 / 5)
+
+
+def test_ignored_entries_count_nowhere():
+    scores = np.array([[0.9, 0.8], [0.7, 0.6], [0.2, 0.9]])
+    targets = np.array([[1, 0], [0, 1], [1, 1]])
+    ignore = np.array([[False, True], [True, False], [False, False]])
+    metrics = evaluate(scores, targets, ignore)
+    # Class 0 keeps images 0, 2 (both positive); class 1 keeps images 1, 2 (both positive).
+    assert metrics["AP"] == [1, 1]
+    assert metrics["OP"] == 1
+    assert metrics["OR"] == pytest.approx(3 / 4)
+    targets[ignore] = 99
+    assert evaluate(scores, targets, ignore) == metrics
+
+
+def test_ignored_entries_take_no_place_among_the_three_highest():
+    scores, targets = np.array([[0.9, 0.8, 0.7, 0.6]]), np.array([[0, 1, 1, 1]])
+    metrics = evaluate(scores, targets, np.array([[True, False, False, False]]))
+    assert (metrics["OP_3"], metrics["OR_3"]) == (1, 1)
+
+
+def test_a_class_without_positives_is_left_out_of_map():
+    metrics = evaluate(np.array([[0.9, 0.9], [0.1, 0.8]]), np.array([[1, 0], [0, 0]]))
+    assert metrics["AP"][0] == 1
+    assert math.isnan(metrics["AP"][1])
+    assert metrics["mAP"] == 1
+    assert metrics["CP"] == 0.5
+    assert metrics["CR"] == 0.5
+    report = format_report(metrics, ["cat", "dog"], [1, 0])
+    assert "having no positives: dog" in report
+
+
+def test_no_positives_at_all():
+    metrics = evaluate(np.array([[0.9, 0.2]]), np.array([[0, 0]]))
+    assert math.isnan(metrics["mAP"])
+    assert all(metrics[name] == 0 for name in NAMES[2:])
+
+
+def test_nothing_predicted():
+    metrics = evaluate(column(0.4, 0.3), column(1, 0))
+    assert metrics["mAP"] == 1
+    assert all(metrics[name] == 0 for name in NAMES[2:])
+
+
+def test_one_image():
+    metrics = evaluate(np.array([[0.7, 0.2]]), np.array([[1, 0]]))
+    assert (metrics["mAP"], metrics["OF1"]) == (1, 1)
+
+
+def test_half_is_predicted():
+    assert evaluate(column(0.5), column(1))["OR"] == 1
+
+
+def test_equal_scores_share_the_last_rank():
+    assert evaluate(column(0.5, 0.5), column(1, 0))["mAP"] == 0.5
+    assert evaluate(column(0.5, 0.5), column(0, 1))["mAP"] == 0.5
+    assert evaluate(column(0.9, 0.5, 0.5, 0.5), column(1, 1, 0, 0))["mAP"] == pytest.approx((1 + 2 / 4) / 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), ties=st.booleans(), images=st.integers(1, 40), classes=st.integers(1, 6)
+)
+def test_against_scikit_learn(seed, ties, images, classes):
+    rng = np.random.default_rng(seed)
+    scores = rng.random((images, classes))
+    if ties:
+        scores = scores.round(1)
+    targets = rng.integers(0, 2, (images, classes))
+    metrics = evaluate(scores, targets)
+    for c in range(classes):
+        if targets[:, c].any():
+            assert metrics["AP"][c] == pytest.approx(
+                average_precision_score(targets[:, c], scores[:, c]), abs=1e-12
+            )
+        else:
+            assert math.isnan(metrics["AP"][c])
+    predicted = scores >= 0.5
+    for letter, average in (("C", "macro"), ("O", "micro")):
+        precision, recall, *_ = precision_recall_fscore_support(
+            targets.reshape(images, -1) if classes > 1 else targets[:, 0],
+            predicted if classes > 1 else predicted[:, 0],
+            average=average if classes > 1 else "binary",
+            zero_division=0,
+        )
+        assert metrics[f"{letter}P"] == pytest.approx(precision, abs=1e-12)
+        assert metrics[f"{letter}R"] == pytest.approx(recall, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_order_of_images_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    scores, targets = rng.random((20, 3)).round(1), rng.integers(0, 2, (20, 3))
+    ignore = rng.random((20, 3)) < 0.2
+    order = rng.permutation(20)
+    a, b = evaluate(scores, targets, ignore), evaluate(scores[order], targets[order], ignore[order])
+    for name in NAMES:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "ignore", "says"),
+    [
+        ([[0.1, math.nan]], [[1, 0]], None, "NaN for 1 of 1 images, first for image 0"),
+        ([[0.1, 0.2]], [[1, 2]], None, "0 or 1"),
+        ([[0.1, 0.2]], [[1]], None, "one shape"),
+        ([[0.1, 0.2]], [[1, 0]], [[True]], "one shape"),
+        ([0.1, 0.2], [1, 0], None, "one shape"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), None, "nothing to evaluate"),
+    ],
+)
+def test_unusable_input_is_an_error(scores, targets, ignore, says):
+    with pytest.raises(ValueError, match=says):
+        evaluate(np.array(scores), np.array(targets), None if ignore is None else np.array(ignore))

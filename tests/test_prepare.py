@@ -1,0 +1,270 @@
+"""The preparers on small data sets of known content."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import REPOSITORY
+from utils import prepare_coco, prepare_shapes, prepare_voc
+from utils.datasets import DATASETS, load_split
+from utils.label_files import class_names
+
+VOC_IMAGES = {
+    # split, then objects as (class, difficult)
+    "000012": ("train", [("car", 0), ("car", 1), ("person", 1)]),
+    "000005": ("val", [("dog", 0)]),
+    "000007": ("val", []),
+    "000009": ("test", [("cat", 1), ("cat", 1), ("sofa", 0)]),
+    "000003": ("test", [("person", 1), ("person", 0)]),
+}
+
+
+def make_voc(root: Path) -> Path:
+    """Write a VOC2007 of five images; returns its folder."""
+    voc = root / "VOCdevkit" / "VOC2007"
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    for image_id, (split, objects) in VOC_IMAGES.items():
+        Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / f"{image_id}.jpg")
+        items = "".join(
+            f"<object><name>{name}</name><difficult>{difficult}</difficult>"
+            "<part><name>head</name></part></object>"
+            for name, difficult in objects
+        )
+        (voc / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{items}</annotation>")
+        with open(voc / "ImageSets" / "Main" / f"{split}.txt", "a") as file:
+            file.write(f"{image_id}  \n")
+    return voc
+
+
+def make_coco(root: Path, year: str = "2014") -> Path:
+    """Write a COCO of five images, one of each split without annotation; returns its folder."""
+    coco = root / f"COCO{year}"
+    (coco / "annotations").mkdir(parents=True)
+    # As in COCO, category ids leave gaps, and nothing is in order.
+    categories = [{"id": 2 * i + 1, "name": name} for i, name in enumerate(class_names("coco"))][::-1]
+    for split, ids in {"train": [30, 10, 20], "val": [5, 4]}.items():
+        images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in ids]
+        annotations = [
+            {"id": 1, "image_id": ids[0], "category_id": 159, "iscrowd": 1},
+            {"id": 2, "image_id": ids[0], "category_id": 1, "iscrowd": 0},
+            {"id": 3, "image_id": ids[0], "category_id": 1, "iscrowd": 0},
+        ]
+        if split == "train":
+            annotations.append({"id": 4, "image_id": 10, "category_id": 5, "iscrowd": 0})
+        folder = coco / "images" / f"{split}{year}"
+        folder.mkdir(parents=True)
+        for image in images:
+            Image.new("RGB", (8, 6)).save(folder / image["file_name"])
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (coco / "annotations" / f"instances_{split}{year}.json").write_text(json.dumps(content))
+    return coco
+
+
+def read(path: str) -> dict[str, list[int]]:
+    """Read a label file as {path of the image: target}, checking that it is whole."""
+    entries = json.loads(Path(path).read_text())
+    assert all(set(entry) == {"target", "img_path"} for entry in entries)
+    return {entry["img_path"]: entry["target"] for entry in entries}
+
+
+def target(folder: str, absent: int, **values: int) -> list[int]:
+    return [values.get(name, absent) for name in class_names(folder)]
+
+
+def test_voc(workdir, command):
+    make_voc(workdir / "Dataset")
+    result = command(prepare_voc, "--data_path", "Dataset/VOCdevkit")
+    assert result.status == 0
+    images = "Dataset/VOCdevkit/VOC2007/JPEGImages"
+    trainval, test = read("data/voc07/trainval_voc07.json"), read("data/voc07/test_voc07.json")
+    assert list(trainval) == [f"{images}/{i}.jpg" for i in ("000005", "000007", "000012")]
+    assert list(trainval.values()) == [
+        target("voc07", 0, dog=1),
+        target("voc07", 0),
+        target("voc07", 0, car=1, person=0),
+    ]
+    assert list(test) == [f"{images}/{i}.jpg" for i in ("000003", "000009")]
+    assert list(test.values()) == [target("voc07", -1, person=1), target("voc07", -1, cat=0, sofa=1)]
+    assert "3 images, 2 labels" in result.out
+    assert "1 test labels" in result.out
+    # What it wrote is what the loaders read.
+    assert load_split(DATASETS["voc07"], "test", 32).positives() == target("voc07", 0, person=1, sofa=1)
+
+    before = {path.name: path.read_bytes() for path in Path("data/voc07").iterdir()}
+    assert sorted(before) == ["test_voc07.json", "trainval_voc07.json"]
+    command(prepare_voc, "--data_path", "Dataset/VOCdevkit")
+    assert {path.name: path.read_bytes() for path in Path("data/voc07").iterdir()} == before
+
+
+def test_voc_errors(workdir, fails):
+    voc = make_voc(workdir)
+
+    def refused(*says: str) -> None:
+        fails(prepare_voc, "--data_path", "VOCdevkit", says=says)
+        assert not Path("data/voc07").exists()
+
+    annotation = voc / "Annotations" / "000005.xml"
+    good = annotation.read_text()
+    for content, says in (
+        (good[:-5], "not valid XML"),
+        (good.replace("dog", "dragon"), "'dragon'"),
+        (good.replace("<name>dog</name>", ""), "''"),
+        (good.replace("<difficult>0", "<difficult>yes"), "'yes'"),
+    ):
+        annotation.write_text(content)
+        refused("000005.xml", says)
+    annotation.unlink()
+    refused("000005.xml")
+    annotation.write_text(good)
+    (voc / "JPEGImages" / "000012.jpg").unlink()
+    refused("000012.jpg", "missing")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("\n")
+    refused("train.txt", "no images")
+    (voc / "ImageSets" / "Main" / "val.txt").unlink()
+    (voc / "ImageSets" / "Main" / "train.txt").unlink()
+    refused("train.txt")
+    fails(prepare_voc, "--data_path", "elsewhere", says=["elsewhere/VOC2007", "--download"])
+    fails(prepare_voc, "--data_path", "elsewhere", "--download", says=["elsewhere", "VOCdevkit"])
+
+
+def test_voc_download_is_torchvisions(workdir, command, fails, monkeypatch):
+    import torchvision.datasets
+
+    calls = []
+
+    def fetch(root, year, image_set, download):
+        calls.append((Path(root), year, image_set, download))
+        if image_set == "test":
+            make_voc(Path(root))
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", fetch)
+    assert command(prepare_voc, "--data_path", "Dataset/VOCdevkit", "--download").status == 0
+    assert calls == [(Path("Dataset"), "2007", split, True) for split in ("trainval", "test")]
+
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", no_network)
+    fails(prepare_voc, "--data_path", "Dataset/VOCdevkit", "--download", says=["no route to host"])
+
+
+@pytest.mark.parametrize("year", ["2014", "2017"])
+def test_coco(workdir, command, year):
+    make_coco(workdir / "Dataset", year)
+    result = command(
+        prepare_coco, "--data_path", f"Dataset/COCO{year}", *(["--year", year] * (year != "2014"))
+    )
+    assert result.status == 0
+    train, val = read(f"data/coco/train_coco{year}.json"), read(f"data/coco/val_coco{year}.json")
+    assert train == {
+        f"Dataset/COCO{year}/images/train{year}/000000000010.jpg": target("coco", 0, car=1),
+        f"Dataset/COCO{year}/images/train{year}/000000000030.jpg": target("coco", 0, person=1, toothbrush=1),
+    }
+    assert list(train) == sorted(train)
+    assert list(val.values()) == [target("coco", 0, person=1, toothbrush=1)]
+    assert f"1 of train{year}, 1 of val{year}" in result.out
+    name = "coco" if year == "2014" else "coco2017"
+    assert len(load_split(DATASETS[name], "train", 32)) == 2
+
+
+def test_coco_errors(workdir, fails):
+    coco = make_coco(workdir)
+    path = coco / "annotations" / "instances_val2014.json"
+    good = json.loads(path.read_text())
+
+    def refused(content: str, *says: str) -> None:
+        path.write_text(content)
+        fails(prepare_coco, "--data_path", "COCO2014", says=[*says, "instances_val2014.json"])
+        assert not Path("data/coco").exists()
+
+    def without(key: str, name: str) -> str:
+        return json.dumps({**good, key: [{k: v for k, v in item.items() if k != name} for item in good[key]]})
+
+    refused("{", "not valid JSON")
+    refused("[]", "not a COCO annotation file")
+    refused(without("annotations", "image_id"), "image_id")
+    refused(without("annotations", "category_id"), "category_id")
+    refused(without("categories", "name"), "name")
+    refused(without("images", "file_name"), "file_name")
+    refused(json.dumps({**good, "annotations": []}), "annotates no image")
+    refused(json.dumps({**good, "categories": good["categories"][1:]}), "'toothbrush'")
+    unknown = [{**item, "category_id": 1000} for item in good["annotations"]]
+    refused(json.dumps({**good, "annotations": unknown}), "1000")
+    (coco / "images" / "val2014" / "000000000005.jpg").unlink()
+    refused(json.dumps(good), "000000000005.jpg", "missing")
+    path.unlink()
+    fails(prepare_coco, "--data_path", "COCO2014", says=["instances_val2014.json", "missing"])
+    fails(prepare_coco, "--data_path", "COCO2014", "--year", "2015", says=["2015", "2014"])
+    fails(prepare_coco, "--year", "2017", says=["Dataset/COCO2017"])
+
+
+def test_coco_names_the_package_that_is_missing(workdir, fails, monkeypatch):
+    make_coco(workdir)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    fails(prepare_coco, "--data_path", "COCO2014", says=["pip install pycocotools"])
+
+
+def test_label_files_appear_whole_or_not_at_all(workdir, command, monkeypatch):
+    make_voc(workdir / "Dataset")
+    command(prepare_voc)
+    before = Path("data/voc07/trainval_voc07.json").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device", "data/voc07")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = command(prepare_voc)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert Path("data/voc07/trainval_voc07.json").read_bytes() == before
+    assert sorted(p.name for p in Path("data/voc07").iterdir()) == ["test_voc07.json", "trainval_voc07.json"]
+
+
+def test_shapes_are_the_same_for_the_same_seed(workdir, command):
+    def make(folder: str, *options: str) -> dict[str, bytes]:
+        command(prepare_shapes, "--num_train", 6, "--num_test", 3, "--out_dir", folder, *options)
+        return {
+            str(path.relative_to(folder)): path.read_bytes().replace(folder.encode(), b"the folder")
+            for path in Path(folder).rglob("*")
+            if path.is_file()
+        }
+
+    first = make("folder_a")
+    assert len(first) == 9 + 3
+    assert make("folder_b") == first
+    assert make("folder_a") == first
+    assert make("folder_c", "--seed", "1") != first
+    assert len(make("folder_a", "--num_train", "2")) == 5 + 3
+    images = [content for name, content in first.items() if name.endswith(".jpg")]
+    assert len(set(images)) == len(images)
+
+
+@pytest.mark.parametrize("difficulty", prepare_shapes.DIFFICULTIES)
+def test_shapes_scenes(workdir, command, difficulty):
+    assert command(prepare_shapes, "--difficulty", difficulty, "--num_train", 60, "--num_test", 1).status == 0
+    entries = json.loads(Path("data/shapes/train.json").read_text())
+    classes = json.loads(Path("data/shapes/classes.json").read_text())
+    assert classes == json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
+    assert len(classes) >= 8
+    assert {len(entry["objects"]) for entry in entries} == {1, 2, 3, 4}
+    for entry in entries:
+        present = {item["name"] for item in entry["objects"]}
+        assert entry["target"] == [int(name in present) for name in classes]
+        for item in entry["objects"]:
+            x, y, w, h = item["bbox"]
+            assert x >= 0
+            assert y >= 0
+            assert 4 < w <= 64 - x
+            assert 4 < h <= 64 - y
+    with Image.open(entries[0]["img_path"]) as image:
+        assert (image.format, image.size) == ("JPEG", (64, 64))
+
+
+def test_shapes_errors(workdir, fails):
+    fails(prepare_shapes, "--difficulty", "absurd", says=["absurd", "easy"])
+    fails(prepare_shapes, "--num_train", 0, says=["--num_train", "'0'"])
+    (workdir / "file").touch()
+    fails(prepare_shapes, "--out_dir", "file/shapes", says=["--out_dir", "file/shapes"])

@@ -1,0 +1,179 @@
+"""main.py and val.py from end to end on tiny data: what they write, print and repeat."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+import val
+from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
+
+
+def log(folder: Path) -> list[dict]:
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is not JSON")
+
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pth", weights_only=True)["model"]
+
+
+def metric_lines(out: str) -> list[str]:
+    """The lines of a report, from the table's head to mAP."""
+    lines = out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("class "))
+    return lines[start : next(i for i, line in enumerate(lines) if line.startswith("mAP")) + 1]
+
+
+def test_a_run_writes_what_it_should(trained):
+    assert sorted(path.name for path in trained.iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
+    records = log(trained)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert set(records[0]) == {
+        *("epoch", "lr", "train_loss", "seconds", "images_per_second", "mAP", "AP"),
+        *("CP", "CR", "CF1", "OP", "OR", "OF1", "CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"),
+    }
+    # Two iterations an epoch, one epoch of warm-up: half the rate at iteration 1, the whole at 3.
+    assert records[0]["lr"] == pytest.approx({"backbone": 0.005, "classifier": 0.05})
+    assert records[1]["lr"] == pytest.approx({"backbone": 0.01, "classifier": 0.1})
+
+    best = torch.load(trained / "best.pth", weights_only=True)
+    last = torch.load(trained / "last.pth", weights_only=True)
+    assert best["record"]["mAP"] == max(record["mAP"] for record in records)
+    assert last["record"]["epoch"] == 2
+    assert last["best"] == best["record"]
+    assert last["optimizer"]["state"]
+    assert best["classes"] == json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
+    assert {"model": "resnet18", "num_heads": 1, "img_size": 40, "seed": 0}.items() <= best["config"].items()
+
+
+def test_val_prints_the_metrics_of_training(trained, shapes, command):
+    best = torch.load(trained / "best.pth", weights_only=True)["record"]
+    result = command(val, *SHAPES, "--load_from", trained / "best.pth", "--out", "results/r.json")
+    assert result.status == 0, result.err
+    assert f"mAP {100 * best['mAP']:.4f} %" in result.out
+    written = json.loads(Path("results/r.json").read_text())
+    classes = json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
+    assert list(written["AP"]) == classes
+    for name, value in written.items():
+        values = [None if math.isnan(ap) else ap for ap in best["AP"]] if name == "AP" else best[name]
+        assert (list(value.values()) if name == "AP" else value) == values
+
+
+def test_val_reads_every_kind_of_checkpoint(trained, shapes, command, tmp_path):
+    state = weights(trained)
+    wrapped = {f"module.{k}": v for k, v in state.items()}
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    flags = ["--img_size", 40, "--num_heads", 1, "--lam", 0.1, "--num_cls", 8]
+    expected = metric_lines(command(val, *SHAPES, "--load_from", trained / "last.pth").out)
+    for content in (state, wrapped, old, {"state_dict": wrapped, "epoch": 3}, {"model": state}):
+        torch.save(content, tmp_path / "released.pth")
+        result = command(val, *SHAPES, *flags, "--load_from", tmp_path / "released.pth")
+        assert result.status == 0, result.err
+        assert metric_lines(result.out) == expected
+    # lam is no part of a state dict: it matters, and it can be given.
+    assert (
+        metric_lines(command(val, *SHAPES, "--load_from", trained / "last.pth", "--lam", 5).out) != expected
+    )
+
+
+def test_val_on_the_training_images(trained, shapes, command):
+    result = command(val, *SHAPES, "--load_from", trained / "best.pth", "--split", "train")
+    assert "20 images" in result.out
+
+
+@pytest.mark.parametrize("num_workers", [0, 2, 4])
+def test_same_seed_same_weights_with_any_number_of_workers(trained, shapes, command, tmp_path, num_workers):
+    arguments = ["--dataset", "shapes", *TINY, "--num_workers", num_workers, "--output_dir", tmp_path / "run"]
+    assert command(main, *arguments).status == 0
+    ours, first = weights(tmp_path / "run"), weights(trained)
+    assert all(torch.equal(ours[name], first[name]) for name in first)
+
+
+def test_another_seed_gives_other_weights(trained, shapes, command, tmp_path):
+    command(
+        main, "--dataset", "shapes", *TINY, "--seed", 1, "--total_epoch", 1, "--output_dir", tmp_path / "run"
+    )
+    ours, first = weights(tmp_path / "run"), weights(trained)
+    assert not torch.equal(ours["conv1.weight"], first["conv1.weight"])
+
+
+def test_runs_never_overwrite_each_other_unasked(trained, shapes, command, fails):
+    arguments = ["--dataset", "shapes", *TINY, "--total_epoch", 1]
+    for folder in ("shapes_resnet18_h1_lam0.1", "shapes_resnet18_h1_lam0.1-2"):
+        result = command(main, *arguments)
+        assert f"checkpoint/{folder}/best.pth" in result.out
+        assert len(log(Path("checkpoint", folder))) == 1
+    fails(main, *arguments, "--output_dir", trained, says=[trained, "--overwrite"])
+    assert len(log(trained)) == 2
+    folder = Path("checkpoint/shapes_resnet18_h1_lam0.1")
+    assert command(main, *arguments, "--output_dir", folder, "--overwrite", "--seed", 7).status == 0
+    assert len(log(folder)) == 1
+    assert torch.load(folder / "best.pth", weights_only=True)["config"]["seed"] == 7
+
+
+def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
+    made = []
+    monkeypatch.setattr(main.prepare_shapes, "make_shapes", lambda *args: made.append(args))
+    result = command(main, "--dataset", "shapes", *TINY)
+    assert made[0][0] == Path("data/shapes")
+    assert "making it with utils/prepare_shapes.py" in result.out
+    # The stand-in made nothing, so the run ends by naming the command that would.
+    assert result.status == 2
+    assert "python utils/prepare_shapes.py" in result.err
+
+
+def test_the_recipe_is_the_default(monkeypatch):
+    def values(*arguments: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        return vars(main.parse_args())
+
+    paper = {"batch_size": 16, "lr": 0.01, "momentum": 0.9, "w_d": 1e-4, "warmup_epoch": 2, "total_epoch": 30}
+    paper |= {"img_size": 448, "model": "resnet101", "pretrained": "imagenet", "cutmix": None}
+    voc = values("--num_heads", "1", "--lam", "0.1", "--dataset", "voc07", "--num_cls", "20")
+    assert voc.items() >= (paper | {"decay_step": 4, "num_heads": 1, "lam": 0.1}).items()
+    coco = values("--num_heads", "6", "--lam", "0.5", "--dataset", "coco", "--num_cls", "80")
+    assert coco.items() >= (paper | {"decay_step": 5, "num_heads": 6, "lam": 0.5}).items()
+    shapes = values("--dataset", "shapes", "--total_epoch", "9")
+    assert (
+        shapes.items()
+        >= {"model": "resnet18", "pretrained": "none", "img_size": 64, "total_epoch": 9}.items()
+    )
+    assert values("--cutmix", "file.pth")["pretrained"] is None
+
+
+def test_the_classifier_learns_ten_times_faster(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02"])
+    args = main.parse_args()
+    optimizer = main.build_optimizer(main.build_model(args), args)
+    backbone, classifier = optimizer.param_groups
+    assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx([0.02, 0.2])
+    assert len(classifier["params"]) == 1
+    assert len(backbone["params"]) == 60
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {1e-4}
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
+
+
+def test_a_data_set_of_ones_own(workdir, command):
+    make_own(workdir)
+    arguments = [*OWN, *TINY, "--output_dir", "run"]
+    assert command(main, *arguments).status == 0
+    result = command(
+        val, "--dataset", "mine", "--load_from", "run/best.pth", "--num_workers", 0, "--device", "cpu"
+    )
+    assert metric_lines(result.out)[-1].startswith("mAP")
+
+
+def test_a_class_without_positives(workdir, command):
+    make_own(workdir, count=3, classes=("a", "b", "c", "never"))
+    arguments = [*OWN, *TINY, "--output_dir", "run"]
+    result = command(main, *arguments)
+    assert "having no positives: never" in result.out
+    assert log(Path("run"))[-1]["AP"][3] is None

@@ -1,0 +1,117 @@
+"""Pixels against Pillow's own decode and resize, and random crops against torchvision's."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+from utils.cli import UserError
+from utils.transforms import eval_transform, load_image, random_crop, train_transform
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:
+    """A picture with structure in every channel: waves and noise."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    rng = np.random.default_rng(0)
+    channels = [127 + 90 * np.sin(x / (3 + c) + y / (5 - c)) + rng.normal(0, 9, x.shape) for c in range(3)]
+    image = Image.fromarray(np.clip(np.stack(channels, axis=2), 0, 255).astype(np.uint8))
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(image.convert("L"))
+    return image.convert(mode)
+
+
+CASES = [
+    ("RGB", "a.jpg", {}),
+    ("RGB", "a.jpg", {"progressive": True, "quality": 40}),
+    ("L", "a.jpg", {}),
+    ("CMYK", "a.jpg", {}),
+    ("RGB", "a.png", {}),
+    ("RGBA", "a.png", {}),
+    ("LA", "a.png", {}),
+    ("P", "a.png", {}),
+    ("P", "a.png", {"transparency": 3}),
+    ("1", "a.png", {}),
+    ("I;16", "a.png", {}),
+    ("RGB", "a.webp", {}),
+    ("RGBA", "a.webp", {}),
+    ("P", "a.gif", {}),
+]
+
+
+@pytest.mark.parametrize(("mode", "name", "options"), CASES)
+@pytest.mark.parametrize("size", [32, 120])
+def test_pixels_are_pillows(tmp_path, mode, name, options, size):
+    photo(mode).save(tmp_path / name, **options)
+    ours = eval_transform(load_image(str(tmp_path / name)), size)
+    assert (ours.shape, ours.dtype) == ((3, size, size), torch.uint8)
+    with Image.open(tmp_path / name) as image:
+        expected = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    difference = np.abs(ours.numpy().transpose(1, 2, 0).astype(int) - expected)
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_left_alone_as_pillow_does(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(str(tmp_path / "a.jpg")).size == photo().size
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
+def test_odd_sizes(size):
+    rng = np.random.default_rng(0)
+    assert train_transform(photo(size=size), 32, rng).shape == (3, 32, 32)
+    assert eval_transform(photo(size=size), 32).shape == (3, 32, 32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), seed=st.integers(0, 1000))
+def test_crops_lie_inside(width, height, seed):
+    left, top, right, bottom = random_crop(width, height, np.random.default_rng(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize("size", [(500, 375), (640, 480), (200, 900)])
+def test_crops_are_distributed_as_torchvisions(size):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    ours = np.array([random_crop(*size, rng) for _ in range(4000)])
+    image = torch.empty(3, size[1], size[0])
+    theirs = [RandomResizedCrop.get_params(image, [0.7, 1], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in theirs])
+    quantiles = np.linspace(0.05, 0.95, 10)
+    for edge in range(4):
+        a, b = np.quantile(ours[:, edge], quantiles), np.quantile(theirs[:, edge], quantiles)
+        assert np.abs(a - b).max() < 0.04 * max(size)
+
+
+def test_half_of_the_images_are_flipped_and_crops_are_resized():
+    # A ramp from dark to light: a flip turns it round.
+    ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1))).convert("RGB")
+    flipped = [
+        bool(image[0, 0, 0] > image[0, 0, -1])
+        for image in (train_transform(ramp, 32, np.random.default_rng(seed)) for seed in range(400))
+    ]
+    assert 150 < sum(flipped) < 250
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    photo(size=(200, 200)).save(whole)
+    for name, content in {
+        "truncated.jpg": whole.read_bytes()[:2000],
+        "empty.jpg": b"",
+        "text.jpg": b"<html>not found</html>",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            load_image(str(tmp_path / name))
+    with pytest.raises(UserError, match="gone.jpg is missing"):
+        load_image(str(tmp_path / "gone.jpg"))
