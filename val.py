@@ -25,6 +25,8 @@ def main() -> None:
     classes = class_names(spec.folder)
     if args.out:
         check_folder(args.out.parent, "--out")
+        if args.out.is_dir():
+            raise UserError(f"--out {args.out} is a folder: name a file")
     checkpoint = load_checkpoint(args.load_from)
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:

@@ -54,6 +54,7 @@ def test_val_refuses_flags_that_differ_from_the_file(trained, shapes, fails):
     refused("--dataset", "voc07", says=["8 classes", "voc07 has 20"])
     fails(val, *SHAPES, says=["--load_from"])
     refused("--out", trained / "best.pth" / "r.json", says=["--out"])
+    refused("--out", trained, says=["--out", "is a folder"])
 
 
 class Evil:

@@ -66,13 +66,13 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
             annotations = coco.imgToAnns.get(image_id)
             if not annotations:
                 continue
-            image = folder / coco.imgs[image_id]["file_name"]
-            if image.name not in present:
-                raise UserError(f"{image} is missing, though {path.name} lists it: unpack the images again")
+            name = coco.imgs[image_id]["file_name"]
+            if name not in present:
+                raise UserError(f"{folder / name} is missing, though {path.name} lists it: unpack it again")
             target = [0] * len(classes)
             for annotation in annotations:
                 target[column[annotation["category_id"]]] = 1
-            entries.append({"target": target, "img_path": image.as_posix()})
+            entries.append({"target": target, "img_path": (folder / name).as_posix()})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a COCO annotation file: {type(error).__name__} {error}") from None
     if not entries:

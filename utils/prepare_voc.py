@@ -74,8 +74,9 @@ def read_split(voc: Path, names: list[str], classes: list[str]) -> list[dict]:
     present = set(os.listdir(voc / "JPEGImages"))
     entries = []
     for image_id in tqdm(ids, desc="+".join(names), unit="img", disable=None):
-        image = voc / "JPEGImages" / f"{image_id}.jpg"
-        if image.name not in present:
+        name = f"{image_id}.jpg"
+        image = voc / "JPEGImages" / name
+        if name not in present:
             raise UserError(f"{image} is missing, though ImageSets/Main/ lists it: unpack the data set again")
         target = read_target(voc / "Annotations" / f"{image_id}.xml", classes)
         entries.append({"target": target, "img_path": image.as_posix()})
