@@ -268,3 +268,6 @@ def test_shapes_errors(workdir, fails):
     fails(prepare_shapes, "--num_train", 0, says=["--num_train", "'0'"])
     (workdir / "file").touch()
     fails(prepare_shapes, "--out_dir", "file/shapes", says=["--out_dir", "file/shapes"])
+    (workdir / "photos" / "images").mkdir(parents=True)
+    fails(prepare_shapes, "--out_dir", "photos", says=["--out_dir photos", "name another"])
+    assert (workdir / "photos" / "images").exists()

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, number, run
-from utils.files import check_folder, write_json_list
+from utils.cli import Parser, UserError, number, run
+from utils.files import check_folder, read_json, write_json_list
 from utils.label_files import write_labels
 
 SUPERSAMPLING = 4  # scenes are drawn this many times larger and averaged down, so that edges are smooth
@@ -113,8 +113,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficulty: str, seed: int) -> None:
-    """Write images/, classes.json, train.json and test.json to out_dir, the label files last."""
+    """Write images/, classes.json, train.json and test.json to out_dir; they replace only their like.
+
+    Raises UserError where out_dir cannot be written to or holds another data set.
+    """
     check_folder(out_dir, "--out_dir")
+    classes = out_dir / "classes.json"
+    ours = classes.exists() and read_json(classes) == list(SHAPES)
+    if not ours and out_dir.exists() and any(out_dir.iterdir()):
+        raise UserError(f"--out_dir {out_dir} holds something other than a data set of shapes: name another")
+    write_json_list(classes, SHAPES)
     part = out_dir / "images.part"
     shutil.rmtree(part, ignore_errors=True)
     splits = {}
@@ -132,7 +140,6 @@ def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficu
             entries.append({"target": target, "img_path": img_path, "objects": objects})
     shutil.rmtree(out_dir / "images", ignore_errors=True)
     part.rename(out_dir / "images")
-    write_json_list(out_dir / "classes.json", SHAPES)
     write_labels(out_dir, list(SHAPES), splits)
 
 
