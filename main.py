@@ -5,7 +5,6 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
 from utils import prepare_shapes
 from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
-from utils.cli import Parser, UserError, number, run
+from utils.cli import Parser, UserError, add_data_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
 from utils.evaluation import format_report
 from utils.inference import choose_device, evaluate_model
 from utils.label_files import class_names
 from utils.progress import progress
-from utils.run_folder import choose_folder, log_epoch, start_run
+from utils.run_folder import check_run, log_epoch, make_run
 from utils.schedule import learning_rate
 
 
@@ -34,15 +33,15 @@ def main() -> None:
     spec = dataset_spec(args.dataset)
     classes = class_names(spec.folder)
     device = choose_device(args.device)
+    check_run(args.output_dir, args.overwrite)
     train_loader, test_loader = make_loaders(args, spec, device)
-    folder = choose_folder(args.output_dir, run_name(args), args.overwrite)
     model = build_model(args).to(device)
     optimizer = build_optimizer(model, args)
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
 
-    start_run(folder)
+    folder = make_run(args.output_dir, run_name(args))
     best = None
     for epoch in range(args.total_epoch):
         start = time.perf_counter()
@@ -151,24 +150,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description="Train CSRA. The defaults are the recipe of the paper.")
     own = "[default: the data set's]"
 
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        default="voc07",
-        help="voc07, coco, coco2017, shapes, or NAME for a folder data/NAME/ with train.json, test.json and "
-        "classes.json [default: %(default)s]",
-    )
-    group.add_argument(
-        "--num_cls", type=number(int, 1), help="number of classes, checked [default: the data set's]"
-    )
-    group.add_argument("--img_size", type=number(int, 33), help=f"side of the square input, pixels {own}")
-    group.add_argument(
-        "--num_workers",
-        type=number(int, 0),
-        default=min(8, os.cpu_count() or 1),
-        help="processes that load images [default: one per CPU core, at most 8]",
-    )
-
+    add_data_arguments(parser, "the data set's")
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"backbone {own}")
     group.add_argument(
@@ -190,7 +172,6 @@ def parse_args() -> argparse.Namespace:
     )
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
     group.add_argument(
         "--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up [default: 2]"

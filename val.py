@@ -5,13 +5,12 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import Parser, UserError, number, run
+from utils.cli import Parser, UserError, add_data_arguments, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, whole_file
@@ -23,11 +22,11 @@ def main() -> None:
     args = parse_args()
     spec = dataset_spec(args.dataset)
     classes = class_names(spec.folder)
+    checkpoint = load_checkpoint(args.load_from)
     if args.out:
         check_folder(args.out.parent, "--out")
-        if args.out.is_dir():
-            raise UserError(f"--out {args.out} is a folder: name a file")
-    checkpoint = load_checkpoint(args.load_from)
+        if args.out.exists() and (not args.out.is_file() or args.out.samefile(args.load_from)):
+            raise UserError(f"--out {args.out} is a folder, a device or the checkpoint: name another file")
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:
         args.img_size = checkpoint["config"].get("img_size", spec.img_size)
@@ -75,6 +74,8 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
         )
     if args.lam is None:
         args.lam = checkpoint["config"].get("lam", 0.1)
+        if not checkpoint["config"]:
+            print(f"{args.load_from} does not say its lambda: taking 0.1, unless --lam gives another")
     model = ResNet_CSRA(found["num_heads"], args.lam, found["num_classes"], found["depth"])
     load_weights(model, checkpoint["model"], str(args.load_from))
     return model
@@ -85,27 +86,8 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description="Evaluate a checkpoint.")
     off_file = "[default: read off the checkpoint]"
 
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        default="voc07",
-        help="voc07, coco, coco2017, shapes, or a folder data/NAME/ with test.json and classes.json "
-        "[default: %(default)s]",
-    )
+    group = add_data_arguments(parser, "as trained, else the data set's")
     group.add_argument("--split", choices=["test", "train"], default="test", help="[default: %(default)s]")
-    group.add_argument("--num_cls", type=number(int, 1), help=f"number of classes, checked {off_file}")
-    group.add_argument(
-        "--img_size",
-        type=number(int, 33),
-        help="side of the square input, pixels [default: as trained, or the data set's]",
-    )
-    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
-    group.add_argument(
-        "--num_workers",
-        type=number(int, 0),
-        default=min(8, os.cpu_count() or 1),
-        help="processes that load images [default: one per CPU core, at most 8]",
-    )
 
     group = parser.add_argument_group("model")
     group.add_argument("--load_from", type=Path, required=True, metavar="FILE", help="the checkpoint")

@@ -1,6 +1,7 @@
 """Class-specific residual attention: a feature map in, one logit per class out."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +64,9 @@ class MHA(nn.Module):
         return csra_logits(x, self.multi_head)
 
 
-def csra_logits(x: Tensor, heads: "nn.ModuleList | list[CSRA]") -> Tensor:
+def csra_logits(x: Tensor, heads: Iterable[CSRA]) -> Tensor:
     """Sum the logits (B, C) of heads over features x (B, D, H, W), with one convolution for all of them."""
     # Scores are (m / ||m||) · x (paper, Eq. 5): the unit-norm rows of all heads make one kernel.
-    weight = torch.cat([F.normalize(head.head.weight, dim=1) for head in heads])
-    scores = F.conv2d(x, weight).flatten(2).chunk(len(heads), dim=1)
+    weights = [F.normalize(head.head.weight, dim=1) for head in heads]
+    scores = F.conv2d(x, torch.cat(weights)).flatten(2).chunk(len(weights), dim=1)
     return sum(residual_attention(s, head.T, head.lam) for s, head in zip(scores, heads))

@@ -52,10 +52,12 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def fails(command):
-    """Run a script that must end in exit status 2 and one line on stderr, which holds all the given words."""
+    """Run a script that must exit with 2, leave no file behind, and say one line with all the given words."""
 
     def call(script: ModuleType, *arguments, says: list[str]) -> None:
+        before = sorted(Path().rglob("*"))
         result = command(script, *arguments)
+        assert sorted(Path().rglob("*")) == before
         assert result.status == 2, result.err
         assert len(result.err.splitlines()) == 1, result.err
         assert "Traceback" not in result.err

@@ -65,6 +65,7 @@ def test_unknown_labels_of_ones_own_test_set_are_ignored(tmp_path):
         ('[{"target": [1, 0]}]', "entry 0"),
         ('[{"img_path": "a.jpg"}]', "entry 0"),
         ('[{"target": [1, 0], "img_path": 3}]', "entry 0"),
+        ('[{"target": [1, 0], "img_path": ""}]', "entry 0"),
         ('[{"target": 1, "img_path": "a.jpg"}]', "entry 0"),
         (
             '[{"target": [1, 0], "img_path": "a"}, {"target": [1], "img_path": "a"}]',
@@ -109,7 +110,7 @@ def test_a_folder_of_ones_own_is_a_data_set(workdir):
     assert dataset.positives() == [2, 2]
 
 
-@pytest.mark.parametrize("name", ["", "other", "../data/mine", "."])
+@pytest.mark.parametrize("name", ["", "other", "../data/mine", ".", ".."])
 def test_an_unknown_data_set_is_an_error(workdir, name):
     make_own(workdir)
     with pytest.raises(UserError, match="voc07, coco"):

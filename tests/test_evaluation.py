@@ -106,6 +106,14 @@ def test_one_image():
     assert (metrics["mAP"], metrics["OF1"]) == (1, 1)
 
 
+def test_scores_of_other_types():
+    targets = column(0, 1, 1)
+    for scores in (np.array([[0], [1], [1]], np.uint8), np.array([[False], [True], [True]])):
+        assert evaluate(scores, targets)["mAP"] == 1
+    assert evaluate(column(-math.inf, math.inf, math.inf), targets)["mAP"] == 1
+    assert evaluate(column(math.inf, math.inf), column(1, 0))["mAP"] == 0.5
+
+
 def test_half_is_predicted():
     assert evaluate(column(0.5), column(1))["OR"] == 1
 

@@ -114,6 +114,9 @@ def test_voc_errors(workdir, fails):
         (good.replace("dog", "dragon"), "'dragon'"),
         (good.replace("<name>dog</name>", ""), "''"),
         (good.replace("<difficult>0", "<difficult>yes"), "'yes'"),
+        ('<?xml version="1.0" encoding="gbk"?>' + good, "not valid XML"),
+        ('<?xml version="1.0" encoding="foo"?>' + good, "not valid XML"),
+        ("<html></html>", "<html>"),
     ):
         annotation.write_text(content)
         refused("000005.xml", says)
@@ -214,11 +217,12 @@ def test_label_files_appear_whole_or_not_at_all(workdir, command, monkeypatch):
     before = Path("data/voc07/trainval_voc07.json").read_bytes()
 
     def full(*args):
-        raise OSError(28, "No space left on device", "data/voc07")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     result = command(prepare_voc)
     assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "trainval_voc07.json cannot be written: No space left on device" in result.err
     assert Path("data/voc07/trainval_voc07.json").read_bytes() == before
     assert sorted(p.name for p in Path("data/voc07").iterdir()) == ["test_voc07.json", "trainval_voc07.json"]
 

@@ -11,6 +11,10 @@ import torch
 import main
 import val
 from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
+from utils.checkpoint import save_checkpoint
+from utils.cli import UserError
+from utils.datasets import DATASETS, EpochSampler, load_split
+from utils.run_folder import make_run
 
 
 def log(folder: Path) -> list[dict]:
@@ -73,7 +77,8 @@ def test_val_reads_every_kind_of_checkpoint(trained, shapes, command, tmp_path):
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     flags = ["--img_size", 40, "--num_heads", 1, "--lam", 0.1, "--num_cls", 8]
     expected = metric_lines(command(val, *SHAPES, "--load_from", trained / "last.pth").out)
-    for content in (state, wrapped, old, {"state_dict": wrapped, "epoch": 3}, {"model": state}):
+    foreign = {"model": "resnet18", "state_dict": wrapped, "config": {"img_size": "40", "lam": None}}
+    for content in (state, wrapped, old, foreign, {"model": state}):
         torch.save(content, tmp_path / "released.pth")
         result = command(val, *SHAPES, *flags, "--load_from", tmp_path / "released.pth")
         assert result.status == 0, result.err
@@ -97,12 +102,61 @@ def test_same_seed_same_weights_with_any_number_of_workers(trained, shapes, comm
     assert all(torch.equal(ours[name], first[name]) for name in first)
 
 
+def test_training_is_the_textbook_loop(trained, shapes, monkeypatch):
+    """The run again, written out: SGD on the mean loss of each batch, the rate by the formula."""
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY])
+    model = main.build_model(main.parse_args())
+    dataset = load_split(DATASETS["shapes"], "train", 40, seed=0)
+    groups = [
+        [p for n, p in model.named_parameters() if ("classifier" in n) == last] for last in (False, True)
+    ]
+    optimizer = torch.optim.SGD([{"params": g} for g in groups], lr=0.01, momentum=0.9, weight_decay=1e-4)
+    model.train()
+    for epoch in range(2):
+        sampler = EpochSampler(20, seed=0)
+        sampler.epoch = epoch
+        order, total = list(sampler), 0
+        for k, batch in enumerate((order[:16], order[16:])):
+            for group, base in zip(optimizer.param_groups, (0.01, 0.1)):
+                group["lr"] = base * min(1, (2 * epoch + k) / 2)
+            samples = [dataset[key] for key in batch]
+            logits = model(torch.stack([image for image, _, _ in samples]).float() / 255)
+            targets = torch.stack([target for _, target, _ in samples]).float()
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+            total += losses.mean(dim=1).sum().item()
+        assert log(trained)[epoch]["train_loss"] == pytest.approx(total / 20, rel=1e-5)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, weights(trained)[name], rtol=1e-4, atol=1e-6)
+
+
 def test_another_seed_gives_other_weights(trained, shapes, command, tmp_path):
     command(
         main, "--dataset", "shapes", *TINY, "--seed", 1, "--total_epoch", 1, "--output_dir", tmp_path / "run"
     )
     ours, first = weights(tmp_path / "run"), weights(trained)
     assert not torch.equal(ours["conv1.weight"], first["conv1.weight"])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, {"model": {"a": torch.zeros(3)}})
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="last.pth cannot be written: No space"):
+        save_checkpoint(path, {"model": {"a": torch.ones(3)}})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_runs_at_once_get_two_folders(workdir):
+    assert [str(make_run(None, "run")) for _ in range(3)] == [f"checkpoint/run{s}" for s in ("", "-2", "-3")]
 
 
 def test_runs_never_overwrite_each_other_unasked(trained, shapes, command, fails):

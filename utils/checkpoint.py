@@ -1,6 +1,7 @@
 """Checkpoint files: written whole, read without running anything in them, and told from what is none."""
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from utils.files import whole_file
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` always holds a complete one."""
+    content = io.BytesIO()  # torch.save hides the reason when it cannot write to a file
+    torch.save(checkpoint, content)
     with whole_file(path, "wb") as file:
-        torch.save(checkpoint, file)
+        file.write(content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -35,16 +38,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no exception of its own: what it raises depends on the bytes
         raise UserError(
-            f"{path} is not a checkpoint that can be read safely ({type(error).__name__})"
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}): "
+            "it must be what torch.save makes of a state dict"
         ) from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    state_dict = next((checkpoint[k] for k in ("model", "state_dict") if k in checkpoint), checkpoint)
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()
-    ):
+    nested = (checkpoint.get(key) for key in ("model", "state_dict"))
+    state_dict = next((value for value in nested if isinstance(value, dict)), checkpoint)
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()):
         raise UserError(f"{path} holds no state dict, which is names and tensors")
-    own = checkpoint if isinstance(checkpoint.get("config"), dict) else {"config": {}}
+    own = checkpoint if {"config", "classes", "record"} <= checkpoint.keys() else {"config": {}}
     return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
 
 
@@ -80,12 +83,10 @@ def imagenet_weights(model_name: str) -> dict[str, Tensor]:
     try:
         with contextlib.redirect_stderr(sys.stdout):  # the download's progress; stderr is for errors
             return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except OSError as error:  # urllib's errors are OSErrors
+    except Exception as error:  # the network's, the file system's or torch.load's
+        if cached.exists():
+            raise UserError(f"{cached} is damaged: delete it, or use --pretrained none") from None
         raise UserError(
             f"cannot download ImageNet weights ({error}): put the file {weights.url} at {cached}, "
             "or use --pretrained none"
-        ) from None
-    except Exception as error:
-        raise UserError(
-            f"{cached} is damaged ({type(error).__name__}): delete it, or use --pretrained none"
         ) from None

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, low_allowed: bool = True) -> Callable[[str], float]:
-    """Return an argparse type: a finite `kind` (int or float) of at least (or above) `low`."""
+    """Return an argparse type: a `kind` (int or float) of at least (or above) `low`, and below 2^63."""
     word = {int: "whole number", float: "number"}[kind]
     bound = f"of at least {low}" if low_allowed else f"above {low}"
 
@@ -31,11 +31,38 @@ def number(kind: type, low: float, low_allowed: bool = True) -> Callable[[str], 
             value = kind(text)
         except ValueError:
             value = math.nan
-        if math.isfinite(value) and (value > low or (low_allowed and value == low)):
+        if low < value < 2**63 or (low_allowed and value == low):
             return value
         raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound}")
 
     return parse
+
+
+def add_data_arguments(parser: Parser, otherwise: str) -> argparse._ArgumentGroup:
+    """Add the options that training and evaluation share; `otherwise` says where a default comes from."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        default="voc07",
+        help="voc07, coco, coco2017, shapes, or NAME for a folder data/NAME/ with train.json, test.json and "
+        "classes.json [default: %(default)s]",
+    )
+    group.add_argument(
+        "--num_cls", type=number(int, 1), help=f"number of classes, checked [default: {otherwise}]"
+    )
+    # At 32 pixels the last feature map is one place, over which a batch of one image has no variance.
+    group.add_argument(
+        "--img_size", type=number(int, 33), help=f"side of the square input, pixels [default: {otherwise}]"
+    )
+    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group.add_argument(
+        "--num_workers",
+        type=number(int, 0),
+        default=min(8, cpus),
+        help="processes that load images [default: one per CPU core, at most 8]",
+    )
+    return group
 
 
 def run(main: Callable[[], None]) -> None:
@@ -43,21 +70,16 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        message = str(error)
-        if message.startswith(
-            "Caught UserError in DataLoader worker"
-        ):  # its traceback; the last line is the message
-            message = message.splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        # From a loader's worker it comes as that worker's traceback, with the message at the end.
+        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
     except BrokenPipeError:  # whoever read the output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:
-            raise
-        message = f"{error.filename}: {error.strerror}"
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
     else:
         return
-    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

@@ -15,6 +15,7 @@ from utils.label_files import FORM, class_names, read_labels
 from utils.transforms import eval_transform, load_image, train_transform
 
 IGNORED = -1  # a target that counts in no metric
+ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     """Return the row of a data set, the defaults for a folder data/<name>/; UserError if there is neither."""
     if name in DATASETS:
         return DATASETS[name]
-    if not name or Path(name).name != name or not Path("data", name).is_dir():
+    if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
         raise UserError(
             f"--dataset {name}: not one of {', '.join(DATASETS)}, and there is no folder data/{name}/ "
             "with train.json, test.json and classes.json"
@@ -116,7 +117,8 @@ class LabelledImages(Dataset):
         if self.seed is None:
             image = eval_transform(image, self.img_size)
         else:
-            image = train_transform(image, self.img_size, np.random.default_rng((self.seed, epoch, index)))
+            rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
+            image = train_transform(image, self.img_size, rng)
         return image, torch.from_numpy(self.targets[index]), index
 
     def positives(self) -> list[int]:
@@ -137,9 +139,10 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, seed: int | None = 
     paths, targets = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
     missing = [image for image in paths if not os.path.exists(image)]
     if missing:
+        way_out = f", or prepare it again: {spec.prepare}" if spec.prepare else ""
         raise UserError(
-            f"{missing[0].decode()}, named in {path}, is missing ({len(missing)} of {len(paths)} are); "
-            "relative paths count from the folder the command is run in, else prepare the data set again"
+            f"{missing[0].decode()}, named in {path}, is missing ({len(missing)} of {len(paths)} are): "
+            f"run the command in the folder that relative paths count from{way_out}"
         )
     return LabelledImages(paths, targets, img_size, seed)
 
@@ -158,7 +161,7 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.num_samples)
         if self.seed is not None:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
         return ((self.epoch, int(index)) for index in order)
 
 

@@ -12,7 +12,7 @@ def evaluate(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None 
     the rest, NaN if there is none. In the other metrics a class with nothing predicted, or no positives,
     counts as 0. Raises ValueError for other shapes or targets, for no images and for NaN scores.
     """
-    scores, targets = np.asarray(scores), np.asarray(targets)
+    scores, targets = np.asarray(scores, float), np.asarray(targets)
     ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
     positives = (targets == 1) & ~ignore
@@ -57,9 +57,9 @@ def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.nda
     )
 
     # The place in the ranking where each group of equal scores ends, read at each of its members.
-    group_ends = np.where(
-        np.diff(ranked, axis=1, append=-np.inf) != 0, np.arange(len(scores)), len(scores) - 1
-    )
+    last = np.ones(ranked.shape, bool)
+    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+    group_ends = np.where(last, np.arange(len(scores)), len(scores) - 1)
     group_ends = np.minimum.accumulate(group_ends[:, ::-1], axis=1)[:, ::-1]
     precision = np.take_along_axis(precision, group_ends, axis=1)
 

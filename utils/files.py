@@ -14,19 +14,17 @@ from utils.cli import UserError
 
 def check_folder(folder: Path, option: str) -> None:
     """Check that a folder, there or yet to be made, takes files; UserError, naming `option`, if not."""
-    existed = folder.exists()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
-    if not existed:
-        folder.rmdir()
 
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that takes its name only when complete; until then the old one stays."""
+    """Open a file that takes its name only when complete, the old one staying till then; else UserError."""
+    path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -35,6 +33,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise

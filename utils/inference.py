@@ -46,10 +46,10 @@ def predict(model: nn.Module, loader: DataLoader, device: torch.device, spec: Da
 
 def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec) -> dict:
     """Return the metrics of `evaluate` for the model on the loader's data set; UserError for NaN scores."""
-    targets = loader.dataset.targets
+    scores, targets = predict(model, loader, device, spec), loader.dataset.targets
     try:
-        return evaluate(predict(model, loader, device, spec), targets == 1, ignore=targets == IGNORED)
+        return evaluate(scores, targets == 1, ignore=targets == IGNORED)
     except ValueError as error:
         raise UserError(
-            f"the model cannot be evaluated, its weights are damaged or diverged: {error}"
+            f"{error}: the weights are damaged, or training diverged and needs a lower --lr"
         ) from None

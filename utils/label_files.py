@@ -48,6 +48,8 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[n
                 raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
             targets[index] = [values[value] for value in target]
             paths.append(img_path.encode())
+            if not img_path:
+                raise ValueError
         except (TypeError, KeyError, ValueError, AttributeError):
             known = ", ".join(map(str, sorted(values)))
             shown = str(entry)[:100]

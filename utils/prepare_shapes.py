@@ -138,6 +138,8 @@ def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficu
             target = [int(shape in present) for shape in SHAPES]
             img_path = (out_dir / "images" / name).as_posix()
             entries.append({"target": target, "img_path": img_path, "objects": objects})
+    for split in splits:  # labels never stand beside the images of another seed
+        (out_dir / split).unlink(missing_ok=True)
     shutil.rmtree(out_dir / "images", ignore_errors=True)
     part.rename(out_dir / "images")
     write_labels(out_dir, list(SHAPES), splits)

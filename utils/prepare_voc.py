@@ -100,11 +100,13 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
     Raises UserError where the XML is malformed or names another class.
     """
     try:
-        objects = ET.parse(path).getroot().findall("object")
-    except ET.ParseError as error:
+        root = ET.parse(path).getroot()
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat does not know
         raise UserError(f"{path} is not valid XML: {error}") from None
+    if root.tag != "annotation":
+        raise UserError(f"{path} is not a VOC annotation: it holds <{root.tag}>, not <annotation>")
     target = [ABSENT] * len(classes)
-    for item in objects:
+    for item in root.findall("object"):
         name = (item.findtext("name") or "").strip()
         if name not in classes:
             raise UserError(f"{path}: the class {name!r} is not in data/voc07/classes.json")

@@ -15,7 +15,10 @@ class LogLines(tqdm):
     """A tqdm whose every display is a line of its own, for files and schedulers."""
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs, mininterval=30, maxinterval=30, delay=1e-9, position=1)
+        # A delay leaves out the line at 0 %, and any position but the first the carriage return at the end.
+        kwargs |= {"mininterval": 30, "maxinterval": 30, "delay": 1e-9, "position": 1}
+        layout = "{desc}  {n_fmt}/{total_fmt} images  {rate_fmt}  {elapsed}<{remaining}{postfix}"
+        super().__init__(**kwargs, bar_format=layout)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:

@@ -1,5 +1,6 @@
 """The folder of a training run: found or made, and its log."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,39 +10,32 @@ from utils.files import check_folder, plain
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth")
 
 
-def choose_folder(output_dir: Path | None, name: str, overwrite: bool) -> Path:
-    """Return the folder of a new run: output_dir, or else checkpoint/<name>, or <name>-2, … if that is taken.
-
-    Raises UserError where it cannot be written to, or holds a run already and may not be overwritten.
-    """
-    if output_dir is None:
-        output_dir, count = Path("checkpoint", name), 1
-        while holds_run(output_dir):
-            count += 1
-            output_dir = Path("checkpoint", f"{name}-{count}")
-    elif holds_run(output_dir) and not overwrite:
+def check_run(output_dir: Path | None, overwrite: bool) -> None:
+    """Raise UserError unless a run can be written to output_dir, or to checkpoint/ where it is None."""
+    check_folder(output_dir or Path("checkpoint"), "--output_dir")
+    if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
         raise UserError(
             f"--output_dir {output_dir} holds a run already: name another folder, or add --overwrite"
         )
-    check_folder(output_dir, "--output_dir")
-    return output_dir
 
 
-def holds_run(folder: Path) -> bool:
-    """Tell whether a folder holds any file of a run."""
-    return any((folder / file).exists() for file in RUN_FILES)
-
-
-def start_run(folder: Path) -> None:
-    """Make the folder of a run, without the run that it may hold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in RUN_FILES:
-        (folder / file).unlink(missing_ok=True)
+def make_run(output_dir: Path | None, name: str) -> Path:
+    """Make the folder of a run: output_dir, or a new checkpoint/<name>, or <name>-2, … if that is taken."""
+    if output_dir:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        return output_dir
+    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        folder = Path("checkpoint", name + suffix)
+        try:
+            folder.mkdir(parents=True)  # claims the name, also from another run that starts just now
+            return folder
+        except FileExistsError:
+            continue
 
 
 def log_epoch(folder: Path, record: dict) -> None:
-    """Append an epoch to log.jsonl and print its summary line."""
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+    """Append an epoch to log.jsonl, which the first one starts, and print its summary line."""
+    with open(folder / "log.jsonl", "w" if record["epoch"] == 1 else "a", encoding="utf-8") as file:
         file.write(json.dumps(plain(record)) + "\n")
     rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
     print(
