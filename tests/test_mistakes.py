@@ -59,8 +59,14 @@ def test_val_refuses_flags_that_differ_from_the_file(trained, shapes, fails):
 
 
 def test_val_refuses_an_out_that_is_no_new_file(trained, shapes, fails):
-    for out in (trained, trained / "best.pth", trained / "best.pth" / "r.json", "/dev/null"):
-        fails(val, *SHAPES, "--load_from", trained / "best.pth", "--out", out, says=["--out", out])
+    checkpoint = trained / "best.pth"
+    for out, named in (
+        (trained, trained),
+        (checkpoint,) * 2,
+        (checkpoint / "r.json", checkpoint),
+        ("/dev/null",) * 2,
+    ):
+        fails(val, *SHAPES, "--load_from", checkpoint, "--out", out, says=["--out", named])
 
 
 class Evil:
