@@ -5,6 +5,7 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 
 import argparse
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def main() -> None:
     optimizer = build_optimizer(model, args)
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
-    print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
-
     folder = make_run(args.output_dir, run_name(args))
+    print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
+    print(f"writing to {folder}", flush=True)
+
     best = None
     for epoch in range(args.total_epoch):
         start = time.perf_counter()
@@ -65,7 +67,8 @@ def main() -> None:
 
     print(f"\nbest epoch: {best['epoch']} of {args.total_epoch}")
     print(format_report(best, classes, test_loader.dataset.positives()))
-    print(f"\nvalidate it with: python val.py --dataset {args.dataset} --load_from {folder / 'best.pth'}")
+    validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", str(folder / "best.pth")]
+    print(f"\nvalidate it with: {shlex.join(validate)}")
 
 
 def train_one_epoch(
@@ -214,6 +217,8 @@ def parse_args() -> argparse.Namespace:
             setattr(args, name, getattr(spec, name))
     if args.pretrained is None and args.cutmix is None:
         args.pretrained = spec.pretrained
+    if args.overwrite and args.output_dir is None:
+        raise UserError("--overwrite replaces the run that --output_dir names: add --output_dir")
     num_cls = len(class_names(spec.folder))
     if args.num_cls not in (None, num_cls):
         raise UserError(

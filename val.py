@@ -13,7 +13,7 @@ from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import Parser, UserError, add_data_arguments, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
-from utils.files import check_folder, plain, whole_file
+from utils.files import check_folder, plain, read_json, whole_file
 from utils.inference import choose_device, evaluate_model
 from utils.label_files import class_names
 
@@ -25,8 +25,8 @@ def main() -> None:
     checkpoint = load_checkpoint(args.load_from)
     if args.out:
         check_folder(args.out.parent, "--out")
-        if args.out.exists() and (not args.out.is_file() or args.out.samefile(args.load_from)):
-            raise UserError(f"--out {args.out} is a folder, a device or the checkpoint: name another file")
+        if args.out.exists() and not holds_metrics(args.out):
+            raise UserError(f"--out {args.out} is there already and not from val.py: name another file")
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:
         args.img_size = checkpoint["config"].get("img_size", spec.img_size)
@@ -43,6 +43,14 @@ def main() -> None:
         with whole_file(args.out) as file:
             json.dump(plain(results), file, indent=2)
         print(f"written to {args.out}")
+
+
+def holds_metrics(path: Path) -> bool:
+    """Tell whether a file may be replaced by metrics: one written earlier, or an empty one."""
+    try:
+        return path.is_file() and (path.stat().st_size == 0 or "mAP" in read_json(path))
+    except (UserError, TypeError):
+        return False
 
 
 def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) -> ResNet_CSRA:

@@ -30,6 +30,7 @@ from conftest import OWN, SHAPES, TINY, make_own
         (["--num_cls", "7"], ["--num_cls 7", "8"]),
         (["--model", "resnet20"], ["resnet20", "resnet101"]),
         (["--modle", "resnet18"], ["--modle"]),
+        (["--overwrite"], ["--overwrite", "--output_dir"]),
         (["--dataset", "pascal"], ["pascal", "voc07"]),
         (["--dataset", "voc07"], ["data/voc07/trainval_voc07.json", "python utils/prepare_voc.py"]),
         (["--dataset", "coco"], ["data/coco/train_coco2014.json", "python utils/prepare_coco.py"]),
@@ -60,13 +61,16 @@ def test_val_refuses_flags_that_differ_from_the_file(trained, shapes, fails):
 
 def test_val_refuses_an_out_that_is_no_new_file(trained, shapes, fails):
     checkpoint = trained / "best.pth"
-    for out, named in (
-        (trained, trained),
-        (checkpoint,) * 2,
-        (checkpoint / "r.json", checkpoint),
-        ("/dev/null",) * 2,
+    for out in (
+        trained,
+        checkpoint,
+        trained / "last.pth",
+        trained / "log.jsonl",
+        "data/shapes/classes.json",
+        "/dev/null",
     ):
-        fails(val, *SHAPES, "--load_from", checkpoint, "--out", out, says=["--out", named])
+        fails(val, *SHAPES, "--load_from", checkpoint, "--out", out, says=["--out", out])
+    fails(val, *SHAPES, "--load_from", checkpoint, "--out", checkpoint / "r.json", says=["--out", checkpoint])
 
 
 class Evil:

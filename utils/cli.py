@@ -67,6 +67,8 @@ def add_data_arguments(parser: Parser, otherwise: str) -> argparse._ArgumentGrou
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; a UserError, or a file the system refuses, ends it in one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
