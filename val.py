@@ -90,7 +90,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the arguments; what is left out is read off the checkpoint by `main`."""
+    """Parse the arguments; those left out are read off the checkpoint later."""
     parser = Parser(description="Evaluate a checkpoint.")
     off_file = "[default: read off the checkpoint]"
 

@@ -23,7 +23,7 @@ def check_folder(folder: Path, option: str) -> None:
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that takes its name only when complete, the old one staying till then; else UserError."""
+    """Open a file that replaces the one at `path` only when complete; UserError if it cannot be written."""
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -34,11 +34,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
 def write_json_list(path: Path, entries: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""From a model and a loader to scores and metrics."""
+"""Running a model: on which device, and from a loader's images to scores and metrics."""
 
 import numpy as np
 import torch
