@@ -39,7 +39,7 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
     if np.isnan(scores).any():
         rows = np.flatnonzero(np.isnan(scores).any(axis=1))
         raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
-    if not np.isin(targets[~ignore], (0, 1)).all():
+    if not ((targets == 0) | (targets == 1) | ignore).all():
         raise ValueError("targets must be 0 or 1 wherever they are not ignored")
 
 
@@ -49,30 +49,25 @@ def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.nda
     scores, positives, counted: (N, C). Images of equal score share the rank of the last of them, so that the
     order of the images does not matter (as in scikit-learn). Returns (C,), NaN for a class without positives.
     """
-    order = np.argsort(-scores.T, axis=1, kind="stable")
-    ranked = np.take_along_axis(scores.T, order, axis=1)
-    hits = np.take_along_axis(positives.T, order, axis=1)
-    precision = hits.cumsum(axis=1) / np.maximum(
-        np.take_along_axis(counted.T, order, axis=1).cumsum(axis=1), 1
-    )
-
-    # The place in the ranking where each group of equal scores ends, read at each of its members.
-    last = np.ones(ranked.shape, bool)
-    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
-    group_ends = np.where(last, np.arange(len(scores)), len(scores) - 1)
-    group_ends = np.minimum.accumulate(group_ends[:, ::-1], axis=1)[:, ::-1]
-    precision = np.take_along_axis(precision, group_ends, axis=1)
-
-    count = hits.sum(axis=1)
-    return np.where(count > 0, (precision * hits).sum(axis=1) / np.maximum(count, 1), np.nan)
+    ap = np.full(scores.shape[1], np.nan)
+    by_class = (np.ascontiguousarray(x.T) for x in (scores, positives, counted))
+    for c, (score, positive, count) in enumerate(zip(*by_class)):
+        if not positive.any():
+            continue
+        hits, ranked = np.sort(score[positive]), np.sort(score[count])
+        # The rank of a score is the number of scores at least as high.
+        rank_among_hits = len(hits) - np.searchsorted(hits, hits)
+        rank = len(ranked) - np.searchsorted(ranked, hits)
+        ap[c] = np.mean(rank_among_hits / rank)
+    return ap
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Mark the k highest scores of each row (N, C), of equal ones the first class; returns bool."""
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    mark = np.zeros(scores.shape, bool)
-    np.put_along_axis(mark, top, True, axis=1)
-    return mark
+    rest, rows = scores.copy(), np.arange(len(scores))
+    for _ in range(min(k, scores.shape[1])):
+        rest[rows, rest.argmax(axis=1)] = -np.inf
+    return rest != scores
 
 
 def precision_recall_f1(predicted: np.ndarray, positives: np.ndarray) -> dict[str, float]:
