@@ -10,20 +10,21 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
-from utils import prepare_shapes
+from utils import distributed, prepare_shapes
 from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
-from utils.cli import Parser, UserError, add_data_arguments, number, run
+from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
+from utils.device import autocast, choose_device
 from utils.evaluation import format_report
-from utils.inference import choose_device, evaluate_model
+from utils.inference import evaluate_model
 from utils.label_files import class_names
+from utils.losses import bce_loss
 from utils.progress import progress
 from utils.run_folder import check_run, log_epoch, make_run
 from utils.schedule import learning_rate
@@ -33,23 +34,28 @@ def main() -> None:
     args = parse_args()
     spec = dataset_spec(args.dataset)
     classes = class_names(spec.folder)
-    device = choose_device(args.device)
-    check_run(args.output_dir, args.overwrite)
+    device = choose_device(args.device, args.amp)
+    if distributed.RANK == 0:
+        check_run(args.output_dir, args.overwrite)
+    distributed.connect(device)
     train_loader, test_loader = make_loaders(args, spec, device)
-    model = build_model(args).to(device)
+    model = build_model(args, device)
+    network = distributed.parallel(model)
     optimizer = build_optimizer(model, args)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
-    folder = make_run(args.output_dir, run_name(args))
+    folder = make_run(args.output_dir, run_name(args)) if distributed.RANK == 0 else None
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
     best = None
     for epoch in range(args.total_epoch):
         start = time.perf_counter()
-        train_loss = train_one_epoch(model, train_loader, optimizer, epoch, args, device, spec)
+        train_loss = train_one_epoch(network, train_loader, optimizer, scaler, epoch, args, device, spec)
         train_seconds = time.perf_counter() - start
-        metrics = evaluate_model(model, test_loader, device, spec)
+        distributed.average_buffers(model)
+        metrics = evaluate_model(model, test_loader, device, spec, args.amp)
         record = {
             "epoch": epoch + 1,
             "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
@@ -58,79 +64,110 @@ def main() -> None:
             "seconds": time.perf_counter() - start,
             "images_per_second": len(train_loader.dataset) / train_seconds,
         }
-        checkpoint = {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
-        if best is None or record["mAP"] > best["mAP"]:
-            best = record
-            save_checkpoint(folder / "best.pth", checkpoint)
-        save_checkpoint(folder / "last.pth", checkpoint | {"optimizer": optimizer.state_dict(), "best": best})
-        log_epoch(folder, record)
+        is_best = best is None or record["mAP"] > best["mAP"]
+        best = record if is_best else best
+        if distributed.RANK == 0:
+            checkpoint = {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
+            if is_best:
+                save_checkpoint(folder / "best.pth", checkpoint)
+            checkpoint |= {"optimizer": optimizer.state_dict(), "best": best}
+            save_checkpoint(folder / "last.pth", checkpoint)
+            log_epoch(folder, record)
 
     print(f"\nbest epoch: {best['epoch']} of {args.total_epoch}")
     print(format_report(best, classes, test_loader.dataset.positives()))
-    validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", str(folder / "best.pth")]
+    validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{folder}/best.pth"]
     print(f"\nvalidate it with: {shlex.join(validate)}")
+    distributed.disconnect()
 
 
 def train_one_epoch(
     model: nn.Module,
     loader: DataLoader,
     optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
     epoch: int,
     args: argparse.Namespace,
     device: torch.device,
     spec: DatasetSpec,
 ) -> float:
-    """Train over the loader once, epoch counted from 0; returns the mean loss per image."""
+    """Train over the loader once, epoch counted from 0; returns the mean loss per label."""
     model.train()
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.epoch = epoch
     warmup_iterations = args.warmup_epoch * len(loader)
-    total_loss = torch.zeros((), device=device)
+    totals = torch.zeros(2, device=device)  # of loss and labels
     with progress(len(loader.dataset), f"epoch {epoch + 1}/{args.total_epoch}") as bar:
         for iteration, (images, targets, _) in enumerate(loader, start=epoch * len(loader)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
                     group["base_lr"], iteration, epoch, warmup_iterations, args.decay_step
                 )
-            logits = model(to_float(images, device, spec))
-            loss = F.binary_cross_entropy_with_logits(logits, targets.to(device, non_blocking=True).float())
+            with autocast(device, args.amp):
+                logits = model(to_float(images, device, spec))
+            loss_sum, labels = bce_loss(logits, targets.to(device, non_blocking=True))
+            # The processes' gradients are averaged: so the divisor is, though shares of a batch may differ.
+            loss = loss_sum / distributed.average(labels)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
 
-            total_loss += loss.detach() * len(images)
+            totals += torch.stack([loss_sum.detach(), labels])
             if iteration % 20 == 0:  # reading the loss waits for the device
+                shown = check_loss(loss.item(), epoch, args)
                 bar.set_postfix(
-                    loss=f"{loss.item():.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
+                    loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
-            bar.update(len(images))
-    mean_loss = total_loss.item() / len(loader.dataset)
-    if not math.isfinite(mean_loss):
-        raise UserError(f"the loss became {mean_loss} in epoch {epoch + 1}: try a lower --lr than {args.lr}")
-    return mean_loss
+            bar.update(min(args.batch_size, bar.total - bar.n))
+    loss_sum, labels = distributed.average(totals).tolist()
+    return check_loss(loss_sum / labels, epoch, args)
+
+
+def check_loss(loss: float, epoch: int, args: argparse.Namespace) -> float:
+    """Return the loss; UserError if it is not finite."""
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} in epoch {epoch + 1}: try a lower --lr than {args.lr}")
+    return loss
 
 
 def make_loaders(
     args: argparse.Namespace, spec: DatasetSpec, device: torch.device
 ) -> tuple[DataLoader, DataLoader]:
     """Return the loaders of the training and test images, making the built-in data set on its first use."""
-    if args.dataset == "shapes" and not label_file(spec, "test").exists():
-        print("The data set shapes is not there yet: making it with utils/prepare_shapes.py", flush=True)
-        prepare_shapes.main([])
+    if args.dataset == "shapes":
+        distributed.first_process_first(make_missing_shapes)
     train_set = load_split(spec, "train", args.img_size, seed=args.seed)
     test_set = load_split(spec, "test", args.img_size)
     return tuple(make_loader(d, args.batch_size, args.num_workers, device) for d in (train_set, test_set))
 
 
-def build_model(args: argparse.Namespace) -> ResNet_CSRA:
-    """Return the network, random by --seed, its backbone from ImageNet or --cutmix weights if asked for."""
+def make_missing_shapes() -> None:
+    """Make the data set shapes unless it is there."""
+    if not label_file(dataset_spec("shapes"), "test").exists():
+        print("The data set shapes is not there yet: making it with utils/prepare_shapes.py", flush=True)
+        prepare_shapes.main([])
+
+
+def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
+    """Return the network, random by --seed, its backbone from ImageNet or --cutmix weights if asked for.
+
+    All processes hold the same weights.
+    """
     torch.manual_seed(args.seed)
     model = ResNet_CSRA(args.num_heads, args.lam, args.num_cls, depth=int(args.model.removeprefix("resnet")))
     if args.cutmix:
         weights = load_checkpoint(args.cutmix)["model"]
         load_weights(model, weights, f"--cutmix {args.cutmix} for {args.model}", backbone_only=True)
     elif args.pretrained == "imagenet":
-        load_weights(model, imagenet_weights(args.model), "ImageNet weights", backbone_only=True)
-    return model
+        weights = distributed.first_process_first(lambda: imagenet_weights(args.model))
+        load_weights(model, weights, "ImageNet weights", backbone_only=True)
+    if args.sync_bn:
+        if device.type != "cuda":
+            raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.compile:
+        model.compile()
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
@@ -140,7 +177,7 @@ def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
         {"name": "backbone", "params": backbone, "base_lr": args.lr},
         {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": 10 * args.lr},
     ]
-    return SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d)
+    return SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -193,15 +230,12 @@ def parse_args() -> argparse.Namespace:
         "--w_d", type=number(float, 0), default=1e-4, help="weight decay [default: %(default)s]"
     )
 
-    group = parser.add_argument_group("run")
+    group = add_run_arguments(parser)
     group.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of weights and images [default: %(default)s]"
+        "--sync_bn", action="store_true", help="batch-norm statistics over all GPUs' images, not each one's"
     )
     group.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda", "mps"],
-        default="auto",
-        help="[default: a GPU if there is one]",
+        "--seed", type=number(int, 0), default=0, help="of weights and images [default: %(default)s]"
     )
     group.add_argument(
         "--output_dir",
@@ -225,6 +259,12 @@ def parse_args() -> argparse.Namespace:
             f"--num_cls {args.num_cls}: {args.dataset} has {num_cls} classes; leave the option out"
         )
     args.num_cls = num_cls
+    processes = distributed.WORLD_SIZE
+    if args.batch_size % processes:
+        raise UserError(
+            f"--batch_size {args.batch_size} cannot be shared equally among {processes} processes: "
+            f"use {math.ceil(args.batch_size / processes) * processes}"
+        )
     return args
 
 

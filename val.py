@@ -7,14 +7,18 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
+from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import Parser, UserError, add_data_arguments, number, run
+from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
+from utils.device import choose_device
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, read_json, whole_file
-from utils.inference import choose_device, evaluate_model
+from utils.inference import evaluate_model
 from utils.label_files import class_names
 
 
@@ -30,19 +34,24 @@ def main() -> None:
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:
         args.img_size = checkpoint["config"].get("img_size", spec.img_size)
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.amp)
+    distributed.connect(device)
+    if args.compile:
+        model.compile()
+    model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
     print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
     print(f"{len(dataset)} images, on {device}")
 
-    metrics = evaluate_model(model.to(device), loader, device, spec)
+    metrics = evaluate_model(model, loader, device, spec, args.amp)
     print(format_report(metrics, classes, dataset.positives()))
-    if args.out:
+    if args.out and distributed.RANK == 0:
         results = {**metrics, "AP": dict(zip(classes, metrics["AP"]))}
         with whole_file(args.out) as file:
             json.dump(plain(results), file, indent=2)
         print(f"written to {args.out}")
+    distributed.disconnect()
 
 
 def holds_metrics(path: Path) -> bool:
@@ -107,13 +116,7 @@ def parse_args() -> argparse.Namespace:
         help="weight lambda of the attention [default: as trained, 0.1 for a released file]",
     )
 
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda", "mps"],
-        default="auto",
-        help="[default: a GPU if there is one]",
-    )
+    group = add_run_arguments(parser)
     group.add_argument("--out", type=Path, metavar="FILE", help="write the metrics to this JSON file")
     return parser.parse_args()
 

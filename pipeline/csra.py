@@ -68,5 +68,6 @@ def csra_logits(x: Tensor, heads: Iterable[CSRA]) -> Tensor:
     """Sum the logits (B, C) of heads over features x (B, D, H, W), with one convolution for all of them."""
     # Scores are (m / ||m||) · x (paper, Eq. 5): the unit-norm rows of all heads make one kernel.
     weights = [F.normalize(head.head.weight, dim=1) for head in heads]
-    scores = F.conv2d(x, torch.cat(weights)).flatten(2).chunk(len(weights), dim=1)
+    # Under autocast the convolution runs in lower precision; the normalisation and the pooling do not.
+    scores = F.conv2d(x, torch.cat(weights)).to(weights[0].dtype).flatten(2).chunk(len(weights), dim=1)
     return sum(residual_attention(s, head.T, head.lam) for s, head in zip(scores, heads))

@@ -15,7 +15,7 @@ from utils.datasets import (
     DATASETS,
     IGNORED,
     DatasetSpec,
-    EpochSampler,
+    EpochBatches,
     LabelledImages,
     dataset_spec,
     load_split,
@@ -104,7 +104,7 @@ def test_a_byte_order_mark_and_other_alphabets_are_fine(tmp_path):
 def test_a_folder_of_ones_own_is_a_data_set(workdir):
     make_own(workdir)
     dataset = load_split(dataset_spec("mine"), "test", img_size=32)
-    image, target, index = dataset[0, 3]
+    image, target, index = dataset[0, 3, True]
     assert (tuple(image.shape), image.dtype, index) == ((3, 32, 32), torch.uint8, 3)
     assert target.tolist() == [0, 1]
     assert dataset.positives() == [2, 2]
@@ -126,10 +126,10 @@ def test_a_missing_image_is_found_before_training(workdir):
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
     def sample(seed: int, epoch: int, index: int) -> torch.Tensor:
-        return load_split(DATASETS["shapes"], "train", 40, seed=seed)[epoch, index][0]
+        return load_split(DATASETS["shapes"], "train", 40, seed=seed)[epoch, index, True][0]
 
     first = sample(0, 1, 2)
-    load_split(DATASETS["shapes"], "train", 40, seed=0)[5, 7]
+    load_split(DATASETS["shapes"], "train", 40, seed=0)[5, 7, True]
     torch.manual_seed(1)
     np.random.seed(1)
     assert torch.equal(sample(0, 1, 2), first)
@@ -138,16 +138,53 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone():
-    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
-        sampler = EpochSampler(50, seed)
-        sampler.epoch = epoch
-        return list(sampler)
+    def order(seed: int, epoch: int) -> list[tuple[int, int, bool]]:
+        batches = EpochBatches(50, 16, seed)
+        batches.epoch = epoch
+        return sum(batches, [])
 
     assert order(0, 3) == order(0, 3)
-    assert sorted(order(0, 3)) == [(3, index) for index in range(50)]
-    assert [i for _, i in order(0, 3)] != [i for _, i in order(0, 4)]
+    assert sorted(order(0, 3)) == [(3, index, True) for index in range(50)]
+    assert [i for _, i, _ in order(0, 3)] != [i for _, i, _ in order(0, 4)]
     assert order(0, 3) != order(1, 3)
-    assert list(EpochSampler(3)) == [(0, 0), (0, 1), (0, 2)]
+    assert list(EpochBatches(3, 2)) == [[(0, 0, True), (0, 1, True)], [(0, 2, True)]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_processes_share_each_batch_of_training(world_size):
+    alone = list(EpochBatches(14, 12, seed=0))
+    shares = [EpochBatches(14, 12, 0, rank, world_size) for rank in range(world_size)]
+    assert [len(share) for share in shares] == [2] * world_size
+    for batch, *parts in zip(alone, *shares):
+        assert all(parts)
+        assert sorted(key for part in parts for key in part if key[2]) == sorted(batch)
+    fillers = [key for share in shares for batch in share for key in batch if not key[2]]
+    assert len(fillers) == max(0, world_size - 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_processes_deal_out_whole_batches_of_evaluation(world_size):
+    alone = list(EpochBatches(14, 5))
+    shares = [EpochBatches(14, 5, None, rank, world_size) for rank in range(world_size)]
+    dealt = [batch for share in shares for batch in share]
+    assert sorted(dealt) == sorted(alone)
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+
+
+def test_a_sample_that_does_not_count_has_no_labels(shapes):
+    image, target, index = load_split(DATASETS["shapes"], "train", 40, seed=0)[0, 4, False]
+    assert (image.shape, index) == ((3, 40, 40), 4)
+    assert set(target.tolist()) == {IGNORED}
+
+
+def test_batches_lie_in_memory_as_convolutions_want_them(shapes):
+    dataset = load_split(DATASETS["shapes"], "train", 40, seed=0)
+    images, targets, indices = next(iter(make_loader(dataset, 8, 0, CPU)))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    for image, target, index in zip(images, targets, indices.tolist()):
+        expected = dataset[0, index, True]
+        assert torch.equal(image, expected[0])
+        assert torch.equal(target, expected[1])
 
 
 def test_no_sample_is_dropped(shapes):

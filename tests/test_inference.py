@@ -20,7 +20,7 @@ def test_scores_go_by_index_whatever_the_order(shapes):
     model = ResNet_CSRA(1, 0.1, 8, depth=18)
     in_order = predict(model, make_loader(dataset, 4, 0, CPU), CPU, DATASETS["shapes"])
     # Shuffled, and the last batch filled up with images that came already.
-    padded = [(0, i) for i in [7, 2, 9, 0, 5, 1, 8, 3, 6, 4, 7, 2]]
+    padded = [(0, i, True) for i in [7, 2, 9, 0, 5, 1, 8, 3, 6, 4, 7, 2]]
     loader = DataLoader(dataset, batch_size=4, sampler=padded)
     np.testing.assert_allclose(predict(model, loader, CPU, DATASETS["shapes"]), in_order, atol=1e-6)
     assert np.ptp(in_order, axis=0).min() > 0
@@ -30,7 +30,7 @@ def test_scores_go_by_index_whatever_the_order(shapes):
 
 def test_a_score_that_never_came_is_an_error(shapes):
     dataset = load_split(DATASETS["shapes"], "test", 40)
-    loader = DataLoader(dataset, batch_size=4, sampler=[(0, 0), (0, 1)])
+    loader = DataLoader(dataset, batch_size=4, sampler=[(0, 0, True), (0, 1, True)])
     with pytest.raises(UserError, match="NaN for 8 of 10"):
         evaluate_model(ResNet_CSRA(1, 0.1, 8, depth=18), loader, CPU, DATASETS["shapes"])
 

@@ -13,7 +13,7 @@ import val
 from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.datasets import DATASETS, EpochSampler, load_split
+from utils.datasets import DATASETS, EpochBatches, load_split
 from utils.run_folder import make_run
 
 
@@ -106,17 +106,17 @@ def test_same_seed_same_weights_with_any_number_of_workers(trained, shapes, comm
 def test_training_is_the_textbook_loop(trained, shapes, monkeypatch):
     """The run again, written out: SGD on the mean loss of each batch, the rate by the formula."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY])
-    model = main.build_model(main.parse_args())
+    model = main.build_model(main.parse_args(), torch.device("cpu"))
     dataset = load_split(DATASETS["shapes"], "train", 40, seed=0)
     *backbone, head = model.parameters()
     groups = [{"params": backbone}, {"params": [head]}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     model.train()
     for epoch in range(2):
-        sampler = EpochSampler(20, seed=0)
-        sampler.epoch = epoch
-        order, total = list(sampler), 0
-        for k, batch in enumerate((order[:16], order[16:])):
+        batches = EpochBatches(20, 16, seed=0)
+        batches.epoch = epoch
+        total = 0
+        for k, batch in enumerate(batches):
             for group, base in zip(optimizer.param_groups, (0.01, 0.1)):
                 group["lr"] = base * min(1, (2 * epoch + k) / 2)
             samples = [dataset[key] for key in batch]
@@ -206,7 +206,7 @@ def test_the_recipe_is_the_default(monkeypatch):
 def test_the_classifier_learns_ten_times_faster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02"])
     args = main.parse_args()
-    optimizer = main.build_optimizer(main.build_model(args), args)
+    optimizer = main.build_optimizer(main.build_model(args, torch.device("cpu")), args)
     backbone, classifier = optimizer.param_groups
     assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx([0.02, 0.2])
     assert len(classifier["params"]) == 1

@@ -45,7 +45,10 @@ CASES = [
 
 @pytest.mark.parametrize(("mode", "name", "options"), CASES)
 @pytest.mark.parametrize("size", [32, 120])
-def test_pixels_are_pillows(tmp_path, mode, name, options, size):
+@pytest.mark.parametrize("decoder", ["torchvision", "Pillow"])
+def test_pixels_are_pillows(tmp_path, monkeypatch, mode, name, options, size, decoder):
+    if decoder == "Pillow":
+        monkeypatch.setattr("utils.transforms.decode_jpeg", None)
     photo(mode).save(tmp_path / name, **options)
     ours = eval_transform(load_image(str(tmp_path / name)), size)
     assert (ours.shape, ours.dtype) == ((3, size, size), torch.uint8)
@@ -60,14 +63,32 @@ def test_exif_orientation_is_left_alone_as_pillow_does(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo().save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(str(tmp_path / "a.jpg")).size == photo().size
+    assert load_image(str(tmp_path / "a.jpg")).shape == (3, 50, 70)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
-def test_odd_sizes(size):
-    rng = np.random.default_rng(0)
-    assert train_transform(photo(size=size), 32, rng).shape == (3, 32, 32)
-    assert eval_transform(photo(size=size), 32).shape == (3, 32, 32)
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (1, 20000)])
+@pytest.mark.parametrize("side", [32, 448])
+def test_odd_sizes(size, side):
+    image = photo(size=size)
+    assert train_transform(tensor(image), side, np.random.default_rng(0)).shape == (3, side, side)
+    expected = tensor(image.resize((side, side), Image.Resampling.BILINEAR)).int()
+    assert (eval_transform(tensor(image), side).int() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (90, 60)])
+def test_a_training_sample_is_pillows_crop_resize_and_flip(size):
+    image = photo(size=size)
+    for seed in range(10):
+        ours = train_transform(tensor(image), 100, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        expected = image.crop(random_crop(*size, rng)).resize((100, 100), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert (ours.int() - tensor(expected).int()).abs().max() <= 1
 
 
 @settings(max_examples=200, deadline=None)
@@ -97,7 +118,7 @@ def test_half_of_the_images_are_flipped_and_crops_are_resized():
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1))).convert("RGB")
     flipped = [
         bool(image[0, 0, 0] > image[0, 0, -1])
-        for image in (train_transform(ramp, 32, np.random.default_rng(seed)) for seed in range(400))
+        for image in (train_transform(tensor(ramp), 32, np.random.default_rng(seed)) for seed in range(400))
     ]
     assert 150 < sum(flipped) < 250
 

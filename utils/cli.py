@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def number(kind: type, low: float, low_allowed: bool = True) -> Callable[[str], float]:
@@ -54,13 +55,39 @@ def add_data_arguments(parser: Parser, otherwise: str) -> argparse._ArgumentGrou
     group.add_argument(
         "--img_size", type=number(int, 33), help=f"side of the square input, pixels [default: {otherwise}]"
     )
-    group.add_argument("--batch_size", type=number(int, 1), default=16, help="images [default: %(default)s]")
+    group.add_argument(
+        "--batch_size",
+        type=number(int, 1),
+        default=16,
+        help="images of a step, shared among the processes if there are many [default: %(default)s]",
+    )
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     group.add_argument(
         "--num_workers",
         type=number(int, 0),
         default=min(8, cpus),
         help="processes that load images [default: one per CPU core, at most 8]",
+    )
+    return group
+
+
+def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Add the options that say what training and evaluation run on."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="[default: a GPU if there is one]",
+    )
+    group.add_argument(
+        "--amp",
+        choices=["off", "bf16", "fp16"],
+        default="off",
+        help="mixed precision, on CUDA GPUs; off is the paper's float32 [default: %(default)s]",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="let torch.compile fuse the network: minutes once, then faster"
     )
     return group
 
@@ -83,5 +110,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
     else:
         return
+    # A mistake that all processes of torchrun meet is said once: it ends the others when the first has ended.
+    time.sleep(5 if int(os.environ.get("RANK", 0)) else 0)
     print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

@@ -1,5 +1,6 @@
 """The data sets: what differs between them, their samples and their loaders."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils.cli import UserError
+from utils.distributed import RANK, WORLD_SIZE
 from utils.label_files import FORM, class_names, read_labels
 from utils.transforms import eval_transform, load_image, train_transform
 
-IGNORED = -1  # a target that counts in no metric
+IGNORED = -1  # a target that counts in no loss and no metric
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 
 
@@ -95,7 +97,7 @@ def label_file(spec: DatasetSpec, split: str) -> Path:
 
 
 class LabelledImages(Dataset):
-    """Images and targets of one split; an item is asked for as (epoch, index).
+    """Images and targets of one split; an item is asked for as (epoch, index, counted).
 
     The augmentation is a function of (seed, epoch, index) alone, so that neither the number of workers nor an
     interruption changes a sample. Without a seed there is none: the test transform.
@@ -110,16 +112,17 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
-        """Return the image (3, S, S) uint8, its target (C,) int8 and its index."""
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
+        """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and its index."""
+        epoch, index, counted = key
         image = load_image(self.paths[index].decode())
         if self.seed is None:
             image = eval_transform(image, self.img_size)
         else:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
             image = train_transform(image, self.img_size, rng)
-        return image, torch.from_numpy(self.targets[index]), index
+        target = torch.from_numpy(self.targets[index])
+        return image, target if counted else torch.full_like(target, IGNORED), index
 
     def positives(self) -> list[int]:
         """Return the number of images of each class."""
@@ -147,36 +150,66 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, seed: int | None = 
     return LabelledImages(paths, targets, img_size, seed)
 
 
-class EpochSampler(Sampler):
-    """Yields (epoch, index), every index once: shuffled by (seed, epoch) alone, in order without a seed."""
+class EpochBatches(Sampler):
+    """The batches of an epoch that this process takes, each a list of (epoch, index, counted).
 
-    def __init__(self, num_samples: int, seed: int | None = None):
+    With a seed the order is shuffled by (seed, epoch) alone and every process takes its share of each batch,
+    or, where the last batch has none for it, an image that does not count: all take as many steps.
+    Without a seed the batches are in order and dealt out whole: the scores of an image are those of one
+    process.
+    Set `epoch`, counted from 0, before iterating.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = RANK,
+        world_size: int = WORLD_SIZE,
+    ):
         self.num_samples = num_samples
+        self.batch_size = batch_size
         self.seed = seed
+        self.mine = slice(rank, None, world_size)
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.num_samples
+        batches = range(math.ceil(self.num_samples / self.batch_size))
+        return len(batches if self.seed is not None else batches[self.mine])
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
         order = np.arange(self.num_samples)
         if self.seed is not None:
             np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
-        return ((self.epoch, int(index)) for index in order)
+        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        if self.seed is None:
+            yield from ([(self.epoch, i, True) for i in batch] for batch in batches[self.mine])
+        else:
+            for batch in batches:
+                share = batch[self.mine]
+                yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
 
 
 def make_loader(
     dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
 ) -> DataLoader:
-    """Batch a data set, shuffled where it has a seed; set `loader.sampler.epoch` before each epoch."""
+    """Batch a data set, shuffled where it has a seed; set `loader.batch_sampler.epoch` before each epoch."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), dataset.seed),
+        batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed),
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
     )
+
+
+def collate(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack samples to images (B, 3, S, S) uint8 in channels_last memory, targets (B, C) and indices (B,)."""
+    # Decoded pixels lie as (H, W, 3), and convolutions want them so: neither side has to transpose them.
+    images, targets, indices = default_collate([(i.permute(1, 2, 0), t, index) for i, t, index in samples])
+    return images.permute(0, 3, 1, 2), targets, indices
 
 
 def to_float(images: Tensor, device: torch.device, spec: DatasetSpec) -> Tensor:

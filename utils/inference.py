@@ -1,4 +1,6 @@
-"""Running a model: on which device, and from a loader's images to scores and metrics."""
+"""Running a model: from a loader's images to scores and metrics."""
+
+import itertools
 
 import numpy as np
 import torch
@@ -7,46 +9,43 @@ from torch.utils.data import DataLoader
 
 from utils.cli import UserError
 from utils.datasets import IGNORED, DatasetSpec, to_float
+from utils.device import autocast
+from utils.distributed import WORLD_SIZE, gather
 from utils.evaluation import evaluate
 from utils.progress import progress
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the named device, or for auto the first of CUDA, MPS and CPU; UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device in there if there[device])
-        if name == "cpu":
-            print("No GPU found: running on the CPU.")
-    if not there[name]:
-        raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or cpu")
-    return torch.device(name)
-
-
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec) -> np.ndarray:
+def predict(
+    model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec, amp: str = "off"
+) -> np.ndarray:
     """Return the sigmoid scores (N, C) float64 of the loader's data set, row i being sample i of it.
 
-    Rows go by the index that comes with each sample, so the loader's order does not matter; the row of a
-    sample that never came is NaN.
+    Each of several processes computes the batches its loader gives it, and returns the scores of all. Rows go
+    by the index that comes with each sample, so the loader's order does not matter; the row of a sample that
+    never came is NaN.
     """
     model.eval()
-    logits, indices = [], []
+    batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
-            logits.append(model(to_float(images, device, spec)))
-            indices.append(index)
-            bar.update(len(images))
+            with autocast(device, amp):
+                logits = model(to_float(images, device, spec))
+            batches.append((index, logits))  # left on the device: fetching would wait for it
+            bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
     # float64, in which confident scores stay distinct: in float32 every logit above 17 gives exactly 1.
-    rows = torch.cat(logits).cpu().double().sigmoid().numpy()
-    scores = np.full((len(loader.dataset), rows.shape[1]), np.nan)
-    scores[torch.cat(indices).numpy()] = rows
+    mine = [(index.numpy(), logits.cpu().double().sigmoid().numpy()) for index, logits in batches]
+    scores = np.full(loader.dataset.targets.shape, np.nan)
+    for index, rows in itertools.chain.from_iterable(gather(mine)):
+        scores[index] = rows
     return scores
 
 
-def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec) -> dict:
+def evaluate_model(
+    model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec, amp: str = "off"
+) -> dict:
     """Return the metrics of `evaluate` for the model on the loader's data set; UserError for NaN scores."""
-    scores, targets = predict(model, loader, device, spec), loader.dataset.targets
+    scores, targets = predict(model, loader, device, spec, amp), loader.dataset.targets
     try:
         return evaluate(scores, targets == 1, ignore=targets == IGNORED)
     except ValueError as error:

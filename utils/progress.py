@@ -4,11 +4,16 @@ import sys
 
 from tqdm import tqdm
 
+from utils.distributed import RANK
+
 
 def progress(total: int, description: str) -> tqdm:
-    """Return a tqdm bar over `total` images, or, where stderr is no terminal, a line every half minute."""
+    """Return a tqdm bar over `total` images, or, where stderr is no terminal, a line every half minute.
+
+    Of several processes only the first shows it.
+    """
     kind = tqdm if sys.stderr.isatty() else LogLines
-    return kind(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True)
+    return kind(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=RANK != 0)
 
 
 class LogLines(tqdm):

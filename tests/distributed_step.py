@@ -1,0 +1,46 @@
+"""Two epochs of main.py's loop with batch-norm in eval mode, in one process or, by torchrun, in several.
+
+python tests/distributed_step.py FILE, in a folder with the data set shapes; writes losses and tensors.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import main
+from utils import distributed
+from utils.datasets import DATASETS, load_split, make_loader
+
+CPU = torch.device("cpu")
+
+
+def train(path: str) -> None:
+    torch.set_num_threads(1)
+    sys.argv = ["main.py", "--dataset", "shapes", "--batch_size", "6", "--warmup_epoch", "0", "--lr", "1e-3"]
+    args = main.parse_args()
+    distributed.connect(CPU)
+    # Batches of 6, 6 and 1: of the last one only the first process has a share.
+    dataset = load_split(DATASETS["shapes"], "train", 64, seed=0)
+    dataset.paths, dataset.targets = dataset.paths[:13], dataset.targets[:13]
+    loader = make_loader(dataset, args.batch_size, 0, CPU)
+    # In float64: float32's rounding turns a ReLU here and there, which would hide a small mistake.
+    main.to_float = lambda images, device, spec: images.double() / 255
+    model = main.build_model(args, CPU).double()
+    model.train = lambda mode=True: nn.Module.train(model, False)
+    network, optimizer = distributed.parallel(model), main.build_optimizer(model, args)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    losses = [
+        main.train_one_epoch(network, loader, optimizer, scaler, epoch, args, CPU, DATASETS["shapes"])
+        for epoch in range(2)
+    ]
+    if distributed.RANK == 0:
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        torch.save({"losses": losses, "gradients": gradients, "weights": model.state_dict()}, path)
+    distributed.disconnect()
+
+
+if __name__ == "__main__":
+    train(sys.argv[1])
