@@ -54,7 +54,8 @@ def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.nda
     for c, (score, positive, count) in enumerate(zip(*by_class)):
         if not positive.any():
             continue
-        hits, ranked = np.sort(score[positive]), np.sort(score[count])
+        hits = np.sort(score[positive])
+        ranked = np.sort(score[count & (score >= hits[0])])  # what ranks below every hit has no say
         # The rank of a score is the number of scores at least as high.
         rank_among_hits = len(hits) - np.searchsorted(hits, hits)
         rank = len(ranked) - np.searchsorted(ranked, hits)

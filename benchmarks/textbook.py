@@ -1,0 +1,141 @@
+"""The textbook way of each stage, which bench.py times ours against: plain, correct, in no hurry."""
+
+import math
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from pipeline.csra import TEMPERATURES
+
+
+class Photos(Dataset):
+    """Pillow, then torchvision's transforms, then float tensors (3, S, S) in [0, 1]."""
+
+    def __init__(self, paths: list[str], targets: np.ndarray, img_size: int, train: bool):
+        self.paths = paths
+        self.targets = targets
+        resize = (
+            [transforms.RandomResizedCrop(img_size, scale=(0.7, 1.0)), transforms.RandomHorizontalFlip()]
+            if train
+            else [transforms.Resize((img_size, img_size))]
+        )
+        self.transform = transforms.Compose([*resize, transforms.ToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = Image.open(self.paths[index]).convert("RGB")
+        return self.transform(image), torch.tensor(self.targets[index], dtype=torch.float32)
+
+
+class Heads(nn.Module):
+    """CSRA with one convolution per head (paper, Eq. 5-8)."""
+
+    def __init__(self, num_heads: int, lam: float, input_dim: int, num_classes: int):
+        super().__init__()
+        self.temperatures = TEMPERATURES[num_heads]
+        self.lam = lam
+        self.convs = nn.ModuleList(
+            nn.Conv2d(input_dim, num_classes, 1, bias=False) for _ in self.temperatures
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 0
+        for conv, T in zip(self.convs, self.temperatures):
+            norm = conv.weight.norm(dim=1, keepdim=True).view(1, -1, 1)
+            scores = conv(x).flatten(2) / norm
+            if math.isinf(T):
+                attended = scores.max(dim=2).values
+            else:
+                attended = (torch.softmax(T * scores, dim=2) * scores).sum(dim=2)
+            logits = logits + scores.mean(dim=2) + self.lam * attended
+        return logits
+
+
+class Network(nn.Module):
+    """torchvision's ResNet with Heads in place of its pooling and fc."""
+
+    def __init__(self, depth: int, num_heads: int, lam: float, num_classes: int):
+        super().__init__()
+        resnet = getattr(torchvision.models, f"resnet{depth}")()
+        self.heads = Heads(num_heads, lam, resnet.fc.in_features, num_classes)
+        self.trunk = nn.Sequential(*list(resnet.children())[:-2])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.heads(self.trunk(images))
+
+
+def copy_weights(network: Network, ours: nn.Module) -> None:
+    """Give the network the weights of a ResNet_CSRA: both hold the same tensors in the same order."""
+    state = [*ours.state_dict().values()]
+    trunk, heads = state[: -len(network.heads.convs)], state[-len(network.heads.convs) :]
+    network.trunk.load_state_dict(dict(zip(network.trunk.state_dict(), trunk)))
+    network.heads.load_state_dict(dict(zip(network.heads.state_dict(), heads)))
+
+
+def train(network: Network, loader: DataLoader, lr: float, device: torch.device) -> list[float]:
+    """One epoch of SGD, the loss read at every step; returns the losses."""
+    groups = [
+        {"params": network.trunk.parameters(), "lr": lr},
+        {"params": network.heads.parameters(), "lr": 10 * lr},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4)
+    criterion = nn.BCEWithLogitsLoss()
+    network.train()
+    losses = []
+    for images, targets in loader:
+        loss = criterion(network(images.to(device)), targets.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def predict(network: Network, loader: DataLoader, device: torch.device) -> np.ndarray:
+    """Return the scores (N, C) of a loader's images, fetched batch by batch."""
+    network.eval()
+    return np.concatenate([torch.sigmoid(network(images.to(device))).cpu().numpy() for images, _ in loader])
+
+
+def evaluate(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Every metric of utils.evaluation.evaluate but the list AP, by loops over classes and images."""
+    images, classes = scores.shape
+    top3 = np.zeros(scores.shape, bool)
+    for i in range(images):
+        for c in sorted(range(classes), key=lambda c: -scores[i, c])[:3]:
+            top3[i, c] = True
+    ap = [average_precision(scores[:, c], targets[:, c]) for c in range(classes)]
+    metrics = {"mAP": sum(ap) / classes}
+    for suffix, allowed in (("", np.ones(scores.shape, bool)), ("_3", top3)):
+        hits, predicted, positives = [0] * classes, [0] * classes, [0] * classes
+        for c in range(classes):
+            for i in range(images):
+                chosen = scores[i, c] >= 0.5 and allowed[i, c]
+                predicted[c] += chosen
+                positives[c] += targets[i, c]
+                hits[c] += chosen and targets[i, c]
+        cp = sum(h / p if p else 0 for h, p in zip(hits, predicted)) / classes
+        cr = sum(h / p if p else 0 for h, p in zip(hits, positives)) / classes
+        op, recall = sum(hits) / max(sum(predicted), 1), sum(hits) / max(sum(positives), 1)
+        values = (cp, cr, 2 * cp * cr / (cp + cr), op, recall, 2 * op * recall / (op + recall))
+        metrics |= {f"{name}{suffix}": v for name, v in zip(("CP", "CR", "CF1", "OP", "OR", "OF1"), values)}
+    return metrics
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean of the precision at the rank of each positive."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    hits, total = 0, 0.0
+    for rank, i in enumerate(order, start=1):
+        if targets[i]:
+            hits += 1
+            total += hits / rank
+    return total / hits
