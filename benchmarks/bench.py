@@ -5,6 +5,7 @@ python benchmarks/bench.py [loader|train|val|metrics|prepare|head|startup|all] [
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -39,6 +40,8 @@ COLUMNS = "{:46} {:>14} {:>14} {:>7}  {:14} {:34} {}"
 def main() -> None:
     args = parse_args()
     args.device = choose_device(args.device, args.amp).type
+    if args.num_workers is None:
+        args.num_workers = 0 if args.device == "cpu" else os.cpu_count()
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         args.photos = find_photos(args.images) if args.images else make_photos(args.folder / "photos", 64)
@@ -108,7 +111,9 @@ def parse_args() -> argparse.Namespace:
         "--batch_size", type=number(int, 2), help="of train and val [default: 16, 4 if quick on a CPU]"
     )
     parser.add_argument(
-        "--num_workers", type=number(int, 0), default=0, help="of train and val [default: %(default)s]"
+        "--num_workers",
+        type=number(int, 0),
+        help="of train and val [default: one per CPU core for a GPU, else none]",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures to this JSON file")
     add_run_arguments(parser)
