@@ -20,7 +20,7 @@ from utils import distributed, prepare_shapes
 from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
-from utils.device import autocast, choose_device
+from utils.device import autocast, choose_device, compile_model
 from utils.evaluation import format_report
 from utils.inference import evaluate_model
 from utils.label_files import class_names
@@ -166,7 +166,7 @@ def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
-        model.compile()
+        compile_model(model)
     return model.to(device, memory_format=torch.channels_last)
 
 

@@ -15,7 +15,7 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
-from utils.device import choose_device
+from utils.device import choose_device, compile_model
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, read_json, whole_file
 from utils.inference import evaluate_model
@@ -37,7 +37,7 @@ def main() -> None:
     device = choose_device(args.device, args.amp)
     distributed.connect(device)
     if args.compile:
-        model.compile()
+        compile_model(model)
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)

@@ -37,6 +37,12 @@ def test_pooling_stays_in_float32(monkeypatch):
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_compiling_without_a_compiler_says_so(trained, shapes, fails, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    fails(main, "--dataset", "shapes", *TINY, "--compile", says=["--compile", "no-such-compiler"])
+    fails(val, *SHAPES, "--load_from", trained / "best.pth", "--compile", says=["--compile", "leave"])
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_network_computes_the_same(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--compile"])

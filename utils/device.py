@@ -1,9 +1,12 @@
 """The device that a command runs on, the precision it computes in, and how both are made fast."""
 
 import ctypes
+import os
+import shutil
 import sys
 
 import torch
+from torch import nn
 
 from utils.cli import UserError
 from utils.distributed import LOCAL_RANK, RANK, WORLD_SIZE
@@ -54,6 +57,16 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)
+
+
+def compile_model(model: nn.Module) -> None:
+    """Have torch.compile fuse the network, on its first batch; UserError where there is no compiler."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"--compile needs a C++ compiler, and {compiler} is not there: install it, or leave --compile out"
+        )
+    model.compile()
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
