@@ -20,7 +20,7 @@ from utils import distributed, prepare_shapes
 from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
-from utils.device import autocast, choose_device, compile_model
+from utils.device import autocast, check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.inference import evaluate_model
 from utils.label_files import class_names
@@ -35,6 +35,7 @@ def main() -> None:
     spec = dataset_spec(args.dataset)
     classes = class_names(spec.folder)
     device = choose_device(args.device, args.amp)
+    check_options(args, device)
     if distributed.RANK == 0:
         check_run(args.output_dir, args.overwrite)
     distributed.connect(device)
@@ -44,6 +45,7 @@ def main() -> None:
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    config["processes"] = distributed.WORLD_SIZE
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
     folder = make_run(args.output_dir, run_name(args)) if distributed.RANK == 0 else None
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
@@ -93,6 +95,7 @@ def train_one_epoch(
 ) -> float:
     """Train over the loader once, epoch counted from 0; returns the mean loss per label."""
     model.train()
+    torch.backends.cudnn.benchmark = True  # all batches but the last have one shape: the search pays
     loader.batch_sampler.epoch = epoch
     warmup_iterations = args.warmup_epoch * len(loader)
     totals = torch.zeros(2, device=device)  # of loss and labels
@@ -114,7 +117,7 @@ def train_one_epoch(
 
             totals += torch.stack([loss_sum.detach(), labels])
             if iteration % 20 == 0:  # reading the loss waits for the device
-                shown = check_loss(loss.item(), epoch, args)
+                shown = check_loss((loss_sum / labels).item(), epoch, args)
                 bar.set_postfix(
                     loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
@@ -130,6 +133,14 @@ def check_loss(loss: float, epoch: int, args: argparse.Namespace) -> float:
     return loss
 
 
+def check_options(args: argparse.Namespace, device: torch.device) -> None:
+    """Raise UserError where the device cannot do what the arguments ask for."""
+    if args.compile:
+        check_compiler(device)
+    if args.sync_bn and device.type != "cuda":
+        raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
+
+
 def make_loaders(
     args: argparse.Namespace, spec: DatasetSpec, device: torch.device
 ) -> tuple[DataLoader, DataLoader]:
@@ -138,7 +149,11 @@ def make_loaders(
         distributed.first_process_first(make_missing_shapes)
     train_set = load_split(spec, "train", args.img_size, seed=args.seed)
     test_set = load_split(spec, "test", args.img_size)
-    return tuple(make_loader(d, args.batch_size, args.num_workers, device) for d in (train_set, test_set))
+    # Small batches of evaluation: each process takes whole ones, and few images are left over at the end.
+    return (
+        make_loader(train_set, args.batch_size, args.num_workers, device),
+        make_loader(test_set, min(args.batch_size, 16), args.num_workers, device),
+    )
 
 
 def make_missing_shapes() -> None:
@@ -162,11 +177,9 @@ def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
         weights = distributed.first_process_first(lambda: imagenet_weights(args.model))
         load_weights(model, weights, "ImageNet weights", backbone_only=True)
     if args.sync_bn:
-        if device.type != "cuda":
-            raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
-        compile_model(model)
+        model.compile()
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -177,7 +190,11 @@ def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
         {"name": "backbone", "params": backbone, "base_lr": args.lr},
         {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": 10 * args.lr},
     ]
-    return SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
+    optimizer = SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
+    # Zeros, since a first step that fp16 skips, having overflowed, would leave fused momentum uninitialised.
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -190,7 +207,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description="Train CSRA. The defaults are the recipe of the paper.")
     own = "[default: the data set's]"
 
-    add_data_arguments(parser, "the data set's")
+    add_data_arguments(parser, "the data set's", "images of a step, all processes' together")
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"backbone {own}")
     group.add_argument(

@@ -15,7 +15,7 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import dataset_spec, load_split, make_loader
-from utils.device import choose_device, compile_model
+from utils.device import check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, read_json, whole_file
 from utils.inference import evaluate_model
@@ -37,7 +37,8 @@ def main() -> None:
     device = choose_device(args.device, args.amp)
     distributed.connect(device)
     if args.compile:
-        compile_model(model)
+        check_compiler(device)
+        model.compile()
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
@@ -103,7 +104,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description="Evaluate a checkpoint.")
     off_file = "[default: read off the checkpoint]"
 
-    group = add_data_arguments(parser, "as trained, else the data set's")
+    group = add_data_arguments(parser, "as trained, else the data set's", "images of a step, each process's")
     group.add_argument("--split", choices=["test", "train"], default="test", help="[default: %(default)s]")
 
     group = parser.add_argument_group("model")

@@ -27,14 +27,14 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 class Row:
     """A line of the table: what the textbook, we, and the limit take, in `unit`; less is better.
 
-    target: the ratio textbook / ours aimed at. same: whether both computed the same thing, by `check`.
+    target: the least ratio textbook / ours aimed at. same: whether both computed the same thing, by `check`.
     """
 
     stage: str
     unit: str
     textbook: float
     ours: float
-    target: str
+    target: float | None
     limit: float | None = None
     limit_name: str = ""
     same: bool = True
@@ -74,5 +74,5 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
 
 def synchronize(device: torch.device) -> None:
     """Wait for what a GPU has still to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

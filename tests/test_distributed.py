@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_gradients_weights_and_loss_are_those_of_one_process(shapes, tmp_path):
 
 
 def test_a_run_of_two_processes_writes_once_and_evaluates_as_one(shapes, tmp_path, command, one_thread):
-    out = finish(torchrun(2, "main.py", *SHARED, "--output_dir", tmp_path / "run"))
+    # Both processes take batches of the evaluation, and must do so with the same batch-norm statistics.
+    out = finish(torchrun(2, "main.py", *SHARED, "--batch_size", 4, "--output_dir", tmp_path / "run"))
     assert out.count("writing to") == out.count("epoch   2") == out.count("validate it with") == 1
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -66,7 +68,7 @@ def test_a_run_of_two_processes_writes_once_and_evaluates_as_one(shapes, tmp_pat
         "--load_from",
         tmp_path / "run" / "last.pth",
         "--batch_size",
-        12,
+        4,
         "--out",
         tmp_path / "r.json",
     ]
@@ -90,16 +92,35 @@ def test_metrics_of_three_processes_are_those_of_one(
     assert (tmp_path / "three.json").read_text() == (tmp_path / "one.json").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_that_dies_ends_the_run(shapes, tmp_path):
     run = tmp_path / "run"
     command = torchrun(2, "main.py", *SHARED, "--total_epoch", 1000, "--output_dir", run)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
         while not (run / "log.jsonl").exists():
             assert launcher.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         processes = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         os.kill(int(processes[-1]), signal.SIGKILL)
         assert launcher.wait(timeout=60) != 0
+    finally:
+        launcher.kill()
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_a_damaged_image_is_all_that_is_said(shapes_folder, tmp_path, index):
+    """Whichever process meets it, the others do not add how they lost that one."""
+    shutil.copytree(shapes_folder / "data", tmp_path / "data")
+    damaged = tmp_path / "data" / "shapes" / "images" / "train" / f"0000{index}.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    command = torchrun(3, "main.py", *SHARED)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode != 0
+    assert result.stderr.count("main.py: error:") == result.stderr.count(f"0000{index}.jpg") == 1
+    assert result.stderr.count("Traceback") == 1  # torchrun's own
 
 
 def test_a_mistake_of_all_processes_is_said_once(shapes):

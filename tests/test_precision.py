@@ -10,13 +10,14 @@ import main
 import val
 from conftest import SHAPES, TINY
 from pipeline import csra
+from utils.datasets import DATASETS
 from utils.device import choose_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.mark.parametrize("option", [["--amp", "bf16"], ["--amp", "fp16"], ["--sync_bn"]])
-def test_what_needs_a_gpu_says_so(shapes, fails, option):
+def test_what_needs_a_gpu_says_so_before_anything_is_done(workdir, fails, option):
     fails(main, "--dataset", "shapes", *TINY, *option, says=[" ".join(option), "GPU", "leave it out"])
 
 
@@ -37,9 +38,13 @@ def test_pooling_stays_in_float32(monkeypatch):
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_compiling_without_a_compiler_says_so(trained, shapes, fails, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+def test_compiling_without_a_compiler_says_so(workdir, fails, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O")
     fails(main, "--dataset", "shapes", *TINY, "--compile", says=["--compile", "no-such-compiler"])
+
+
+def test_val_compiling_without_a_compiler_says_so(trained, shapes, fails, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
     fails(val, *SHAPES, "--load_from", trained / "best.pth", "--compile", says=["--compile", "leave"])
 
 
@@ -51,6 +56,7 @@ def test_the_compiled_network_computes_the_same(shapes, monkeypatch):
     images = torch.rand(2, 3, 40, 40)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.forward(images), rtol=1e-3, atol=1e-4)
+    assert model._compiled_call_impl is not None
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
@@ -67,7 +73,43 @@ def test_training_and_validation_on_a_gpu(shapes, command, tmp_path, options):
     assert evaluated.out.splitlines()[-1] in trained.out
 
 
+def test_a_first_step_that_overflows_leaves_no_momentum(monkeypatch):
+    """As with fp16, whose scaler skips such steps: the fused optimiser once took memory as it found it."""
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes"])
+    args = main.parse_args()
+    model = main.build_model(args, torch.device("cpu"))
+    optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cpu")
+    before = model.conv1.weight.detach().clone()
+    for gradient in (torch.inf, 1.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient) * scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(model.conv1.weight, before - args.lr * (1 + args.w_d * before))
+
+
 @needs_gpu
-def test_a_gpu_is_set_up_to_be_fast():
+def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--batch_size", "4"])
+    args, device = main.parse_args(), choose_device("cuda")
+    model = main.build_model(args, device)
+    loader, _ = main.make_loaders(args, DATASETS["shapes"], device)
+    optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cuda", enabled=False)
+    run = (model, loader, optimizer, scaler)
+    # The first step of an epoch and its end read the loss; the steps between must not.
+    monkeypatch.setattr(main, "check_loss", lambda loss, *_: loss)
+    forward = model.forward
+    steps = iter(range(1000))
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if next(steps) % 5 in (1, 2, 3) else "default")
+        return forward(images)
+
+    model.forward = watched
+    main.train_one_epoch(*run, 0, args, device, DATASETS["shapes"])
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_a_gpu_is_chosen():
     assert choose_device("auto", "bf16").type == "cuda"
-    assert torch.backends.cudnn.benchmark

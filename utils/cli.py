@@ -39,8 +39,11 @@ def number(kind: type, low: float, low_allowed: bool = True) -> Callable[[str], 
     return parse
 
 
-def add_data_arguments(parser: Parser, otherwise: str) -> argparse._ArgumentGroup:
-    """Add the options that training and evaluation share; `otherwise` says where a default comes from."""
+def add_data_arguments(parser: Parser, otherwise: str, batch: str) -> argparse._ArgumentGroup:
+    """Add the options that training and evaluation share.
+
+    otherwise: says where a default comes from. batch: what --batch_size counts.
+    """
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -56,19 +59,21 @@ def add_data_arguments(parser: Parser, otherwise: str) -> argparse._ArgumentGrou
         "--img_size", type=number(int, 33), help=f"side of the square input, pixels [default: {otherwise}]"
     )
     group.add_argument(
-        "--batch_size",
-        type=number(int, 1),
-        default=16,
-        help="images of a step, shared among the processes if there are many [default: %(default)s]",
+        "--batch_size", type=number(int, 1), default=16, help=f"{batch} [default: %(default)s]"
     )
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     group.add_argument(
         "--num_workers",
         type=number(int, 0),
-        default=min(8, cpus),
-        help="processes that load images [default: one per CPU core, at most 8]",
+        default=default_workers(),
+        help="processes that load images [default: one per CPU core, at most 8; torchrun's share the cores]",
     )
     return group
+
+
+def default_workers() -> int:
+    """Return a worker for each CPU core that is this process's own on its machine, at most 8."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
@@ -84,7 +89,7 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
         "--amp",
         choices=["off", "bf16", "fp16"],
         default="off",
-        help="mixed precision, on CUDA GPUs; off is the paper's float32 [default: %(default)s]",
+        help="mixed precision, on CUDA GPUs; off: float32, as the paper's [default: %(default)s]",
     )
     group.add_argument(
         "--compile", action="store_true", help="let torch.compile fuse the network: minutes once, then faster"
@@ -93,7 +98,13 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; a UserError, or a file the system refuses, ends it in one line and exit status 2."""
+    """Run a command; a UserError, or a file the system refuses, ends it in one line and exit status 2.
+
+    Of the processes that torchrun started only the first prints. A mistake that all meet, or that cuts the
+    others off, is said once: the rest wait for torchrun to end them, once the one that said it has ended.
+    """
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
     try:
@@ -108,9 +119,11 @@ def run(main: Callable[[], None]) -> None:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)
+        raise
     else:
         return
-    # A mistake that all processes of torchrun meet is said once: it ends the others when the first has ended.
-    time.sleep(5 if int(os.environ.get("RANK", 0)) else 0)
+    time.sleep(5 if int(os.environ.get("LOCAL_RANK", 0)) else 0)
     print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

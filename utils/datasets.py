@@ -154,7 +154,7 @@ class EpochBatches(Sampler):
     """The batches of an epoch that this process takes, each a list of (epoch, index, counted).
 
     With a seed the order is shuffled by (seed, epoch) alone and every process takes its share of each batch,
-    or, where the last batch has none for it, an image that does not count: all take as many steps.
+    or, where the last batch has none for it, an image that counts in no loss: all take as many steps.
     Without a seed the batches are in order and dealt out whole: the scores of an image are those of one
     process.
     Set `epoch`, counted from 0, before iterating.

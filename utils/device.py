@@ -2,14 +2,14 @@
 
 import ctypes
 import os
+import shlex
 import shutil
 import sys
 
 import torch
-from torch import nn
 
 from utils.cli import UserError
-from utils.distributed import LOCAL_RANK, RANK, WORLD_SIZE
+from utils.distributed import LOCAL_RANK, WORLD_SIZE
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,12 +23,14 @@ def choose_device(name: str, amp: str = "off") -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in there if there[device])
-        if name == "cpu" and RANK == 0:
+        if name == "cpu":
             print("No GPU found: running on the CPU.")
     if not there[name]:
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or cpu")
     if amp != "off" and name != "cuda":
         raise UserError(f"--amp {amp} needs a CUDA GPU, and this runs on {name}: leave it out")
+    if name == "mps" and WORLD_SIZE > 1:
+        raise UserError("processes cannot share this kind of GPU: use --device cpu, or one process")
     if name == "cuda":
         return choose_gpu(amp)
     if name == "cpu":
@@ -47,7 +49,6 @@ def choose_gpu(amp: str) -> torch.device:
     torch.cuda.set_device(LOCAL_RANK)
     if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-    torch.backends.cudnn.benchmark = True  # all batches but the last have one shape: its search pays
     return device
 
 
@@ -59,16 +60,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_mmap_max, 0)
 
 
-def compile_model(model: nn.Module) -> None:
-    """Have torch.compile fuse the network, on its first batch; UserError where there is no compiler."""
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile would find no compiler for the CPU."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
+    if device.type == "cpu" and shutil.which(shlex.split(compiler)[0]) is None:
         raise UserError(
             f"--compile needs a C++ compiler, and {compiler} is not there: install it, or leave --compile out"
         )
-    model.compile()
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Return the context that computes in `amp`, a key of AMP_DTYPES; "off" leaves everything in float32."""
+    """Return the context that computes in `amp`, a key of AMP_DTYPES; "off" changes nothing."""
     return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off")

@@ -1,7 +1,6 @@
 """Many processes, one per GPU: torchrun starts them and puts each one's rank into the environment."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +16,10 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started, and leave what is printed to the first of them."""
+    """Join the processes that torchrun started: through nccl where each has a GPU, else through gloo."""
     if WORLD_SIZE > 1:
-        if RANK:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
 
 
 def disconnect() -> None:
@@ -31,11 +29,11 @@ def disconnect() -> None:
 
 
 def first_process_first(action: Callable[[], Any]) -> Any:
-    """Call an action that leaves a file behind: in the first process, then in the others, who find it."""
-    result = action() if RANK == 0 else None
+    """Call an action that leaves a file behind: first in one process of each machine, then in the others."""
+    result = action() if LOCAL_RANK == 0 else None
     if WORLD_SIZE > 1:
         dist.barrier()
-    return result if RANK == 0 else action()
+    return result if LOCAL_RANK == 0 else action()
 
 
 def parallel(model: nn.Module) -> nn.Module:
@@ -51,18 +49,19 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def average(tensor: Tensor) -> Tensor:
-    """Replace a floating-point tensor by its mean over the processes, and return it."""
-    if WORLD_SIZE > 1:
-        dist.all_reduce(tensor)
-        tensor /= WORLD_SIZE
-    return tensor
+    """Return the mean of a floating-point tensor over the processes."""
+    if WORLD_SIZE == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / WORLD_SIZE
 
 
 def average_buffers(model: nn.Module) -> None:
     """Average the batch-norm statistics over the processes, so that all evaluate and save one model."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            average(buffer)
+            buffer.copy_(average(buffer))
 
 
 def gather(value: Any) -> list:

@@ -26,6 +26,7 @@ def predict(
     never came is NaN.
     """
     model.eval()
+    torch.backends.cudnn.benchmark = False  # its choice of algorithm, made by timing, may differ by process
     batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
