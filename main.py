@@ -6,7 +6,9 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 import argparse
 import math
 import shlex
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
-from utils import distributed, prepare_shapes
+from utils import distributed, interrupt, prepare_shapes
 from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
@@ -26,7 +28,8 @@ from utils.inference import evaluate_model
 from utils.label_files import class_names
 from utils.losses import bce_loss
 from utils.progress import progress
-from utils.run_folder import check_run, log_epoch, make_run
+from utils.resume import Position, arguments_of_run, restore_run, save_last
+from utils.run_folder import check_run, log_epoch, make_run, remove_if_empty
 from utils.schedule import learning_rate
 
 
@@ -36,7 +39,7 @@ def main() -> None:
     classes = class_names(spec.folder)
     device = choose_device(args.device, args.amp)
     check_options(args, device)
-    if distributed.RANK == 0:
+    if distributed.RANK == 0 and not args.resume:
         check_run(args.output_dir, args.overwrite)
     distributed.connect(device)
     train_loader, test_loader = make_loaders(args, spec, device)
@@ -44,37 +47,59 @@ def main() -> None:
     network = distributed.parallel(model)
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    run, record, best = Position(), None, None
+    if args.resume:
+        run, record, best = restore_run(args.output_dir, model, optimizer, scaler)
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     config["processes"] = distributed.WORLD_SIZE
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
-    folder = make_run(args.output_dir, run_name(args)) if distributed.RANK == 0 else None
+    folder = args.output_dir
+    if distributed.RANK == 0 and not args.resume:
+        folder = make_run(args.output_dir, run_name(args))
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
-    best = None
-    for epoch in range(args.total_epoch):
-        start = time.perf_counter()
-        train_loss = train_one_epoch(network, train_loader, optimizer, scaler, epoch, args, device, spec)
-        train_seconds = time.perf_counter() - start
-        distributed.average_buffers(model)
-        metrics = evaluate_model(model, test_loader, device, spec, args.amp)
-        record = {
-            "epoch": epoch + 1,
-            "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-            "train_loss": train_loss,
-            **metrics,
-            "seconds": time.perf_counter() - start,
-            "images_per_second": len(train_loader.dataset) / train_seconds,
-        }
-        is_best = best is None or record["mAP"] > best["mAP"]
-        best = record if is_best else best
+    def save() -> None:
+        buffers = distributed.gather([buffer.cpu() for buffer in model.buffers()])
         if distributed.RANK == 0:
-            checkpoint = {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
-            if is_best:
-                save_checkpoint(folder / "best.pth", checkpoint)
-            checkpoint |= {"optimizer": optimizer.state_dict(), "best": best}
-            save_checkpoint(folder / "last.pth", checkpoint)
-            log_epoch(folder, record)
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "buffers": buffers}
+            save_last(folder, describe() | state | {"position": vars(run), "best": best})
+
+    def describe() -> dict:
+        return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
+
+    if run.epoch >= args.total_epoch:
+        print(f"this run is finished: its {run.epoch} epochs are done")
+    try:
+        with interrupt.listening():
+            while run.epoch < args.total_epoch:
+                train_one_epoch(network, train_loader, optimizer, scaler, run, args, device, spec, save)
+                distributed.average_buffers(model)
+                save()
+                start = time.perf_counter()
+                metrics = evaluate_model(model, test_loader, device, spec, args.amp)
+                record = {
+                    "epoch": run.epoch + 1,
+                    "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
+                    "train_loss": run.mean_loss(),
+                    **metrics,
+                    "seconds": run.seconds + time.perf_counter() - start,
+                    "images_per_second": len(train_loader.dataset) / run.seconds,
+                }
+                if best is None or record["mAP"] > best["mAP"]:
+                    best = record
+                    if distributed.RANK == 0:
+                        save_checkpoint(folder / "best.pth", describe())
+                if distributed.RANK == 0:
+                    log_epoch(folder, record)
+                run = Position(epoch=run.epoch + 1)
+                save()
+    except interrupt.Interrupted as stop:
+        go_on = shlex.join(["python", "main.py", "--resume", "--output_dir", str(folder)])
+        print(f"stopped after step {run.step} of epoch {run.epoch + 1}; go on with: {go_on}")
+        sys.exit(stop.status)
+    finally:
+        remove_if_empty(folder)
 
     print(f"\nbest epoch: {best['epoch']} of {args.total_epoch}")
     print(format_report(best, classes, test_loader.dataset.positives()))
@@ -88,22 +113,35 @@ def train_one_epoch(
     loader: DataLoader,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
-    epoch: int,
+    run: Position,
     args: argparse.Namespace,
     device: torch.device,
     spec: DatasetSpec,
-) -> float:
-    """Train over the loader once, epoch counted from 0; returns the mean loss per label."""
+    save: Callable[[], None],
+) -> None:
+    """Train over the loader from where `run` stands to the end of its epoch, and keep `run` up to date.
+
+    save: called every --save_every steps, and before Interrupted is raised, as it is where a signal came.
+    """
     model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have one shape: the search pays
-    loader.batch_sampler.epoch = epoch
+    loader.batch_sampler.epoch, loader.batch_sampler.start = run.epoch, run.step
     warmup_iterations = args.warmup_epoch * len(loader)
-    totals = torch.zeros(2, device=device)  # of loss and labels
-    with progress(len(loader.dataset), f"epoch {epoch + 1}/{args.total_epoch}") as bar:
-        for iteration, (images, targets, _) in enumerate(loader, start=epoch * len(loader)):
+    totals = torch.tensor([run.loss_sum, run.labels], device=device)
+    started = time.perf_counter() - run.seconds
+
+    def note_progress() -> None:
+        run.loss_sum, run.labels = distributed.average(totals).tolist()
+        run.seconds = time.perf_counter() - started
+        check_loss(run.mean_loss(), run.epoch, args)
+
+    with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
+        bar.update(run.step * args.batch_size)
+        for images, targets, _ in loader:
+            iteration = run.epoch * len(loader) + run.step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
-                    group["base_lr"], iteration, epoch, warmup_iterations, args.decay_step
+                    group["base_lr"], iteration, run.epoch, warmup_iterations, args.decay_step
                 )
             with autocast(device, args.amp):
                 logits = model(to_float(images, device, spec))
@@ -116,14 +154,20 @@ def train_one_epoch(
             scaler.update()
 
             totals += torch.stack([loss_sum.detach(), labels])
+            run.step += 1
+            bar.update(min(args.batch_size, bar.total - bar.n))
             if iteration % 20 == 0:  # reading the loss waits for the device
-                shown = check_loss((loss_sum / labels).item(), epoch, args)
+                shown = check_loss((loss_sum / labels).item(), run.epoch, args)
                 bar.set_postfix(
                     loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
-            bar.update(min(args.batch_size, bar.total - bar.n))
-    loss_sum, labels = distributed.average(totals).tolist()
-    return check_loss(loss_sum / labels, epoch, args)
+            stop = interrupt.asked_anywhere()
+            if stop or (args.save_every and run.step % args.save_every == 0):
+                note_progress()
+                save()
+            if stop:
+                raise interrupt.Interrupted
+    note_progress()
 
 
 def check_loss(loss: float, epoch: int, args: argparse.Namespace) -> float:
@@ -260,7 +304,18 @@ def parse_args() -> argparse.Namespace:
         help="folder of the run [default: a new one in checkpoint/, named after the values]",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run that --output_dir holds")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with the run that --output_dir holds, with its options"
+    )
+    group.add_argument(
+        "--save_every",
+        type=number(int, 1),
+        metavar="STEPS",
+        help="save after so many steps too [default: after each epoch, and when a signal asks to stop]",
+    )
     args = parser.parse_args()
+    if args.resume:
+        args = arguments_of_run(parser, args)
 
     spec = dataset_spec(args.dataset)
     for name in ("model", "img_size", "total_epoch", "decay_step"):

@@ -23,6 +23,7 @@ from benchmarks.timing import Row, in_child, synchronize
 from utils.datasets import DATASETS, make_loader
 from utils.device import choose_device
 from utils.inference import predict
+from utils.resume import Position
 
 SPEC = DATASETS["coco"]
 
@@ -147,8 +148,8 @@ def our_training(files: list[str], batch_size: int, args: argparse.Namespace) ->
     optimizer = main.build_optimizer(model, arguments)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=args.amp == "fp16")
 
-    def epoch(source: Any) -> float:
-        return main.train_one_epoch(model, source, optimizer, scaler, 0, arguments, device, SPEC)
+    def epoch(source: Any) -> None:
+        main.train_one_epoch(model, source, optimizer, scaler, Position(), arguments, device, SPEC, save=None)
 
     loader = make_loader(our_images(files, seed=0), batch_size, args.num_workers, device)
     images, targets = small_batch(files, device)

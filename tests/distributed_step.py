@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 from utils import distributed
 from utils.datasets import DATASETS, load_split, make_loader
+from utils.resume import Position
 
 CPU = torch.device("cpu")
 
@@ -32,10 +33,13 @@ def train(path: str) -> None:
     model.train = lambda mode=True: nn.Module.train(model, False)
     network, optimizer = distributed.parallel(model), main.build_optimizer(model, args)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    losses = [
-        main.train_one_epoch(network, loader, optimizer, scaler, epoch, args, CPU, DATASETS["shapes"])
-        for epoch in range(2)
-    ]
+    losses = []
+    for epoch in range(2):
+        run = Position(epoch)
+        main.train_one_epoch(
+            network, loader, optimizer, scaler, run, args, CPU, DATASETS["shapes"], save=None
+        )
+        losses.append(run.mean_loss())
     if distributed.RANK == 0:
         gradients = {name: p.grad for name, p in model.named_parameters()}
         torch.save({"losses": losses, "gradients": gradients, "weights": model.state_dict()}, path)

@@ -61,7 +61,8 @@ def test_a_run_of_two_processes_writes_once_and_evaluates_as_one(shapes, tmp_pat
     # Both processes take batches of the evaluation, and must do so with the same batch-norm statistics.
     out = finish(torchrun(2, "main.py", *SHARED, "--batch_size", 4, "--output_dir", tmp_path / "run"))
     assert out.count("writing to") == out.count("epoch   2") == out.count("validate it with") == 1
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["best.pth", "last.pth", "log.jsonl", "previous.pth"]
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     arguments = [

@@ -12,6 +12,7 @@ from conftest import SHAPES, TINY
 from pipeline import csra
 from utils.datasets import DATASETS
 from utils.device import choose_device
+from utils.resume import Position
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -106,7 +107,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
         return forward(images)
 
     model.forward = watched
-    main.train_one_epoch(*run, 0, args, device, DATASETS["shapes"])
+    main.train_one_epoch(*run, Position(), args, device, DATASETS["shapes"], save=None)
     torch.cuda.set_sync_debug_mode("default")
 
 

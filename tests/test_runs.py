@@ -37,7 +37,12 @@ def metric_lines(out: str) -> list[str]:
 
 
 def test_a_run_writes_what_it_should(trained):
-    assert sorted(path.name for path in trained.iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "best.pth",
+        "last.pth",
+        "log.jsonl",
+        "previous.pth",
+    ]
     records = log(trained)
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {

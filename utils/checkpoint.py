@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else 'there is no such file'}"
         )
+    check_intact(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no exception of its own: what it raises depends on the bytes
@@ -49,6 +51,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no state dict, which is names and tensors")
     own = checkpoint if {"config", "classes", "record"} <= checkpoint.keys() else {"config": {}}
     return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
+
+
+def check_intact(path: Path) -> None:
+    """Raise UserError where a file of torch.save is not as it was written: torch.load checks no checksum."""
+    if not zipfile.is_zipfile(path):
+        return  # a file of before PyTorch 1.6, or none at all: torch.load will tell
+    try:
+        with zipfile.ZipFile(path) as file:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
+            damaged = None if compressed else file.testzip()
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if compressed:
+        raise UserError(f"{path} is a compressed archive: it must be what torch.save makes of a state dict")
+    if damaged:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
 
 
 def load_weights(

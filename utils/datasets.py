@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from utils import interrupt
 from utils.cli import UserError
 from utils.distributed import RANK, WORLD_SIZE
 from utils.label_files import FORM, class_names, read_labels
@@ -157,7 +158,7 @@ class EpochBatches(Sampler):
     or, where the last batch has none for it, an image that counts in no loss: all take as many steps.
     Without a seed the batches are in order and dealt out whole: the scores of an image are those of one
     process.
-    Set `epoch`, counted from 0, before iterating.
+    Set `epoch`, counted from 0, before iterating, and `start` to leave out the first batches.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class EpochBatches(Sampler):
         self.seed = seed
         self.mine = slice(rank, None, world_size)
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         batches = range(math.ceil(self.num_samples / self.batch_size))
@@ -186,7 +188,7 @@ class EpochBatches(Sampler):
         if self.seed is None:
             yield from ([(self.epoch, i, True) for i in batch] for batch in batches[self.mine])
         else:
-            for batch in batches:
+            for batch in batches[self.start :]:
                 share = batch[self.mine]
                 yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
 
@@ -202,7 +204,13 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_signals_to_parent,
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Have a worker ignore the signals that a terminal and schedulers send to it as to its parent."""
+    interrupt.ignore()
 
 
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:

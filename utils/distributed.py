@@ -19,7 +19,8 @@ def connect(device: torch.device) -> None:
     """Join the processes that torchrun started: through nccl where each has a GPU, else through gloo."""
     if WORLD_SIZE > 1:
         gpu = device.type == "cuda"
-        dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
+        # With gloo besides nccl, what is on the CPU need not wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
 
 
 def disconnect() -> None:
@@ -55,6 +56,11 @@ def average(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total / WORLD_SIZE
+
+
+def any_process(flag: bool) -> bool:
+    """Tell every process whether the flag is set in any of them."""
+    return bool(average(torch.tensor(float(flag))) > 0)
 
 
 def average_buffers(model: nn.Module) -> None:

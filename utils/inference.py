@@ -12,6 +12,7 @@ from utils.datasets import IGNORED, DatasetSpec, to_float
 from utils.device import autocast
 from utils.distributed import WORLD_SIZE, gather
 from utils.evaluation import evaluate
+from utils.interrupt import stop_if_asked
 from utils.progress import progress
 
 
@@ -30,6 +31,7 @@ def predict(
     batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
+            stop_if_asked()
             with autocast(device, amp):
                 logits = model(to_float(images, device, spec))
             batches.append((index, logits))  # left on the device: fetching would wait for it

@@ -1,13 +1,14 @@
 """The folder of a training run: found or made, and its log."""
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.files import check_folder, plain
+from utils.files import check_folder, plain, whole_file
 
-RUN_FILES = ("log.jsonl", "best.pth", "last.pth")
+RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth")
 
 
 def check_run(output_dir: Path | None, overwrite: bool) -> None:
@@ -15,14 +16,20 @@ def check_run(output_dir: Path | None, overwrite: bool) -> None:
     check_folder(output_dir or Path("checkpoint"), "--output_dir")
     if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
         raise UserError(
-            f"--output_dir {output_dir} holds a run already: name another folder, or add --overwrite"
+            f"--output_dir {output_dir} holds a run already: name another folder, "
+            "or add --resume or --overwrite"
         )
 
 
 def make_run(output_dir: Path | None, name: str) -> Path:
-    """Make the folder of a run: output_dir, or a new checkpoint/<name>, or <name>-2, … if that is taken."""
+    """Make the folder of a new run: output_dir, or a new checkpoint/<name>, or <name>-2, … if that is taken.
+
+    What output_dir holds of an earlier run is deleted: it was to be replaced.
+    """
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
+        for file in RUN_FILES:
+            (output_dir / file).unlink(missing_ok=True)
         return output_dir
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
         folder = Path("checkpoint", name + suffix)
@@ -33,10 +40,21 @@ def make_run(output_dir: Path | None, name: str) -> Path:
             continue
 
 
+def remove_if_empty(folder: Path | None) -> None:
+    """Remove the folder of a run that ended before it saved anything."""
+    if folder:
+        with contextlib.suppress(OSError):  # it is not empty, or another process's
+            folder.rmdir()
+
+
 def log_epoch(folder: Path, record: dict) -> None:
-    """Append an epoch to log.jsonl, which the first one starts, and print its summary line."""
-    with open(folder / "log.jsonl", "w" if record["epoch"] == 1 else "a", encoding="utf-8") as file:
-        file.write(json.dumps(plain(record)) + "\n")
+    """Write an epoch to log.jsonl, behind the earlier ones, and print its summary line."""
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # After an interruption the same epoch may come again.
+    lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+    with whole_file(path) as file:
+        file.write("\n".join([*lines, json.dumps(plain(record))]) + "\n")
     rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
     print(
         f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "

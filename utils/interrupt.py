@@ -1,0 +1,69 @@
+"""Asking a run to stop: a signal is noted, and the run stops where nothing is lost."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from utils.distributed import RANK, any_process
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+received: list[int] = []
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A run was asked to stop; `status` is the exit status that says by what."""
+
+    def __init__(self):
+        # SIGUSR1 is how schedulers announce their SIGTERM.
+        super().__init__()
+        self.status = 130 if signal.SIGINT in received else 143
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted; a second one ends the process at once."""
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        restore()
+        if received:  # what it was to wait for has failed
+            signal.raise_signal(received.pop())
+        raise
+    finally:
+        received.clear()
+        restore()
+
+
+def note(number: int, frame: object) -> None:
+    received.append(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for other in SIGNALS[1:]:
+        signal.signal(other, signal.SIG_DFL)
+    if RANK == 0:
+        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)
+
+
+def asked_anywhere() -> bool:
+    """Tell all processes, each of which must ask, whether a signal was noted in any."""
+    return any_process(bool(received))
+
+
+def stop_if_asked() -> None:
+    """Raise Interrupted if a signal was noted in this process."""
+    if received:
+        raise Interrupted
+
+
+def ignore() -> None:
+    """Leave signals to the parent: for a loader's workers, whom terminals and schedulers send them too."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

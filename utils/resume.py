@@ -1,0 +1,108 @@
+"""Going on with a run: where it stands, what last.pth holds, and how it is taken up again."""
+
+import argparse
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from utils.cli import Parser, UserError
+from utils.distributed import RANK
+
+# A run goes on as it would have with any of these.
+FREE = {"output_dir", "overwrite", "resume", "save_every", "num_workers", "device", "total_epoch"}
+
+
+@dataclass
+class Position:
+    """Where a run stands, beside its network and optimiser.
+
+    epoch: those done. step: those done of the next one; loss_sum, labels: summed over them; seconds: taken.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    labels: float = 0.0
+    seconds: float = 0.0
+
+    def mean_loss(self) -> float:
+        """Return the mean loss per label of the steps done."""
+        return self.loss_sum / self.labels
+
+
+def save_last(folder: Path, checkpoint: dict) -> None:
+    """Write last.pth, and keep the one before as previous.pth."""
+    last, previous = folder / "last.pth", folder / "previous.pth"
+    if last.exists():
+        previous.unlink(missing_ok=True)
+        try:
+            previous.hardlink_to(last)  # so that last.pth is there, whole, at every moment
+        except OSError:  # a file system without links
+            shutil.copyfile(last, previous)
+    save_checkpoint(last, checkpoint)
+
+
+def load_last(folder: Path) -> dict:
+    """Read last.pth of a run, or, if it is damaged, the one before; UserError where there is neither."""
+    last, previous = folder / "last.pth", folder / "previous.pth"
+    if not last.exists() and not previous.exists():
+        raise UserError(f"--resume: {folder} holds no last.pth to go on from; start the run without --resume")
+    try:
+        return load_resumable(last)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        print(f"{error}; going on from {previous}", file=sys.stderr)
+        return load_resumable(previous)
+
+
+def load_resumable(path: Path) -> dict:
+    """Read a checkpoint that main.py wrote to go on from; UserError if it is none."""
+    checkpoint = load_checkpoint(path)
+    if "position" not in checkpoint:
+        raise UserError(f"{path} is no checkpoint that a run can go on from: main.py writes such as last.pth")
+    return checkpoint
+
+
+def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments of the run to go on with; UserError where one is given that would change it."""
+    if args.output_dir is None or args.overwrite:
+        raise UserError("--resume goes on with the run that --output_dir names: add it, without --overwrite")
+    config = load_last(args.output_dir)["config"]
+    old = {name: config[name] for name in vars(args) if name in config and name not in FREE - {"total_epoch"}}
+    parser.set_defaults(**old)
+    args = parser.parse_args()
+    changed = [
+        f"--{name} {getattr(args, name)} (it has {value})"
+        for name, value in old.items()
+        if name not in FREE and str(getattr(args, name)) != str(value)
+    ]
+    if changed:
+        raise UserError(
+            f"the run in {args.output_dir} cannot go on with {', '.join(changed)}: leave that out"
+        )
+    return args
+
+
+def restore_run(
+    folder: Path, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[Position, dict | None, dict | None]:
+    """Load last.pth into model, optimizer and scaler; returns position, last log record and best one."""
+    checkpoint = load_last(folder)
+    load_weights(model, checkpoint["model"], str(folder / "last.pth"))
+    try:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        # Within an epoch batch-norm statistics are each process's own.
+        buffers = checkpoint["buffers"]
+        for buffer, saved in zip(model.buffers(), buffers[RANK % len(buffers)]):
+            buffer.copy_(saved)
+        return Position(**checkpoint["position"]), checkpoint["record"], checkpoint["best"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}/last.pth holds no run to go on with: {error}") from None
