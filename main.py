@@ -133,7 +133,7 @@ def train_one_epoch(
     def note_progress() -> None:
         run.loss_sum, run.labels = distributed.average(totals).tolist()
         run.seconds = time.perf_counter() - started
-        check_loss(run.mean_loss(), run.epoch, args)
+        check_loss(run.mean_loss(), run, args)
 
     with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
         bar.update(run.step * args.batch_size)
@@ -157,7 +157,7 @@ def train_one_epoch(
             run.step += 1
             bar.update(min(args.batch_size, bar.total - bar.n))
             if iteration % 20 == 0:  # reading the loss waits for the device
-                shown = check_loss((loss_sum / labels).item(), run.epoch, args)
+                shown = check_loss((loss_sum / labels).item(), run, args)
                 bar.set_postfix(
                     loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
@@ -170,10 +170,13 @@ def train_one_epoch(
     note_progress()
 
 
-def check_loss(loss: float, epoch: int, args: argparse.Namespace) -> float:
+def check_loss(loss: float, run: Position, args: argparse.Namespace) -> float:
     """Return the loss; UserError if it is not finite."""
     if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} in epoch {epoch + 1}: try a lower --lr than {args.lr}")
+        raise UserError(
+            f"the loss became {loss} by step {run.step} of epoch {run.epoch + 1}: "
+            f"try a lower --lr than {args.lr}"
+        )
     return loss
 
 

@@ -1,0 +1,57 @@
+"""Checkpoints that a disk or a download damaged are told from good ones before they are used."""
+
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.checkpoint import load_checkpoint
+from utils.cli import UserError
+
+
+def flip(content: bytearray, rng: random.Random) -> bytearray:
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return content
+
+
+def cut(content: bytearray, rng: random.Random) -> bytearray:
+    return content[: rng.randrange(len(content))]
+
+
+def scribble(content: bytearray, rng: random.Random) -> bytearray:
+    for _ in range(20):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    return content
+
+
+def splice(content: bytearray, rng: random.Random) -> bytearray:
+    start = rng.randrange(len(content))
+    content[start : start + rng.randrange(50)] = rng.randbytes(rng.randrange(50))
+    return content
+
+
+@pytest.mark.parametrize("damage", [flip, cut, scribble, splice])
+def test_a_damaged_checkpoint_is_told_or_unharmed(tmp_path: Path, damage):
+    whole, damaged = tmp_path / "whole.pth", tmp_path / "damaged.pth"
+    state = {"a": torch.randn(100, 10), "b": torch.arange(5)}
+    torch.save({"model": state, "config": {"lr": 1.0}, "classes": ["a"], "record": {}}, whole)
+    told = 0
+    for seed in range(300):
+        damaged.write_bytes(damage(bytearray(whole.read_bytes()), random.Random(seed)))
+        try:
+            checkpoint = load_checkpoint(damaged)
+        except UserError as error:
+            told += "damaged.pth" in str(error)
+        else:  # the damage hit what nothing reads, such as padding
+            assert all(torch.equal(checkpoint["model"][name], state[name]) for name in state)
+            assert checkpoint["config"] == {"lr": 1.0}
+    assert told > 250
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(10**7))
+    with pytest.raises(UserError, match="compressed"):
+        load_checkpoint(tmp_path / "bomb.pth")
