@@ -4,6 +4,7 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 """
 
 import argparse
+import contextlib
 import math
 import shlex
 import sys
@@ -29,7 +30,7 @@ from utils.label_files import class_names
 from utils.losses import bce_loss
 from utils.progress import progress
 from utils.resume import Position, arguments_of_run, restore_run, save_last
-from utils.run_folder import check_run, log_epoch, make_run, remove_if_empty
+from utils.run_folder import check_run, log_epoch, make_run, remove_if_empty, remove_parts
 from utils.schedule import learning_rate
 
 
@@ -54,8 +55,11 @@ def main() -> None:
     config["processes"] = distributed.WORLD_SIZE
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
     folder = args.output_dir
-    if distributed.RANK == 0 and not args.resume:
-        folder = make_run(args.output_dir, run_name(args))
+    if distributed.RANK == 0:
+        if args.resume:
+            remove_parts(folder)
+        else:
+            folder = make_run(args.output_dir, run_name(args), args.overwrite)
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
@@ -64,6 +68,7 @@ def main() -> None:
         if distributed.RANK == 0:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "buffers": buffers}
             save_last(folder, describe() | state | {"position": vars(run), "best": best})
+        distributed.any_process(False)  # nobody goes on, or leaves, before it is written
 
     def describe() -> dict:
         return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
@@ -95,13 +100,18 @@ def main() -> None:
                 run = Position(epoch=run.epoch + 1)
                 save()
     except interrupt.Interrupted as stop:
-        go_on = shlex.join(["python", "main.py", "--resume", "--output_dir", str(folder)])
-        print(f"stopped after step {run.step} of epoch {run.epoch + 1}; go on with: {go_on}")
+        launcher = "python" if distributed.WORLD_SIZE == 1 else "torchrun, as before, and"
+        go_on = shlex.join(["main.py", "--resume", "--output_dir", str(folder)])
+        with contextlib.suppress(OSError):  # whoever read this may have had the same signal
+            print(
+                f"stopped at step {run.step} of epoch {run.epoch + 1}; go on with: {launcher} {go_on}",
+                flush=True,
+            )
         sys.exit(stop.status)
     finally:
         remove_if_empty(folder)
 
-    print(f"\nbest epoch: {best['epoch']} of {args.total_epoch}")
+    print(f"\nbest epoch: {best['epoch']} of {run.epoch}")
     print(format_report(best, classes, test_loader.dataset.positives()))
     validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{folder}/best.pth"]
     print(f"\nvalidate it with: {shlex.join(validate)}")
@@ -136,7 +146,7 @@ def train_one_epoch(
         check_loss(run.mean_loss(), run, args)
 
     with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
-        bar.update(run.step * args.batch_size)
+        bar.update(min(run.step * args.batch_size, bar.total))
         for images, targets, _ in loader:
             iteration = run.epoch * len(loader) + run.step
             for group in optimizer.param_groups:
@@ -217,17 +227,23 @@ def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
     """
     torch.manual_seed(args.seed)
     model = ResNet_CSRA(args.num_heads, args.lam, args.num_cls, depth=int(args.model.removeprefix("resnet")))
+    if not args.resume:  # whose own weights follow
+        load_backbone(model, args)
+    if args.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.compile:
+        model.compile()
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def load_backbone(model: ResNet_CSRA, args: argparse.Namespace) -> None:
+    """Load the backbone's ImageNet or --cutmix weights, if asked for."""
     if args.cutmix:
         weights = load_checkpoint(args.cutmix)["model"]
         load_weights(model, weights, f"--cutmix {args.cutmix} for {args.model}", backbone_only=True)
     elif args.pretrained == "imagenet":
         weights = distributed.first_process_first(lambda: imagenet_weights(args.model))
         load_weights(model, weights, "ImageNet weights", backbone_only=True)
-    if args.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if args.compile:
-        model.compile()
-    return model.to(device, memory_format=torch.channels_last)
 
 
 def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:

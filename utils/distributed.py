@@ -67,7 +67,7 @@ def average_buffers(model: nn.Module) -> None:
     """Average the batch-norm statistics over the processes, so that all evaluate and save one model."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            buffer.copy_(average(buffer))
+            buffer.copy_(average(buffer.double()))  # exact where all are equal, as after a resume
 
 
 def gather(value: Any) -> list:

@@ -1,11 +1,12 @@
 """Asking a run to stop: a signal is noted, and the run stops where nothing is lost."""
 
+import contextlib
+import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-from utils.distributed import RANK, any_process
+from utils.cli import UserError
+from utils.distributed import RANK, WORLD_SIZE, any_process
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 received: list[int] = []
@@ -20,9 +21,12 @@ class Interrupted(Exception):  # noqa: N818
         self.status = 130 if signal.SIGINT in received else 143
 
 
-@contextmanager
+@contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted; a second one ends the process at once."""
+    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted; a second one ends the process at once.
+
+    Of several processes, which torchrun tells again what the system told them already, a second one does not.
+    """
     before = {number: signal.signal(number, note) for number in SIGNALS}
 
     def restore() -> None:
@@ -31,11 +35,11 @@ def listening() -> Iterator[None]:
 
     try:
         yield
-    except Interrupted:
+    except (Interrupted, UserError, OSError):
         raise
     except Exception:
         restore()
-        if received:  # what it was to wait for has failed
+        if received and WORLD_SIZE > 1:  # the others are gone: there is no step to finish
             signal.raise_signal(received.pop())
         raise
     finally:
@@ -44,12 +48,14 @@ def listening() -> Iterator[None]:
 
 
 def note(number: int, frame: object) -> None:
+    if not received and RANK == 0:
+        with contextlib.suppress(OSError):  # whoever read it may have had the same signal
+            os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving\n".encode())
     received.append(number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for other in SIGNALS[1:]:
-        signal.signal(other, signal.SIG_DFL)
-    if RANK == 0:
-        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)
+    if WORLD_SIZE == 1:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for other in SIGNALS[1:]:
+            signal.signal(other, signal.SIG_DFL)
 
 
 def asked_anywhere() -> bool:

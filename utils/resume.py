@@ -1,6 +1,7 @@
 """Going on with a run: where it stands, what last.pth holds, and how it is taken up again."""
 
 import argparse
+import functools
 import shutil
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from torch.optim import Optimizer
 
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError
-from utils.distributed import RANK
+from utils.distributed import RANK, WORLD_SIZE
 
-# A run goes on as it would have with any of these.
-FREE = {"output_dir", "overwrite", "resume", "save_every", "num_workers", "device", "total_epoch"}
+OWN = {"output_dir", "overwrite", "resume"}  # options of the command, the others being of the run
+FREE = {"save_every", "num_workers", "device", "total_epoch"}  # with these, too, it goes on as it would have
 
 
 @dataclass
@@ -48,8 +49,12 @@ def save_last(folder: Path, checkpoint: dict) -> None:
     save_checkpoint(last, checkpoint)
 
 
+@functools.lru_cache(1)
 def load_last(folder: Path) -> dict:
-    """Read last.pth of a run, or, if it is damaged, the one before; UserError where there is neither."""
+    """Read last.pth of a run, or, if it is damaged, the one before; UserError where there is neither.
+
+    Kept until `restore_run` has used it: the arguments are read first.
+    """
     last, previous = folder / "last.pth", folder / "previous.pth"
     if not last.exists() and not previous.exists():
         raise UserError(f"--resume: {folder} holds no last.pth to go on from; start the run without --resume")
@@ -58,8 +63,12 @@ def load_last(folder: Path) -> dict:
     except UserError as error:
         if not previous.exists():
             raise
-        print(f"{error}; going on from {previous}", file=sys.stderr)
-        return load_resumable(previous)
+        checkpoint = load_resumable(previous)
+        if RANK == 0:
+            print(f"{error}; going on from {previous}", file=sys.stderr)
+            if last.exists():  # out of the way, lest the next save keep it as the one before
+                last.rename(folder / "damaged.pth")
+        return checkpoint
 
 
 def load_resumable(path: Path) -> dict:
@@ -74,10 +83,16 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
     """Return the arguments of the run to go on with; UserError where one is given that would change it."""
     if args.output_dir is None or args.overwrite:
         raise UserError("--resume goes on with the run that --output_dir names: add it, without --overwrite")
+    load_last.cache_clear()
     config = load_last(args.output_dir)["config"]
-    old = {name: config[name] for name in vars(args) if name in config and name not in FREE - {"total_epoch"}}
+    old = {name: config[name] for name in vars(args) if name in config and name not in OWN}
     parser.set_defaults(**old)
     args = parser.parse_args()
+    if config.get("processes") != WORLD_SIZE:
+        raise UserError(
+            f"the run in {args.output_dir} has {config.get('processes')} processes and cannot go on with "
+            f"{WORLD_SIZE}: start it with torchrun as before"
+        )
     changed = [
         f"--{name} {getattr(args, name)} (it has {value})"
         for name, value in old.items()
@@ -95,14 +110,14 @@ def restore_run(
 ) -> tuple[Position, dict | None, dict | None]:
     """Load last.pth into model, optimizer and scaler; returns position, last log record and best one."""
     checkpoint = load_last(folder)
+    load_last.cache_clear()
     load_weights(model, checkpoint["model"], str(folder / "last.pth"))
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
         # Within an epoch batch-norm statistics are each process's own.
-        buffers = checkpoint["buffers"]
-        for buffer, saved in zip(model.buffers(), buffers[RANK % len(buffers)]):
+        for buffer, saved in zip(model.buffers(), checkpoint["buffers"][RANK]):
             buffer.copy_(saved)
         return Position(**checkpoint["position"]), checkpoint["record"], checkpoint["best"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}/last.pth holds no run to go on with: {error}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.cli import UserError
 from utils.files import check_folder, plain, whole_file
 
-RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth")
+RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth")
 
 
 def check_run(output_dir: Path | None, overwrite: bool) -> None:
@@ -21,15 +21,16 @@ def check_run(output_dir: Path | None, overwrite: bool) -> None:
         )
 
 
-def make_run(output_dir: Path | None, name: str) -> Path:
+def make_run(output_dir: Path | None, name: str, overwrite: bool) -> Path:
     """Make the folder of a new run: output_dir, or a new checkpoint/<name>, or <name>-2, … if that is taken.
 
-    What output_dir holds of an earlier run is deleted: it was to be replaced.
+    overwrite: delete what output_dir holds of an earlier run.
     """
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for file in RUN_FILES:
+        for file in RUN_FILES if overwrite else ():
             (output_dir / file).unlink(missing_ok=True)
+        remove_parts(output_dir)
         return output_dir
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
         folder = Path("checkpoint", name + suffix)
@@ -38,6 +39,13 @@ def make_run(output_dir: Path | None, name: str) -> Path:
             return folder
         except FileExistsError:
             continue
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the files that a killed run was writing."""
+    for file in RUN_FILES:
+        for part in folder.glob(f".{file}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def remove_if_empty(folder: Path | None) -> None:
