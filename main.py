@@ -167,7 +167,7 @@ def train_one_epoch(
             run.step += 1
             bar.update(min(args.batch_size, bar.total - bar.n))
             if iteration % 20 == 0:  # reading the loss waits for the device
-                shown = check_loss((loss_sum / labels).item(), run, args)
+                shown = check_loss((loss_sum / labels.clamp(min=1)).item(), run, args)
                 bar.set_postfix(
                     loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
