@@ -63,15 +63,15 @@ def main() -> None:
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
+    def describe() -> dict:
+        return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
+
     def save() -> None:
         buffers = distributed.gather([buffer.cpu() for buffer in model.buffers()])
         if distributed.RANK == 0:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "buffers": buffers}
             save_last(folder, describe() | state | {"position": vars(run), "best": best})
         distributed.any_process(False)  # nobody goes on, or leaves, before it is written
-
-    def describe() -> dict:
-        return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
 
     if run.epoch >= args.total_epoch:
         print(f"this run is finished: its {run.epoch} epochs are done")
@@ -206,7 +206,7 @@ def make_loaders(
         distributed.first_process_first(make_missing_shapes)
     train_set = load_split(spec, "train", args.img_size, seed=args.seed)
     test_set = load_split(spec, "test", args.img_size)
-    # Small batches of evaluation: each process takes whole ones, and few images are left over at the end.
+    # Processes evaluate whole batches, not shares: small ones fit each GPU, however large the training batch.
     return (
         make_loader(train_set, args.batch_size, args.num_workers, device),
         make_loader(test_set, min(args.batch_size, 16), args.num_workers, device),

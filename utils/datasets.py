@@ -196,7 +196,7 @@ class EpochBatches(Sampler):
 def make_loader(
     dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
 ) -> DataLoader:
-    """Batch a data set, shuffled where it has a seed; set `loader.batch_sampler.epoch` before each epoch."""
+    """Batch a data set, shuffled where it has a seed; set `loader.batch_sampler` to the epoch before each."""
     return DataLoader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed),
@@ -204,13 +204,8 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=interrupt.leave_to_parent,
     )
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """Have a worker ignore the signals that a terminal and schedulers send to it as to its parent."""
-    interrupt.ignore()
 
 
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,7 +69,7 @@ def stop_if_asked() -> None:
         raise Interrupted
 
 
-def ignore() -> None:
-    """Leave signals to the parent: for a loader's workers, whom terminals and schedulers send them too."""
+def leave_to_parent(worker: int) -> None:
+    """Have a loader's worker ignore the signals that terminals and schedulers send to it as to its parent."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
