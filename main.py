@@ -20,7 +20,13 @@ from torch.utils.data import DataLoader
 from pipeline.csra import TEMPERATURES
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
 from utils import distributed, interrupt, prepare_shapes
-from utils.checkpoint import imagenet_weights, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import (
+    first_not_finite,
+    imagenet_weights,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
 from utils.device import autocast, check_compiler, choose_device
@@ -30,7 +36,7 @@ from utils.label_files import class_names
 from utils.losses import bce_loss
 from utils.progress import progress
 from utils.resume import Position, arguments_of_run, restore_run, save_last
-from utils.run_folder import check_run, log_epoch, make_run, remove_if_empty, remove_parts
+from utils.run_folder import check_run, log_epoch, make_run, read_log, remove_if_empty, remove_parts
 from utils.schedule import learning_rate
 
 
@@ -54,12 +60,13 @@ def main() -> None:
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     config["processes"] = distributed.WORLD_SIZE
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
-    folder = args.output_dir
     if distributed.RANK == 0:
         if args.resume:
-            remove_parts(folder)
+            read_log(args.output_dir)  # a malformed one is told now, not after an epoch
+            remove_parts(args.output_dir)
         else:
-            folder = make_run(args.output_dir, run_name(args), args.overwrite)
+            args.output_dir = make_run(args.output_dir, run_name(args), args.overwrite)
+    folder = args.output_dir = distributed.gather(args.output_dir)[0]
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
@@ -67,6 +74,8 @@ def main() -> None:
         return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
 
     def save() -> None:
+        if broken := first_not_finite(model.state_dict()):
+            raise diverged(f"the weights of {broken} became NaN or infinite", run, optimizer, args)
         buffers = distributed.gather([buffer.cpu() for buffer in model.buffers()])
         if distributed.RANK == 0:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "buffers": buffers}
@@ -143,7 +152,7 @@ def train_one_epoch(
     def note_progress() -> None:
         run.loss_sum, run.labels = distributed.average(totals).tolist()
         run.seconds = time.perf_counter() - started
-        check_loss(run.mean_loss(), run, args)
+        check_loss(run.mean_loss(), run, optimizer, args)
 
     with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
         bar.update(min(run.step * args.batch_size, bar.total))
@@ -167,7 +176,7 @@ def train_one_epoch(
             run.step += 1
             bar.update(min(args.batch_size, bar.total - bar.n))
             if iteration % 20 == 0:  # reading the loss waits for the device
-                shown = check_loss((loss_sum / labels.clamp(min=1)).item(), run, args)
+                shown = check_loss((loss_sum / labels.clamp(min=1)).item(), run, optimizer, args)
                 bar.set_postfix(
                     loss=f"{shown:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2g}", refresh=False
                 )
@@ -180,14 +189,23 @@ def train_one_epoch(
     note_progress()
 
 
-def check_loss(loss: float, run: Position, args: argparse.Namespace) -> float:
+def check_loss(loss: float, run: Position, optimizer: Optimizer, args: argparse.Namespace) -> float:
     """Return the loss; UserError if it is not finite."""
     if not math.isfinite(loss):
-        raise UserError(
-            f"the loss became {loss} by step {run.step} of epoch {run.epoch + 1}: "
-            f"try a lower --lr than {args.lr}"
-        )
+        raise diverged(f"the loss became {loss}", run, optimizer, args)
     return loss
+
+
+def diverged(what: str, run: Position, optimizer: Optimizer, args: argparse.Namespace) -> UserError:
+    """Return the error that says what diverged where, what to try, and where the run before it is kept."""
+    lr = optimizer.param_groups[0]["lr"]
+    advice = f"try a lower --lr than {args.lr:g}"
+    if args.amp == "fp16":
+        advice += ", or --amp bf16"
+    elif run.epoch == 0 and args.warmup_epoch == 0:
+        advice += ", or leave out --warmup_epoch 0"
+    kept = "; best.pth and last.pth are from before it" if (args.output_dir / "best.pth").exists() else ""
+    return UserError(f"{what} by step {run.step} of epoch {run.epoch + 1}, at lr {lr:.2g}: {advice}{kept}")
 
 
 def check_options(args: argparse.Namespace, device: torch.device) -> None:
@@ -204,8 +222,8 @@ def make_loaders(
     """Return the loaders of the training and test images, making the built-in data set on its first use."""
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
-    train_set = load_split(spec, "train", args.img_size, seed=args.seed)
-    test_set = load_split(spec, "test", args.img_size)
+    train_set = load_split(spec, "train", args.img_size, args.seed, args.max_pixels)
+    test_set = load_split(spec, "test", args.img_size, max_pixels=args.max_pixels)
     # Processes evaluate whole batches, not shares: small ones fit each GPU, however large the training batch.
     return (
         make_loader(train_set, args.batch_size, args.num_workers, device),
@@ -266,7 +284,7 @@ def run_name(args: argparse.Namespace) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse and check the arguments; those left out get the data set's own defaults."""
+    """Parse and check the arguments, those of --resume being the run's."""
     parser = Parser(description="Train CSRA. The defaults are the recipe of the paper.")
     own = "[default: the data set's]"
 
@@ -333,9 +351,17 @@ def parse_args() -> argparse.Namespace:
         help="save after so many steps too [default: after each epoch, and when a signal asks to stop]",
     )
     args = parser.parse_args()
-    if args.resume:
-        args = arguments_of_run(parser, args)
+    if not args.resume:
+        return complete(args)
+    args = arguments_of_run(parser, args)
+    try:
+        return complete(args)
+    except UserError as error:
+        raise UserError(f"the run of {args.output_dir}/last.pth cannot go on: {error}") from None
 
+
+def complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Give the arguments left out the data set's own defaults; UserError where some do not go together."""
     spec = dataset_spec(args.dataset)
     for name in ("model", "img_size", "total_epoch", "decay_step"):
         if getattr(args, name) is None:

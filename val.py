@@ -40,7 +40,7 @@ def main() -> None:
         check_compiler(device)
         model.compile()
     model.to(device, memory_format=torch.channels_last)
-    dataset = load_split(spec, args.split, args.img_size)
+    dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
     print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
     print(f"{len(dataset)} images, on {device}")
@@ -84,10 +84,11 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
                 f"{', '.join(f'{n} {v}' for n, v in held.items())}; leave the option out"
             )
         setattr(args, name, value)
-    if held["num_cls"] != len(classes) or checkpoint.get("classes", classes) != classes:
-        names = str(checkpoint.get("classes", "names unknown"))[:100]
+    names = checkpoint.get("classes", classes)
+    if held["num_cls"] != len(classes) or names != classes:
+        first = next((f", first {a} for {b}" for a, b in zip(names, classes) if a != b), "")
         raise UserError(
-            f"{args.load_from} holds {held['num_cls']} classes ({names}), --dataset {args.dataset} has "
+            f"{args.load_from} holds {held['num_cls']} classes{first}, --dataset {args.dataset} has "
             f"{len(classes)}: name the data set it was trained for"
         )
     if args.lam is None:

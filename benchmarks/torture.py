@@ -1,6 +1,6 @@
 """Kill training runs at random moments, resume them, and compare with a run that nothing disturbed.
 
-python benchmarks/torture.py [--rounds 100] [--seed 0]
+python benchmarks/torture.py [--rounds 100] [--fuzz 1000] [--seed 0]
 """
 
 import argparse
@@ -30,13 +30,33 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def main() -> None:
     args = parse_args()
+    if args.fuzz:
+        fuzz_parsers(args.fuzz, args.seed)
+    if args.rounds:
+        torture_runs(args.rounds, args.seed)
+
+
+def fuzz_parsers(count: int, seed: int) -> None:
+    """Feed every parser of outside data so many malformed files, and print what became of them."""
+    try:
+        from benchmarks.fuzz import PARSERS, fuzz
+    except ImportError as error:
+        raise UserError(f"--fuzz needs {error.name}: pip install -r requirements-dev.txt") from None
+    for name in PARSERS:
+        with tempfile.TemporaryDirectory() as folder:
+            refused, taken = fuzz(name, Path(folder), count, seed)
+        print(f"{name:16} {refused:6} refused in one line each, {taken:6} taken", flush=True)
+
+
+def torture_runs(rounds: int, seed: int) -> None:
+    """Interrupt runs at least so many times; UserError where one is lost, damaged or ends otherwise."""
     with tempfile.TemporaryDirectory() as name:
-        folder, rng = Path(name), random.Random(args.seed)
+        folder, rng = Path(name), random.Random(seed)
         undisturbed, tortured = folder / "undisturbed", folder / "tortured"
         script("utils/prepare_shapes.py", "--num_train", "40", "--num_test", "10", cwd=folder)
         script("main.py", *OPTIONS, "--output_dir", str(undisturbed), cwd=folder)
         interruptions = runs = 0
-        while interruptions < args.rounds:
+        while interruptions < rounds:
             shutil.rmtree(tortured, ignore_errors=True)
             BEGUN.discard(tortured)
             while not run_until(tortured, folder, seconds=rng.uniform(3, 9), file_size=None):
@@ -48,13 +68,23 @@ def main() -> None:
                     check(tortured)
             compare(undisturbed, tortured)
             runs += 1
-            print(f"{interruptions} interruptions of {runs} runs: none lost, nothing damaged, same weights")
+            print(
+                f"{interruptions} interruptions of {runs} runs: none lost, nothing damaged, same weights",
+                flush=True,
+            )
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Kill training runs at random, resume them, compare with an undisturbed one.")
     parser.add_argument(
-        "--rounds", type=number(int, 1), default=100, help="least number of kills [default: %(default)s]"
+        "--rounds", type=number(int, 0), default=100, help="least number of kills [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--fuzz",
+        type=number(int, 0),
+        default=0,
+        metavar="COUNT",
+        help="first feed every parser so many malformed files [default: none]",
     )
     parser.add_argument(
         "--seed", type=number(int, 0), default=0, help="of the random moments [default: %(default)s]"

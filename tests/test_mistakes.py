@@ -1,6 +1,10 @@
 """Mistakes end in one line that names the value or file, and leave nothing behind."""
 
 import math
+import multiprocessing
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ import torchvision
 import main
 import val
 from conftest import OWN, SHAPES, TINY, make_own
+from utils.checkpoint import load_checkpoint
+
+RUN = ["--output_dir", "run"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,7 @@ def test_val_refuses_flags_that_differ_from_the_file(trained, shapes, fails):
     refused("--num_heads", 4, says=["--num_heads 4", "num_heads 1"])
     refused("--num_cls", 20, says=["--num_cls 20", "num_cls 8"])
     refused("--model", "resnet50", says=["--model resnet50", "model resnet18"])
-    refused("--dataset", "voc07", says=["8 classes", "voc07 has 20"])
+    refused("--dataset", "voc07", says=["8 classes", "first circle for aeroplane", "voc07 has 20"])
     fails(val, *SHAPES, says=["--load_from"])
 
 
@@ -91,9 +98,11 @@ def test_val_refuses_files_that_are_no_checkpoint_of_this_model(trained, shapes,
     path.mkdir()
     refused("is a folder")
     path.rmdir()
-    for content in (b"", b"<html>quota exceeded</html>", (trained / "best.pth").read_bytes()[:5000]):
+    for content in (b"", (trained / "best.pth").read_bytes()[:5000]):
         path.write_bytes(content)
         refused("not a checkpoint")
+    path.write_bytes(b"\n<!DOCTYPE html><html>Google Drive - Quota exceeded")
+    refused("a web page", "download it again")
     for content, says in (
         (Evil(), "not a checkpoint"),
         ([1, 2], "holds a list"),
@@ -103,12 +112,14 @@ def test_val_refuses_files_that_are_no_checkpoint_of_this_model(trained, shapes,
         ({k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, "lacks layer2.0.conv1.weight"),
         ({**state, "head.weight": torch.zeros(1)}, "also holds head.weight"),
         ({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight has shape (64, 1, 7, 7)"),
+        ({**state, "conv1.weight": state["conv1.weight"].long()}, "conv1.weight has type torch.int64"),
+        ({**state, "conv1.weight": state["conv1.weight"] * math.nan}, "conv1.weight holds NaN"),
+        ({**state, "conv1.weight": state["conv1.weight"] * math.inf}, "conv1.weight holds NaN or infinite"),
+        ({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, "no state dict"),
     ):
         torch.save(content, path)
         refused(says)
     assert not Path("ran").exists()
-    torch.save({**state, "conv1.weight": state["conv1.weight"] * math.nan}, path)
-    fails(val, *SHAPES, "--load_from", path, says=["NaN"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -126,5 +137,67 @@ def test_a_loss_that_is_not_finite_ends_the_run(shapes, command, tmp_path):
     arguments = ["--dataset", "shapes", *TINY, "--warmup_epoch", 0, "--output_dir", tmp_path / "run"]
     result = command(main, *arguments, "--lr", 1e18)
     assert result.status == 2
-    assert "epoch 1: try a lower --lr" in result.err
+    assert "by step 2 of epoch 1, at lr 1e+18: try a lower --lr than 1e+18, or leave out" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp_path):
+    folder = tmp_path / "run"
+    options = ["--dataset", "shapes", *TINY, "--save_every", 1, "--total_epoch", 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "learning_rate", lambda base, iteration, *rest: 1e39 if iteration > 1 else base)
+        result = command(main, *options, "--output_dir", folder)
+    assert result.status == 2
+    assert (
+        "became NaN or infinite by step 1 of epoch 2, at lr 1e+39: try a lower --lr than 0.01; best.pth"
+        in result.err
+    )
+    assert load_checkpoint(folder / "last.pth")["position"]["epoch"] == 1
+    assert command(main, "--resume", "--output_dir", folder).status == 0
+
+
+def test_a_worker_that_the_system_kills_is_said(workdir, fails, monkeypatch):
+    make_own(workdir)
+
+    def killed(*args) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("utils.datasets.load_image", killed)
+    fails(
+        main,
+        *OWN,
+        *TINY,
+        *RUN,
+        "--num_workers",
+        1,
+        says=["worker (pid", "memory", "--num_workers"],
+    )
+    assert not multiprocessing.active_children()
+
+
+def test_memory_that_runs_out_is_said(workdir, fails, monkeypatch):
+    make_own(workdir)
+
+    def greedy(*args) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB. GPU 0 has")
+
+    monkeypatch.setattr(main, "to_float", greedy)
+    fails(main, *OWN, *TINY, *RUN, says=["memory ran out (CUDA out of memory): use a smaller --batch_size"])
+
+
+def test_an_image_larger_than_allowed_is_refused(workdir, fails):
+    make_own(workdir)
+    fails(main, *OWN, *TINY, *RUN, "--max_pixels", 2999, says=[".png", "60 x 50", "--max_pixels 2999"])
+
+
+def test_a_folder_that_takes_no_files(shapes, fails, trained):
+    fails(main, "--dataset", "shapes", *TINY, "--output_dir", "/proc/run", says=["--output_dir", "/proc"])
+    out = ["--load_from", trained / "best.pth", "--out", "/proc/results.json"]
+    fails(val, *SHAPES, *out, says=["--out", "/proc"])
+
+
+def test_a_malformed_log_is_told_before_a_run_goes_on(trained, shapes, fails, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    with open(tmp_path / "run" / "log.jsonl", "a") as file:
+        file.write('{"epoch": ')
+    fails(main, "--resume", "--output_dir", tmp_path / "run", says=["log.jsonl, line 3", "delete the line"])

@@ -116,15 +116,19 @@ def test_voc_errors(workdir, fails):
         (good.replace("<difficult>0", "<difficult>yes"), "'yes'"),
         ('<?xml version="1.0" encoding="gbk"?>' + good, "not valid XML"),
         ('<?xml version="1.0" encoding="foo"?>' + good, "not valid XML"),
+        ('<!DOCTYPE a [<!ENTITY b "dog">]>' + good.replace("dog", "&b;"), "document type"),
+        ("<annotation>" + "<object>" * 200_000 + "</object>" * 200_000 + "</annotation>", "''"),
         ("<html></html>", "<html>"),
     ):
         annotation.write_text(content)
         refused("000005.xml", says)
     annotation.unlink()
-    refused("000005.xml")
+    refused("000005.xml", "missing")
     annotation.write_text(good)
     (voc / "JPEGImages" / "000012.jpg").unlink()
     refused("000012.jpg", "missing")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("../Annotations/000005\n")
+    refused("train.txt", "leads out of JPEGImages/")
     (voc / "ImageSets" / "Main" / "train.txt").write_text("\n")
     refused("train.txt", "no images")
     (voc / "ImageSets" / "Main" / "val.txt").unlink()
@@ -132,6 +136,38 @@ def test_voc_errors(workdir, fails):
     refused("train.txt")
     fails(prepare_voc, "--data_path", "elsewhere", says=["elsewhere/VOC2007", "--download"])
     fails(prepare_voc, "--data_path", "elsewhere", "--download", says=["elsewhere", "VOCdevkit"])
+
+
+def test_a_data_set_of_odd_names_and_line_ends(workdir, command):
+    voc = make_voc(workdir / "Bilder von früher 猫")
+    for path in (voc / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("><", ">\r\n<"), encoding="utf-8-sig", newline="")
+    for path in (voc / "ImageSets" / "Main").iterdir():
+        path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    (voc / "JPEGImages").rename(workdir / "images")
+    (voc / "JPEGImages").symlink_to(workdir / "images")
+    result = command(prepare_voc, "--data_path", "Bilder von früher 猫/VOCdevkit", "--verify")
+    assert result.status == 0, result.err
+    assert "decoded 5 images, 0 of them bad" in result.out
+    dataset = load_split(DATASETS["voc07"], "train", 32)
+    assert dataset.positives() == target("voc07", 0, dog=1, car=1)
+    assert dataset[0, 0, True][0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("preparer", [prepare_voc, prepare_coco])
+def test_verify_lists_the_images_that_are_bad(workdir, command, preparer):
+    make_voc(workdir)
+    make_coco(workdir)
+    options = ["--data_path", "VOCdevkit" if preparer is prepare_voc else "COCO2014"]
+    paths = sorted(Path(options[1]).rglob("*.jpg"))
+    for bad in (paths[0], paths[-1]):
+        bad.write_bytes(bad.read_bytes()[:200])
+    result = command(preparer, *options, "--verify")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"2 of {3 if preparer is prepare_coco else 5} images are bad, first {paths[0]}" in result.err
+    assert all(f"{bad} cannot be read as an image" in result.out for bad in (paths[0], paths[-1]))
+    assert not Path("data").exists()
+    assert command(preparer, *options).status == 0
 
 
 def test_voc_download_is_torchvisions(workdir, command, fails, monkeypatch):
@@ -197,6 +233,12 @@ def test_coco_errors(workdir, fails):
     refused(json.dumps({**good, "categories": good["categories"][1:]}), "'toothbrush'")
     unknown = [{**item, "category_id": 1000} for item in good["annotations"]]
     refused(json.dumps({**good, "annotations": unknown}), "1000")
+    unknown = [{**item, "image_id": 1000} for item in good["annotations"]]
+    refused(json.dumps({**good, "annotations": unknown}), "image_id 1000")
+    refused(json.dumps({**good, "images": good["images"] * 2}), "the id 5 stands twice")
+    refused(json.dumps({**good, "categories": good["categories"] * 2}), "stands twice in its categories")
+    outside = [{**item, "file_name": f"../train2014/{item['file_name']}"} for item in good["images"]]
+    refused(json.dumps({**good, "images": outside}), "../train2014/000000000005.jpg", "leads out")
     (coco / "images" / "val2014" / "000000000005.jpg").unlink()
     refused(json.dumps(good), "000000000005.jpg", "missing")
     path.unlink()

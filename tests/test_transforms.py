@@ -136,3 +136,29 @@ def test_an_unreadable_image_is_named(tmp_path):
             load_image(str(tmp_path / name))
     with pytest.raises(UserError, match="gone.jpg is missing"):
         load_image(str(tmp_path / "gone.jpg"))
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(UserError, match=r"folder.jpg.*directory"):
+        load_image(str(tmp_path / "folder.jpg"))
+
+
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.gif"])
+def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, name):
+    path = tmp_path / name
+    Image.new("1", (20000, 10000)).save(path)
+    assert path.stat().st_size < 1e6
+    with pytest.raises(UserError, match=r"bomb.*20000 x 10000 pixels are above --max_pixels 100000000"):
+        load_image(str(path), max_pixels=10**8)
+
+
+def test_a_program_is_no_image(tmp_path):
+    photo().save(tmp_path / "a.eps")  # PostScript, for which Pillow would start an interpreter
+    with pytest.raises(UserError, match="a.eps cannot be read"):
+        load_image(str(tmp_path / "a.eps"))
+
+
+def test_a_wrong_extension_is_no_matter_and_of_an_animation_the_first_picture_counts(tmp_path):
+    first, second = photo("P"), photo("P").rotate(180)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    (tmp_path / "a.gif").rename(tmp_path / "a.jpg")
+    expected = torch.from_numpy(np.array(first.convert("RGB"))).permute(2, 0, 1)
+    assert (load_image(str(tmp_path / "a.jpg")).int() - expected.int()).abs().max() <= 1

@@ -1,9 +1,11 @@
 """Checkpoint files: written whole, read without running anything in them, and told from what is none."""
 
+import argparse
 import contextlib
 import io
 import os
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from utils.cli import UserError
+from utils.cli import UserError, number
 from utils.files import whole_file
 
 
@@ -35,9 +37,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else 'there is no such file'}"
         )
+    check_page(path)
     check_intact(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # a tensor of a kind that is no weight is told below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no exception of its own: what it raises depends on the bytes
         raise UserError(
             f"{path} is not a checkpoint that can be read safely ({type(error).__name__}): "
@@ -47,10 +51,51 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     nested = (checkpoint.get(key) for key in ("model", "state_dict"))
     state_dict = next((value for value in nested if isinstance(value, dict)), checkpoint)
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()):
+    if not all(isinstance(k, str) and is_plain(v) for k, v in state_dict.items()):
         raise UserError(f"{path} holds no state dict, which is names and tensors")
-    own = checkpoint if {"config", "classes", "record"} <= checkpoint.keys() else {"config": {}}
+    own = {"config": {}}
+    if {"config", "classes", "record"} <= checkpoint.keys():
+        own = checkpoint
+        check_own(checkpoint, path)
     return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor of numbers in memory: not sparse, not quantized, not without data."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def check_own(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the options and names beside the weights are not such as main.py writes."""
+    config, classes = checkpoint["config"], checkpoint["classes"]
+    if not isinstance(config, dict) or not all(
+        isinstance(name, str) and isinstance(value, str | int | float | None)
+        for name, value in config.items()
+    ):
+        raise UserError(f"{path} is damaged: its config holds no options")
+    for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
+        try:
+            parse(str(config.get(option)))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
+    if not isinstance(classes, list) or not all(isinstance(n, str) and n.isprintable() for n in classes):
+        raise UserError(f"{path} is damaged: its classes are not names")
+
+
+def check_page(path: Path) -> None:
+    """Raise UserError where a web page was saved in a checkpoint's place."""
+    with open(path, "rb") as file:
+        start = file.read(500).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        raise UserError(
+            f"{path} is a web page, not a checkpoint, as a failed download leaves (Google Drive's warning or "
+            "quota page): download it again in a browser"
+        )
 
 
 def check_intact(path: Path) -> None:
@@ -91,7 +136,19 @@ def load_weights(
         shape, wanted_shape = tuple(state_dict[key].shape), tuple(wanted[key].shape)
         if shape != wanted_shape:
             raise UserError(f"{source}: {key} has shape {shape}, the model wants {wanted_shape}")
+        if state_dict[key].is_floating_point() != wanted[key].is_floating_point():
+            raise UserError(f"{source}: {key} has type {state_dict[key].dtype}, not {wanted[key].dtype}")
+    broken = first_not_finite({key: state_dict[key] for key in wanted.keys() & state_dict.keys()})
+    if broken:
+        raise UserError(
+            f"{source}: {broken} holds NaN or infinite values: the training that made it diverged"
+        )
     model.load_state_dict({k: v for k, v in state_dict.items() if k in wanted}, strict=False)
+
+
+def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinite values, None if there is none."""
+    return next((key for key in sorted(state_dict) if not state_dict[key].isfinite().all()), None)
 
 
 def imagenet_weights(model_name: str) -> dict[str, Tensor]:

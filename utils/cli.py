@@ -67,7 +67,18 @@ def add_data_arguments(parser: Parser, otherwise: str, batch: str) -> argparse._
         default=default_workers(),
         help="processes that load images [default: one per CPU core, at most 8; torchrun's share the cores]",
     )
+    add_max_pixels(group)
     return group
+
+
+def add_max_pixels(group: argparse._ArgumentGroup) -> None:
+    """Add the option that keeps a small file from being decoded to an image that fills the memory."""
+    group.add_argument(
+        "--max_pixels",
+        type=number(int, 1),
+        default=100_000_000,
+        help="refuse larger images, lest a bomb fill the memory: 3 bytes a pixel [default: %(default)s]",
+    )
 
 
 def default_workers() -> int:
@@ -97,6 +108,22 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
+def lack_of_memory(error: Exception) -> str | None:
+    """Return what to say where an error means that memory ran out, else None."""
+    text = str(error).partition("\n")[0]
+    reason = text.partition(". ")[0].removesuffix(".")
+    if text.startswith("DataLoader worker") and "shared memory" in text:
+        return f"{reason}: give the container more shared memory, or use --num_workers 0"
+    if text.startswith("DataLoader worker"):
+        return (
+            f"{reason}: the system kills processes when memory runs out; "
+            "use fewer --num_workers, or a smaller --batch_size"
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"memory ran out ({reason}): use a smaller --batch_size or --img_size"
+    return None
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command; a UserError, or a file the system refuses, ends it in one line and exit status 2.
 
@@ -119,9 +146,11 @@ def run(main: Callable[[], None]) -> None:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)
-        raise
+    except Exception as error:
+        message = lack_of_memory(error)
+        if message is None:
+            time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)
+            raise
     else:
         return
     time.sleep(5 if int(os.environ.get("LOCAL_RANK", 0)) else 0)

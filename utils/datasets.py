@@ -104,11 +104,19 @@ class LabelledImages(Dataset):
     interruption changes a sample. Without a seed there is none: the test transform.
     """
 
-    def __init__(self, paths: np.ndarray, targets: np.ndarray, img_size: int, seed: int | None = None):
+    def __init__(
+        self,
+        paths: np.ndarray,
+        targets: np.ndarray,
+        img_size: int,
+        seed: int | None = None,
+        max_pixels: float = math.inf,
+    ):
         self.paths = paths
         self.targets = targets
         self.img_size = img_size
         self.seed = seed
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -116,7 +124,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
         """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and its index."""
         epoch, index, counted = key
-        image = load_image(self.paths[index].decode())
+        image = load_image(os.fsdecode(self.paths[index]), self.max_pixels)
         if self.seed is None:
             image = eval_transform(image, self.img_size)
         else:
@@ -130,7 +138,9 @@ class LabelledImages(Dataset):
         return (self.targets == 1).sum(axis=0).tolist()
 
 
-def load_split(spec: DatasetSpec, split: str, img_size: int, seed: int | None = None) -> LabelledImages:
+def load_split(
+    spec: DatasetSpec, split: str, img_size: int, seed: int | None = None, max_pixels: float = math.inf
+) -> LabelledImages:
     """Load a split, "train" or "test", augmented where a seed is given.
 
     Raises UserError if it is not prepared, or any of its images is missing: better now than hours into an
@@ -145,10 +155,10 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, seed: int | None = 
     if missing:
         way_out = f", or prepare it again: {spec.prepare}" if spec.prepare else ""
         raise UserError(
-            f"{missing[0].decode()}, named in {path}, is missing ({len(missing)} of {len(paths)} are): "
+            f"{os.fsdecode(missing[0])}, named in {path}, is missing ({len(missing)} of {len(paths)} are): "
             f"run the command in the folder that relative paths count from{way_out}"
         )
-    return LabelledImages(paths, targets, img_size, seed)
+    return LabelledImages(paths, targets, img_size, seed, max_pixels)
 
 
 class EpochBatches(Sampler):

@@ -24,7 +24,7 @@ def check_folder(folder: Path, option: str) -> None:
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that replaces the one at `path` only when complete; UserError if it cannot be written."""
-    path = path.resolve()  # a link stays a link
+    path = Path(os.path.realpath(path))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,5 +1,6 @@
 """Label files and class names: how they are written, checked and read. Without torch, for the preparers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from utils.files import read_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORM = '{"target": [...], "img_path": "..."}'
+LONGEST_PATH = 4096  # bytes, Linux's own limit; the array of all paths is as wide as its longest
 
 
 def class_names(folder: str) -> list[str]:
@@ -24,6 +26,9 @@ def class_names(folder: str) -> list[str]:
     names = read_json(path)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{path} must be a JSON list of class names")
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"{path}: the class name {name!r} cannot be printed on a line")
     if len(set(names)) != len(names):
         raise UserError(f"{path} names {max(names, key=names.count)!r} more than once")
     return names
@@ -47,13 +52,15 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[n
             if len(target) != num_classes:
                 raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
             targets[index] = [values[value] for value in target]
-            paths.append(img_path.encode())
-            if not img_path:
+            paths.append(os.fsencode(img_path))
+            if not 0 < len(paths[-1]) <= LONGEST_PATH:
                 raise ValueError
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             known = ", ".join(map(str, sorted(values)))
-            shown = str(entry)[:100]
-            raise UserError(f"{path}, entry {index} is not {FORM} with targets of {known}: {shown}") from None
+            fault = f"{type(error).__name__} {str(error)[:50]}".strip()
+            raise UserError(
+                f"{path}, entry {index} is not {FORM} with targets of {known} ({fault}): {str(entry)[:100]}"
+            ) from None
     return np.array(paths), targets
 
 

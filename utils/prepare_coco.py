@@ -1,19 +1,22 @@
 """Make the label files of MS-COCO.
 
-python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017]
+python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--verify]
 """
 
 import contextlib
 import io
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
 from utils.cli import Parser, UserError, run
+from utils.files import check_folder
 from utils.label_files import class_names, write_labels
+from utils.verify import add_verify_arguments, verify
 
 
 def main() -> None:
@@ -24,7 +27,9 @@ def main() -> None:
         help="the folder that holds annotations/ and images/ [default: Dataset/COCO<year>]",
     )
     parser.add_argument("--year", choices=["2014", "2017"], default="2014", help="[default: %(default)s]")
+    add_verify_arguments(parser)
     args = parser.parse_args()
+    check_folder(Path("data/coco"), "label files")
 
     data_path = args.data_path or Path(f"Dataset/COCO{args.year}")
     classes = class_names("coco")
@@ -33,6 +38,7 @@ def main() -> None:
         entries, unlabelled = read_split(data_path, f"{split}{args.year}", classes)
         splits[f"{split}_coco{args.year}.json"] = entries
         left_out.append(f"{unlabelled} of {split}{args.year}")
+    verify(sum(splits.values(), []), args)
     write_labels(Path("data/coco"), classes, splits)
     print(f"left out, having no annotation: {', '.join(left_out)}")
 
@@ -60,6 +66,7 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
             raise UserError(
                 f"{path}: its categories are not those of data/coco/classes.json: {other[0]!r} differs"
             )
+        check_ids(coco, path)
         column = {category: index for index, category in enumerate(categories)}
         entries = []
         for image_id in tqdm(sorted(coco.imgs), desc=split, unit="img", disable=None):
@@ -67,6 +74,8 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
             if not annotations:
                 continue
             name = coco.imgs[image_id]["file_name"]
+            if Path(name).name != name:
+                raise UserError(f"{path}: the file name {name!r} leads out of {folder}: it is not COCO's")
             if name not in present:
                 raise UserError(f"{folder / name} is missing, though {path.name} lists it: unpack it again")
             target = [0] * len(classes)
@@ -78,6 +87,21 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
     if not entries:
         raise UserError(f"{path} annotates no image")
     return entries, len(coco.imgs) - len(entries)
+
+
+def check_ids(coco, path: Path) -> None:
+    """Raise UserError where an id of pycocotools' index is given twice, or is none of the file's."""
+    for key, found in (("images", coco.imgs), ("categories", coco.cats)):
+        ids = [item["id"] for item in coco.dataset.get(key, [])]
+        if len(ids) != len(found):
+            twice = next(number for number, count in Counter(ids).items() if count > 1)
+            raise UserError(f"{path}: the id {twice} stands twice in its {key}")
+    for key, known in (("image_id", coco.imgs), ("category_id", coco.cats)):
+        for annotation in coco.dataset.get("annotations", []):
+            if annotation[key] not in known:
+                raise UserError(
+                    f"{path}: an annotation has the {key} {annotation[key]}, which the file does not list"
+                )
 
 
 def load_annotations(path: Path):

@@ -1,6 +1,6 @@
 """Make the label files of Pascal VOC 2007.
 
-python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--download]
+python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--download] [--verify]
 """
 
 import os
@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
 from utils.cli import Parser, UserError, run
+from utils.files import check_folder
 from utils.label_files import class_names, write_labels
+from utils.verify import add_verify_arguments, verify
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1
 
@@ -30,8 +32,10 @@ def main() -> None:
     parser.add_argument(
         "--download", action="store_true", help="first download VOC2007 to --data_path (0.9 GB)"
     )
+    add_verify_arguments(parser)
     args = parser.parse_args()
 
+    check_folder(Path("data/voc07"), "label files")
     if args.download:
         download(args.data_path)
     voc = args.data_path / "VOC2007"
@@ -42,6 +46,7 @@ def main() -> None:
     classes = class_names("voc07")
     trainval = read_split(voc, ["train", "val"], classes)
     test = read_split(voc, ["test"], classes)
+    verify(trainval + test, args)
     ignored = sum(entry["target"].count(DIFFICULT) for entry in test)
     # In training, difficult objects alone count as absence.
     for entry in trainval:
@@ -83,6 +88,13 @@ def read_split(voc: Path, names: list[str], classes: list[str]) -> list[dict]:
     return entries
 
 
+class WithoutEntities(ET.TreeBuilder):
+    """An XML tree without a document type, which VOC's lack, since entities can expand to gigabytes."""
+
+    def doctype(self, *declaration: str) -> None:
+        raise ValueError("it declares a document type, which annotations of VOC do not have")
+
+
 def read_ids(path: Path) -> list[str]:
     """Read the image ids of a split, the first word of each line."""
     try:
@@ -91,6 +103,9 @@ def read_ids(path: Path) -> list[str]:
         raise UserError(f"{path} is not a text file: unpack the data set again") from None
     if not ids:
         raise UserError(f"{path} lists no images: unpack the data set again")
+    for image_id in ids:
+        if Path(image_id).name != image_id:
+            raise UserError(f"{path}: the image id {image_id!r} leads out of JPEGImages/: it is not VOC's")
     return ids
 
 
@@ -100,7 +115,9 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
     Raises UserError where the XML is malformed or names another class.
     """
     try:
-        root = ET.parse(path).getroot()
+        root = ET.parse(path, ET.XMLParser(target=WithoutEntities())).getroot()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, though its image is listed: unpack the data set again") from None
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat does not know
         raise UserError(f"{path} is not valid XML: {error}") from None
     if root.tag != "annotation":

@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import json
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -11,12 +13,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import is_plain, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError
 from utils.distributed import RANK, WORLD_SIZE
+from utils.evaluation import format_report
 
 OWN = {"output_dir", "overwrite", "resume"}  # options of the command, the others being of the run
-FREE = {"save_every", "num_workers", "device", "total_epoch"}  # with these, too, it goes on as it would have
+FREE = {
+    "save_every",
+    "num_workers",
+    "max_pixels",
+    "device",
+    "total_epoch",
+}  # with these, too, it goes on as it would have
 
 
 @dataclass
@@ -86,12 +95,21 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
     load_last.cache_clear()
     config = load_last(args.output_dir)["config"]
     old = {name: config[name] for name in vars(args) if name in config and name not in OWN}
-    parser.set_defaults(**old)
+    # Read like a command line, since the file may be a stranger's.
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in old.items()
+        if value is not None and value is not False
+    ]
+    try:
+        parser.set_defaults(**vars(parser.parse_args(words)))
+    except UserError as error:
+        raise UserError(f"{args.output_dir}/last.pth is damaged, in its config {error}") from None
     args = parser.parse_args()
     if config.get("processes") != WORLD_SIZE:
         raise UserError(
-            f"the run in {args.output_dir} has {config.get('processes')} processes and cannot go on with "
-            f"{WORLD_SIZE}: start it with torchrun as before"
+            f"the run of {args.output_dir}/last.pth has {config.get('processes')} processes and cannot go "
+            f"on with {WORLD_SIZE}: start it with torchrun as before"
         )
     changed = [
         f"--{name} {getattr(args, name)} (it has {value})"
@@ -100,7 +118,7 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
     ]
     if changed:
         raise UserError(
-            f"the run in {args.output_dir} cannot go on with {', '.join(changed)}: leave that out"
+            f"the run of {args.output_dir}/last.pth cannot go on with {', '.join(changed)}: leave that out"
         )
     return args
 
@@ -113,11 +131,40 @@ def restore_run(
     load_last.cache_clear()
     load_weights(model, checkpoint["model"], str(folder / "last.pth"))
     try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        restore_optimizer(optimizer, checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
         # Within an epoch batch-norm statistics are each process's own.
         for buffer, saved in zip(model.buffers(), checkpoint["buffers"][RANK]):
             buffer.copy_(saved)
-        return Position(**checkpoint["position"]), checkpoint["record"], checkpoint["best"]
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}/last.pth holds no run to go on with: {error}") from None
+        run, best = read_position(checkpoint["position"]), checkpoint["best"]
+        json.dumps([checkpoint["record"], best])  # TypeError where they are no plain values
+        if run.epoch:
+            names = checkpoint["classes"]
+            format_report(best, names, [0] * len(names))  # as it will be in the end
+        return run, checkpoint["record"], best
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}/last.pth holds no run to go on with ({fault}): start it anew") from None
+
+
+def restore_optimizer(optimizer: Optimizer, saved: dict) -> None:
+    """Take momentum and learning rates over; the other settings are those of the options."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        momentum = saved["state"].get(index, {}).get("momentum_buffer")
+        if not is_plain(momentum) or momentum.shape != parameter.shape:
+            raise ValueError(f"no momentum for weights of shape {tuple(parameter.shape)}")
+        optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
+    for group, other in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group["lr"] = float(other["lr"])
+
+
+def read_position(saved: dict) -> Position:
+    """Return the position that a checkpoint holds; ValueError where no run can stand there."""
+    for name, value in saved.items():
+        if type(value) is not type(getattr(Position, name)) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} {value}")
+    run = Position(**saved)
+    if run.step and not (run.labels and run.seconds):
+        raise ValueError(f"{run.step} steps without labels or time")
+    return run

@@ -55,14 +55,29 @@ def remove_if_empty(folder: Path | None) -> None:
             folder.rmdir()
 
 
+def read_log(folder: Path) -> list[dict]:
+    """Return the records in a run's log.jsonl, none if there is no log yet; UserError if one is malformed."""
+    path = folder / "log.jsonl"
+    if not path.exists():
+        return []
+    records, number = [], 1
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):  # noqa: B007
+            records.append(json.loads(line))
+            if not isinstance(records[-1]["epoch"], int):
+                raise TypeError("its epoch is no whole number")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}, line {number} is no epoch's record ({fault}): delete the line") from None
+    return records
+
+
 def log_epoch(folder: Path, record: dict) -> None:
     """Write an epoch to log.jsonl, behind the earlier ones, and print its summary line."""
-    path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     # After an interruption the same epoch may come again.
-    lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-    with whole_file(path) as file:
-        file.write("\n".join([*lines, json.dumps(plain(record))]) + "\n")
+    earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
+    with whole_file(folder / "log.jsonl") as file:
+        file.writelines(json.dumps(plain(entry)) + "\n" for entry in [*earlier, record])
     rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
     print(
         f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "

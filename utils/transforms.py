@@ -1,5 +1,7 @@
 """From an image file to the uint8 tensor that a network is given: Pillow's pixels, at twice its speed."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,15 +15,24 @@ try:
 except ImportError:  # deprecated since torchvision 0.29; Pillow decodes the same pixels, more slowly
     decode_jpeg = None
 
+Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
+# Of what Pillow reads, the formats that are pictures and no programs, as PostScript is.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 
-def load_image(path: str) -> Tensor:
-    """Decode an image to RGB, uint8 (3, H, W); UserError, naming the file, if it is missing or damaged.
+
+def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
+    """Decode an image, the first one of an animation, to RGB, uint8 (3, H, W).
 
     Pixels are those of Pillow's convert("RGB"): alpha is dropped, EXIF orientation not applied and 16-bit
     grey clipped to 8 bits.
+    Raises UserError, naming the file, if it is missing, damaged or has more than max_pixels.
     """
     try:
-        with Image.open(path) as image:  # reads the header alone
+        with Image.open(path, formats=FORMATS) as image:  # reads the header alone
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"its {image.width} x {image.height} pixels are above --max_pixels {max_pixels}"
+                )
             if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
                 # libjpeg-turbo, as in Pillow, without the way through Pillow's own image: a quarter faster.
                 return decode_jpeg(read_file(path), ImageReadMode.RGB)

@@ -1,0 +1,12 @@
+"""Every parser tells a malformed file in one line; benchmarks/torture.py --fuzz tries many more."""
+
+import pytest
+
+from benchmarks.fuzz import PARSERS, fuzz
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+def test_malformed_files_are_told_in_one_line(tmp_path, name):
+    refused, _ = fuzz(name, tmp_path, count=40)
+    assert refused >= 40
