@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,16 @@ from utils.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
+from utils.cli import (
+    Interrupted,
+    Parser,
+    UserError,
+    add_data_arguments,
+    add_run_arguments,
+    given_path,
+    number,
+    run,
+)
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
 from utils.device import autocast, check_compiler, choose_device
 from utils.evaluation import format_report
@@ -36,7 +44,15 @@ from utils.label_files import class_names
 from utils.losses import bce_loss
 from utils.progress import progress
 from utils.resume import Position, arguments_of_run, restore_run, save_last
-from utils.run_folder import check_run, log_epoch, make_run, read_log, remove_if_empty, remove_parts
+from utils.run_folder import (
+    RUN_FILES,
+    check_run,
+    log_epoch,
+    make_run,
+    read_log,
+    remove_if_empty,
+    remove_parts,
+)
 from utils.schedule import learning_rate
 
 
@@ -56,7 +72,11 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     run, record, best = Position(), None, None
     if args.resume:
-        run, record, best = restore_run(args.output_dir, model, optimizer, scaler)
+        run, record, best = restore_run(args.output_dir, classes, model, optimizer, scaler)
+        if run.step > len(train_loader):
+            raise UserError(
+                f"{args.output_dir}/last.pth is of an epoch of other than {len(train_loader)} steps"
+            )
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     config["processes"] = distributed.WORLD_SIZE
     print("\n".join(f"{name:12} {value}" for name, value in config.items()))
@@ -65,8 +85,9 @@ def main() -> None:
             read_log(args.output_dir)  # a malformed one is told now, not after an epoch
             remove_parts(args.output_dir)
         else:
-            args.output_dir = make_run(args.output_dir, run_name(args), args.overwrite)
+            args.output_dir = make_run(args.output_dir, run_name(args))
     folder = args.output_dir = distributed.gather(args.output_dir)[0]
+    replaced = [folder / file for file in RUN_FILES] if args.overwrite else []
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
@@ -78,6 +99,8 @@ def main() -> None:
             raise diverged(f"the weights of {broken} became NaN or infinite", run, optimizer, args)
         buffers = distributed.gather([buffer.cpu() for buffer in model.buffers()])
         if distributed.RANK == 0:
+            while replaced:  # an earlier run goes when this one has something to put in its place
+                replaced.pop().unlink(missing_ok=True)
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "buffers": buffers}
             save_last(folder, describe() | state | {"position": vars(run), "best": best})
         distributed.any_process(False)  # nobody goes on, or leaves, before it is written
@@ -85,7 +108,7 @@ def main() -> None:
     if run.epoch >= args.total_epoch:
         print(f"this run is finished: its {run.epoch} epochs are done")
     try:
-        with interrupt.listening():
+        with interrupt.listening("finishing the step, then saving"):
             while run.epoch < args.total_epoch:
                 train_one_epoch(network, train_loader, optimizer, scaler, run, args, device, spec, save)
                 distributed.average_buffers(model)
@@ -108,7 +131,7 @@ def main() -> None:
                     log_epoch(folder, record)
                 run = Position(epoch=run.epoch + 1)
                 save()
-    except interrupt.Interrupted as stop:
+    except Interrupted:
         launcher = "python" if distributed.WORLD_SIZE == 1 else "torchrun, as before, and"
         go_on = shlex.join(["main.py", "--resume", "--output_dir", str(folder)])
         with contextlib.suppress(OSError):  # whoever read this may have had the same signal
@@ -116,7 +139,7 @@ def main() -> None:
                 f"stopped at step {run.step} of epoch {run.epoch + 1}; go on with: {launcher} {go_on}",
                 flush=True,
             )
-        sys.exit(stop.status)
+        raise
     finally:
         remove_if_empty(folder)
 
@@ -166,7 +189,7 @@ def train_one_epoch(
                 logits = model(to_float(images, device, spec))
             loss_sum, labels = bce_loss(logits, targets.to(device, non_blocking=True))
             # The processes' gradients are averaged: so the divisor is, though shares of a batch may differ.
-            loss = loss_sum / distributed.average(labels)
+            loss = loss_sum / distributed.average(labels).clamp(min=1 / distributed.WORLD_SIZE)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -185,7 +208,7 @@ def train_one_epoch(
                 note_progress()
                 save()
             if stop:
-                raise interrupt.Interrupted
+                interrupt.stop()
     note_progress()
 
 
@@ -294,19 +317,19 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--num_heads",
         type=int,
-        choices=TEMPERATURES,
+        choices=[0, *TEMPERATURES],
         default=1,
-        help="attention heads [default: %(default)s]",
+        help="attention heads; 0: the plain baseline, average pooling [default: %(default)s]",
     )
     group.add_argument(
-        "--lam", type=number(float, 0), default=0.1, help="weight lambda of the attention [default: 0.1]"
+        "--lam", type=number(float, 0), help="weight lambda of the attention [default: 0.1, without heads 0]"
     )
     weights = group.add_mutually_exclusive_group()
     weights.add_argument(
         "--pretrained", choices=["imagenet", "none"], help=f"backbone weights to start from {own}"
     )
     weights.add_argument(
-        "--cutmix", type=Path, metavar="FILE", help="backbone weights from a checkpoint instead"
+        "--cutmix", type=given_path, metavar="FILE", help="backbone weights from a checkpoint instead"
     )
 
     group = parser.add_argument_group("optimisation")
@@ -337,7 +360,7 @@ def parse_args() -> argparse.Namespace:
     )
     group.add_argument(
         "--output_dir",
-        type=Path,
+        type=given_path,
         help="folder of the run [default: a new one in checkpoint/, named after the values]",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run that --output_dir holds")
@@ -368,6 +391,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
             setattr(args, name, getattr(spec, name))
     if args.pretrained is None and args.cutmix is None:
         args.pretrained = spec.pretrained
+    if args.lam is None:
+        args.lam = 0.1 if args.num_heads else 0.0
+    if args.lam and not args.num_heads:
+        raise UserError("--num_heads 0 trains without attention: leave --lam out, and give it to val.py")
     if args.overwrite and args.output_dir is None:
         raise UserError("--overwrite replaces the run that --output_dir names: add --output_dir")
     num_cls = len(class_names(spec.folder))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from benchmarks import network, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row
-from utils.cli import Parser, UserError, add_run_arguments, default_workers, number, run
+from utils.cli import Parser, UserError, add_run_arguments, default_workers, given_path, number, run
 from utils.device import choose_device
 from utils.files import check_folder, whole_file
 from utils.transforms import load_image
@@ -114,7 +114,7 @@ def parse_args() -> argparse.Namespace:
         help="smaller inputs, fewer rounds: within 3 minutes on two cores",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="photographs (JPEG) [default: made-up ones]"
+        "--images", type=given_path, metavar="DIR", help="photographs (JPEG) [default: made-up ones]"
     )
     parser.add_argument(
         "--batch_size", type=number(int, 2), help="of train and val [default: 16, 4 if quick on a CPU]"
@@ -124,7 +124,7 @@ def parse_args() -> argparse.Namespace:
         type=number(int, 0),
         help="of train and val [default: as main.py for a GPU, else 0]",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures to this JSON file")
+    parser.add_argument("--out", type=given_path, metavar="FILE", help="write the figures to this JSON file")
     add_run_arguments(parser)
     args = parser.parse_args()
     if args.out:

@@ -83,7 +83,9 @@ def read_run(path: Path) -> None:
     """Read last.pth as main.py --resume does, for a small network in place of a ResNet."""
     call_with(["main.py", "--resume", "--output_dir", str(path.parent)], main.parse_args)
     model, optimizer = small_network()
-    restore_run(path.parent, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    restore_run(
+        path.parent, class_names("shapes"), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 def call_with(words: list[str], parse: Callable) -> Any:

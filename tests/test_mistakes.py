@@ -1,10 +1,13 @@
 """Mistakes end in one line that names the value or file, and leave nothing behind."""
 
+import json
 import math
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import torchvision
 
 import main
 import val
-from conftest import OWN, SHAPES, TINY, make_own
+from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils.checkpoint import load_checkpoint
 
 RUN = ["--output_dir", "run"]
@@ -32,6 +35,8 @@ RUN = ["--output_dir", "run"]
         (["--lam", "-1"], ["--lam", "-1"]),
         (["--lam", "much"], ["--lam", "much"]),
         (["--batch_size", "0"], ["--batch_size", "'0'"]),
+        (["--num_workers", "100000"], ["--num_workers", "below 1e+03"]),
+        (["--output_dir", ""], ["--output_dir", "empty"]),
         (["--total_epoch", "1.5"], ["--total_epoch", "1.5"]),
         (["--img_size", "20"], ["--img_size", "20"]),
         (["--num_cls", "7"], ["--num_cls 7", "8"]),
@@ -173,6 +178,54 @@ def test_a_worker_that_the_system_kills_is_said(workdir, fails, monkeypatch):
         says=["worker (pid", "memory", "--num_workers"],
     )
     assert not multiprocessing.active_children()
+
+
+def test_a_run_that_fails_ends_though_its_workers_ignore_signals(workdir):
+    """In a process of its own, at whose exit Python waits for the workers that are left."""
+    make_own(workdir)
+    Path("3.png").write_bytes(b"no image")
+    command = [
+        sys.executable,
+        REPOSITORY / "main.py",
+        *OWN,
+        *TINY,
+        *RUN,
+        "--num_workers",
+        "2",
+        "--batch_size",
+        "1",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "3.png cannot be read as an image" in result.stderr
+
+
+def test_an_earlier_run_is_replaced_only_by_something(workdir, command):
+    make_own(workdir)
+    assert command(main, *OWN, *TINY, *RUN).status == 0
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    image = Path("3.png").read_bytes()
+    Path("3.png").write_bytes(b"no image")
+    assert command(main, *OWN, *TINY, *RUN, "--overwrite").status == 2
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    Path("3.png").write_bytes(image)
+    assert command(main, *OWN, *TINY, *RUN, "--overwrite", "--total_epoch", 1).status == 0
+    assert len(Path("run/log.jsonl").read_text().splitlines()) == 1
+
+
+def test_control_characters_and_long_names_stay_out_of_the_terminal(workdir, fails):
+    entries = make_own(workdir)
+    entries[0]["img_path"] = "\x1b[31m" + "a" * 4000
+    Path("data/mine/train.json").write_text(json.dumps(entries))
+    fails(main, *OWN, *TINY, says=["\\x1b[31maaa", " … "])
+
+
+def test_a_pipe_is_no_label_file(workdir, fails):
+    make_own(workdir)
+    Path("data/mine/test.json").unlink()
+    os.mkfifo("data/mine/test.json")
+    fails(main, *OWN, *TINY, says=["data/mine/test.json", "no regular file"])
 
 
 def test_memory_that_runs_out_is_said(workdir, fails, monkeypatch):

@@ -153,6 +153,11 @@ def test_options_that_would_change_the_run_are_refused(finished, fails):
     fails(main, "--resume", "--output_dir", finished, *changes, says=says)
 
 
+def test_a_data_set_that_changed_is_refused(finished, shapes, fails, monkeypatch):
+    monkeypatch.setattr(main, "class_names", lambda folder: [f"class {number}" for number in range(8)])
+    fails(main, "--resume", "--output_dir", finished, says=["last.pth was trained on other classes"])
+
+
 def test_another_number_of_processes_is_refused(finished, fails, monkeypatch):
     monkeypatch.setattr("utils.resume.WORLD_SIZE", 2)
     fails(main, "--resume", "--output_dir", finished, says=["has 1 processes", "with 2", "torchrun"])

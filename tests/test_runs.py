@@ -161,9 +161,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
 
 
 def test_two_runs_at_once_get_two_folders(workdir):
-    assert [str(make_run(None, "run", overwrite=False)) for _ in range(3)] == [
-        f"checkpoint/run{s}" for s in ("", "-2", "-3")
-    ]
+    assert [str(make_run(None, "run")) for _ in range(3)] == [f"checkpoint/run{s}" for s in ("", "-2", "-3")]
 
 
 def test_runs_never_overwrite_each_other_unasked(trained, shapes, command, fails):

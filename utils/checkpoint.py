@@ -34,9 +34,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError where the file is missing or no checkpoint. weights_only=True: nothing in the file runs.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else 'there is no such file'}"
-        )
+        fault = "is a folder or a device, not a checkpoint" if path.exists() else "is missing: no such file"
+        raise UserError(f"{path} {fault}")
     check_page(path)
     check_intact(path)
     try:

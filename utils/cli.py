@@ -2,10 +2,21 @@
 
 import argparse
 import math
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A signal asked the command to stop; `status` is the exit status that says which: 130 or 143."""
+
+    def __init__(self, status: int):
+        super().__init__()
+        self.status = status
 
 
 class UserError(Exception):
@@ -22,17 +33,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def number(kind: type, low: float, low_allowed: bool = True) -> Callable[[str], float]:
-    """Return an argparse type: a `kind` (int or float) of at least (or above) `low`, and below 2^63."""
+def given_path(text: str) -> Path:
+    """Parse a path, which a variable of the shell that is not set would leave empty; an argparse type."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63) -> Callable[[str], float]:
+    """Return an argparse type: a `kind` (int or float) of at least (or above) `low`, and below `high`."""
     word = {int: "whole number", float: "number"}[kind]
-    bound = f"of at least {low}" if low_allowed else f"above {low}"
+    bound = f"{f'of at least {low}' if low_allowed else f'above {low}'}, and below {high:.3g}"
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if low < value < 2**63 or (low_allowed and value == low):
+        if low < value < high or (low_allowed and value == low):
             return value
         raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound}")
 
@@ -63,7 +81,7 @@ def add_data_arguments(parser: Parser, otherwise: str, batch: str) -> argparse._
     )
     group.add_argument(
         "--num_workers",
-        type=number(int, 0),
+        type=number(int, 0, high=1000),
         default=default_workers(),
         help="processes that load images [default: one per CPU core, at most 8; torchrun's share the cores]",
     )
@@ -119,7 +137,11 @@ def lack_of_memory(error: Exception) -> str | None:
             f"{reason}: the system kills processes when memory runs out; "
             "use fewer --num_workers, or a smaller --batch_size"
         )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "t allocate memory" in text
+    ):
         return f"memory ran out ({reason}): use a smaller --batch_size or --img_size"
     return None
 
@@ -146,6 +168,8 @@ def run(main: Callable[[], None]) -> None:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Interrupted as stop:
+        sys.exit(stop.status)
     except Exception as error:
         message = lack_of_memory(error)
         if message is None:
@@ -153,6 +177,23 @@ def run(main: Callable[[], None]) -> None:
             raise
     else:
         return
+    finally:
+        end_workers()
     time.sleep(5 if int(os.environ.get("LOCAL_RANK", 0)) else 0)
-    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def one_line(message: str) -> str:
+    """Return a message in one line, not too long and without control characters, maybe a stranger's."""
+    message = " ".join(message.splitlines())
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return message if len(message) <= 2000 else f"{message[:1000]} … {message[-500:]}"
+
+
+def end_workers() -> None:
+    """End the processes that load images: they ignore the SIGTERM for which the exit would wait."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes their end for a failure
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class DatasetSpec:
     train: str = "train.json"
     test: str = "test.json"
     prepare: str = ""
-    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0})
+    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
     test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
     decay_step: int = 4
     mean: float = 0.0
@@ -151,7 +152,7 @@ def load_split(
         way_out = f"make it with: {spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
         raise UserError(f"{path} is missing; {way_out}")
     paths, targets = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
-    missing = [image for image in paths if not os.path.exists(image)]
+    missing = [image for image in paths if not os.path.isfile(image)]
     if missing:
         way_out = f", or prepare it again: {spec.prepare}" if spec.prepare else ""
         raise UserError(
@@ -207,15 +208,18 @@ def make_loader(
     dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
 ) -> DataLoader:
     """Batch a data set, shuffled where it has a seed; set `loader.batch_sampler` to the epoch before each."""
-    return DataLoader(
-        dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed),
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=num_workers > 0,
-        worker_init_fn=interrupt.leave_to_parent,
-    )
+    batches = EpochBatches(len(dataset), batch_size, dataset.seed)
+    num_workers = min(num_workers, len(batches))
+    with warnings.catch_warnings(action="ignore"):  # of more workers than cores: that is the user's choice
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            worker_init_fn=interrupt.leave_to_parent,
+        )
 
 
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,6 +47,8 @@ def write_json_list(path: Path, entries: Iterable[Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; UserError where it is missing or malformed."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)

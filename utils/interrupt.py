@@ -1,33 +1,26 @@
 """Asking a run to stop: a signal is noted, and the run stops where nothing is lost."""
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator
+from typing import NoReturn
 
-from utils.cli import UserError
+from utils.cli import Interrupted, UserError
 from utils.distributed import RANK, WORLD_SIZE, any_process
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 received: list[int] = []
 
 
-class Interrupted(Exception):  # noqa: N818
-    """A run was asked to stop; `status` is the exit status that says by what."""
-
-    def __init__(self):
-        # SIGUSR1 is how schedulers announce their SIGTERM.
-        super().__init__()
-        self.status = 130 if signal.SIGINT in received else 143
-
-
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted; a second one ends the process at once.
+def listening(answer: str) -> Iterator[None]:
+    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted and answered; a second one ends the process.
 
     Of several processes, which torchrun tells again what the system told them already, a second one does not.
     """
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, functools.partial(note, answer)) for number in SIGNALS}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -47,10 +40,10 @@ def listening() -> Iterator[None]:
         restore()
 
 
-def note(number: int, frame: object) -> None:
+def note(answer: str, number: int, frame: object) -> None:
     if not received and RANK == 0:
         with contextlib.suppress(OSError):  # whoever read it may have had the same signal
-            os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
     received.append(number)
     if WORLD_SIZE == 1:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,7 +59,13 @@ def asked_anywhere() -> bool:
 def stop_if_asked() -> None:
     """Raise Interrupted if a signal was noted in this process."""
     if received:
-        raise Interrupted
+        stop()
+
+
+def stop() -> NoReturn:
+    """Raise Interrupted, for the signal that was noted in any process."""
+    # SIGUSR1 is how schedulers announce their SIGTERM.
+    raise Interrupted(130 if signal.SIGINT in received else 143)
 
 
 def leave_to_parent(worker: int) -> None:

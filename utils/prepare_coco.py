@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, run
+from utils.cli import Parser, UserError, given_path, run
 from utils.files import check_folder
 from utils.label_files import class_names, write_labels
 from utils.verify import add_verify_arguments, verify
@@ -23,7 +23,7 @@ def main() -> None:
     parser = Parser(description="Make data/coco/train_coco<year>.json and val_coco<year>.json from MS-COCO.")
     parser.add_argument(
         "--data_path",
-        type=Path,
+        type=given_path,
         help="the folder that holds annotations/ and images/ [default: Dataset/COCO<year>]",
     )
     parser.add_argument("--year", choices=["2014", "2017"], default="2014", help="[default: %(default)s]")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, number, run
+from utils.cli import Parser, UserError, given_path, number, run
 from utils.files import check_folder, read_json, write_json_list
 from utils.label_files import write_labels
 
@@ -105,7 +105,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out_dir",
-        type=Path,
+        type=given_path,
         default=Path("data/shapes"),
         help="folder of the images, label files and classes.json [default: %(default)s]",
     )
@@ -125,24 +125,36 @@ def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficu
     write_json_list(classes, SHAPES)
     part = out_dir / "images.part"
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        counts = {"train": num_train, "test": num_test}
+        splits = draw_splits(part, out_dir, counts, size, DIFFICULTIES[difficulty], seed)
+        for split in splits:  # labels never stand beside the images of another seed
+            (out_dir / split).unlink(missing_ok=True)
+        shutil.rmtree(out_dir / "images", ignore_errors=True)
+        part.rename(out_dir / "images")
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    write_labels(out_dir, list(SHAPES), splits)
+
+
+def draw_splits(
+    part: Path, out_dir: Path, counts: dict[str, int], size: int, difficulty: Difficulty, seed: int
+) -> dict[str, list[dict]]:
+    """Draw the images of each split into a folder; returns the entries of their label files, by file name."""
     splits = {}
-    for split_id, (split, count) in enumerate({"train": num_train, "test": num_test}.items()):
+    for split_id, (split, count) in enumerate(counts.items()):
         (part / split).mkdir(parents=True)
         entries = splits[f"{split}.json"] = []
         for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
             rng = np.random.default_rng((seed, split_id, index))
-            image, objects = draw_scene(rng, size, DIFFICULTIES[difficulty])
+            image, objects = draw_scene(rng, size, difficulty)
             name = f"{split}/{index:05d}.jpg"
             image.save(part / name, quality=95, subsampling=0)
             present = {item["name"] for item in objects}
             target = [int(shape in present) for shape in SHAPES]
             img_path = (out_dir / "images" / name).as_posix()
             entries.append({"target": target, "img_path": img_path, "objects": objects})
-    for split in splits:  # labels never stand beside the images of another seed
-        (out_dir / split).unlink(missing_ok=True)
-    shutil.rmtree(out_dir / "images", ignore_errors=True)
-    part.rename(out_dir / "images")
-    write_labels(out_dir, list(SHAPES), splits)
+    return splits
 
 
 def draw_scene(rng: np.random.Generator, size: int, difficulty: Difficulty) -> tuple[Image.Image, list[dict]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, run
+from utils.cli import Parser, UserError, given_path, run
 from utils.files import check_folder
 from utils.label_files import class_names, write_labels
 from utils.verify import add_verify_arguments, verify
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--data_path",
-        type=Path,
+        type=given_path,
         default=Path("Dataset/VOCdevkit"),
         help="the folder VOCdevkit, which holds VOC2007/ [default: %(default)s]",
     )
@@ -46,6 +46,9 @@ def main() -> None:
     classes = class_names("voc07")
     trainval = read_split(voc, ["train", "val"], classes)
     test = read_split(voc, ["test"], classes)
+    both = {entry["img_path"] for entry in trainval} & {entry["img_path"] for entry in test}
+    if both:
+        raise UserError(f"{min(both)} is listed for training and for the test: unpack the data set again")
     verify(trainval + test, args)
     ignored = sum(entry["target"].count(DIFFICULT) for entry in test)
     # In training, difficult objects alone count as absence.
@@ -114,10 +117,10 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
 
     Raises UserError where the XML is malformed or names another class.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, though its image is listed: unpack the data set again")
     try:
         root = ET.parse(path, ET.XMLParser(target=WithoutEntities())).getroot()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, though its image is listed: unpack the data set again") from None
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat does not know
         raise UserError(f"{path} is not valid XML: {error}") from None
     if root.tag != "annotation":

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar in a terminal, now and then a plain line in a log."""
 
 import sys
+from typing import IO
 
 from tqdm import tqdm
 
@@ -28,6 +29,10 @@ class LogLines(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:
             print(self, file=sys.stderr, flush=True)
+
+    @classmethod
+    def write(cls, s: str, file: IO[str] | None = None, **kwargs) -> None:
+        print(s, file=file, flush=True)
 
     def clear(self, nolock: bool = False) -> None:
         pass

@@ -43,7 +43,7 @@ class Position:
 
     def mean_loss(self) -> float:
         """Return the mean loss per label of the steps done."""
-        return self.loss_sum / self.labels
+        return self.loss_sum / self.labels if self.labels else 0.0
 
 
 def save_last(folder: Path, checkpoint: dict) -> None:
@@ -124,11 +124,18 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
 
 
 def restore_run(
-    folder: Path, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+    folder: Path, classes: list[str], model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[Position, dict | None, dict | None]:
-    """Load last.pth into model, optimizer and scaler; returns position, last log record and best one."""
+    """Load last.pth into model, optimizer and scaler; returns position, last log record and best one.
+
+    Raises UserError where the file holds no run, or one of other classes.
+    """
     checkpoint = load_last(folder)
     load_last.cache_clear()
+    if checkpoint["classes"] != classes:
+        raise UserError(
+            f"{folder}/last.pth was trained on other classes than the data set now has: start anew"
+        )
     load_weights(model, checkpoint["model"], str(folder / "last.pth"))
     try:
         restore_optimizer(optimizer, checkpoint["optimizer"])
@@ -139,8 +146,7 @@ def restore_run(
         run, best = read_position(checkpoint["position"]), checkpoint["best"]
         json.dumps([checkpoint["record"], best])  # TypeError where they are no plain values
         if run.epoch:
-            names = checkpoint["classes"]
-            format_report(best, names, [0] * len(names))  # as it will be in the end
+            format_report(best, classes, [0] * len(classes))  # as it will be in the end
         return run, checkpoint["record"], best
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         fault = f"{type(error).__name__}: {error}"
@@ -165,6 +171,6 @@ def read_position(saved: dict) -> Position:
         if type(value) is not type(getattr(Position, name)) or not 0 <= value < math.inf:
             raise ValueError(f"{name} {value}")
     run = Position(**saved)
-    if run.step and not (run.labels and run.seconds):
-        raise ValueError(f"{run.step} steps without labels or time")
+    if run.step and not run.seconds:
+        raise ValueError(f"{run.step} steps in no time")
     return run

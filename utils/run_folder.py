@@ -21,15 +21,10 @@ def check_run(output_dir: Path | None, overwrite: bool) -> None:
         )
 
 
-def make_run(output_dir: Path | None, name: str, overwrite: bool) -> Path:
-    """Make the folder of a new run: output_dir, or a new checkpoint/<name>, or <name>-2, … if that is taken.
-
-    overwrite: delete what output_dir holds of an earlier run.
-    """
+def make_run(output_dir: Path | None, name: str) -> Path:
+    """Make the folder of a new run: output_dir, or a new checkpoint/<name>, with -2, … if that is taken."""
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for file in RUN_FILES if overwrite else ():
-            (output_dir / file).unlink(missing_ok=True)
         remove_parts(output_dir)
         return output_dir
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):

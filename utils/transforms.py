@@ -30,9 +30,8 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
     try:
         with Image.open(path, formats=FORMATS) as image:  # reads the header alone
             if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"its {image.width} x {image.height} pixels are above --max_pixels {max_pixels}"
-                )
+                size = f"its {image.width} x {image.height} pixels are above --max_pixels {max_pixels}"
+                raise UserError(f"{path}: {size}: give a larger limit if you trust it, or leave it out")
             if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
                 # libjpeg-turbo, as in Pillow, without the way through Pillow's own image: a quarter faster.
                 return decode_jpeg(read_file(path), ImageReadMode.RGB)
@@ -41,7 +40,10 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as an image: {reason}") from None
+        reason = reason.split(", ", 2)[-1] if reason.startswith("decode_jpeg") else reason  # a place in C++
+        raise UserError(
+            f"{path} cannot be read as an image ({reason}): replace it, or leave it out"
+        ) from None
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

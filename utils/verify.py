@@ -40,6 +40,4 @@ def verify(entries: list[dict[str, Any]], args: argparse.Namespace) -> None:
         faults = [message for message in checked if message]
     print(f"decoded {len(paths)} images, {len(faults)} of them bad", *faults, sep="\n")
     if faults:
-        raise UserError(
-            f"{len(faults)} of {len(paths)} images are bad, first {faults[0]}: unpack the data set again"
-        )
+        raise UserError(f"{len(faults)} of {len(paths)} images are bad, first {faults[0]}")
