@@ -7,19 +7,23 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pipeline.csra import TEMPERATURES
+from pipeline.csra import TEMPERATURES, logit_terms
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
-from utils import distributed
+from utils import distributed, interrupt
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, number, run
-from utils.datasets import dataset_spec, load_split, make_loader
+from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, given_path, number, run
+from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, load_split, make_loader
 from utils.device import check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.files import check_folder, plain, read_json, whole_file
-from utils.inference import evaluate_model
+from utils.inference import evaluate_scores, predict, sigmoid
 from utils.label_files import class_names
+from utils.sweep import axis, format_sweep, sweep
 
 
 def main() -> None:
@@ -31,6 +35,8 @@ def main() -> None:
         check_folder(args.out.parent, "--out")
         if args.out.exists() and not holds_metrics(args.out):
             raise UserError(f"--out {args.out} is there already and not from val.py: name another file")
+    if args.save_scores:
+        check_folder(args.save_scores.parent, "--save_scores")
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:
         args.img_size = checkpoint["config"].get("img_size", spec.img_size)
@@ -45,14 +51,61 @@ def main() -> None:
     print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
     print(f"{len(dataset)} images, on {device}")
 
-    metrics = evaluate_model(model, loader, device, spec, args.amp)
+    results = {}
+    with interrupt.listening("stopping"):
+        if args.sweep:
+            axes = {"T": [None]} | dict(args.sweep)
+            terms = predict_terms(model, loader, device, spec, args.amp, axes["T"])
+            results["sweep"] = sweep(np.delete(terms, 1, axis=1), dataset.targets, axes["lam"], axes["T"])
+            logits = terms[:, 0] + args.lam * terms[:, 1]
+        else:
+            logits = predict(model, loader, device, spec, args.amp)
+    scores = sigmoid(logits)
+    metrics = evaluate_scores(scores, dataset.targets)
     print(format_report(metrics, classes, dataset.positives()))
-    if args.out and distributed.RANK == 0:
-        results = {**metrics, "AP": dict(zip(classes, metrics["AP"]))}
+    if args.sweep:
+        print(f"\n{format_sweep(results['sweep'])}")
+    if distributed.RANK == 0:
+        results = {**metrics, "AP": dict(zip(classes, metrics["AP"])), **results}
+        write_results(args, results, scores, dataset, classes)
+    distributed.disconnect()
+
+
+def predict_terms(
+    model: ResNet_CSRA,
+    loader: DataLoader,
+    device: torch.device,
+    spec: DatasetSpec,
+    amp: str,
+    temperatures: list[float | None],
+) -> np.ndarray:
+    """Return what logits are made of, (N, 2 + T, C): mean scores, attended ones as trained and for each T."""
+
+    def forward(images: Tensor) -> Tensor:
+        return logit_terms(model.classifier, model.features(images), [None, *temperatures])
+
+    return predict(model, loader, device, spec, amp, forward)
+
+
+def write_results(
+    args: argparse.Namespace, results: dict, scores: np.ndarray, dataset: LabelledImages, classes: list[str]
+) -> None:
+    """Write the files that --out and --save_scores ask for."""
+    if args.out:
         with whole_file(args.out) as file:
             json.dump(plain(results), file, indent=2)
         print(f"written to {args.out}")
-    distributed.disconnect()
+    if args.save_scores:
+        with whole_file(args.save_scores, "wb") as file:
+            np.savez_compressed(
+                file,
+                scores=scores,
+                targets=(dataset.targets == 1).astype(np.int8),
+                ignore=dataset.targets == IGNORED,
+                names=np.array(classes),
+                paths=np.char.decode(dataset.paths, "utf-8", "surrogateescape"),
+            )
+        print(f"scores written to {args.save_scores}")
 
 
 def holds_metrics(path: Path) -> bool:
@@ -109,9 +162,9 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--split", choices=["test", "train"], default="test", help="[default: %(default)s]")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--load_from", type=Path, required=True, metavar="FILE", help="the checkpoint")
+    group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
     group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"checked {off_file}")
-    group.add_argument("--num_heads", type=int, choices=TEMPERATURES, help=f"checked {off_file}")
+    group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=f"checked {off_file}")
     group.add_argument(
         "--lam",
         type=number(float, 0),
@@ -119,8 +172,23 @@ def parse_args() -> argparse.Namespace:
     )
 
     group = add_run_arguments(parser)
-    group.add_argument("--out", type=Path, metavar="FILE", help="write the metrics to this JSON file")
-    return parser.parse_args()
+    group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
+    group.add_argument(
+        "--save_scores", type=given_path, metavar="FILE", help="write scores and targets to this .npz file"
+    )
+    group.add_argument(
+        "--sweep",
+        type=axis,
+        nargs="+",
+        metavar="AXIS",
+        help="evaluate other values too, from the same pass: lam=0:1:0.1 [T=1,2,4,inf]",
+    )
+    args = parser.parse_args()
+    if args.save_scores and args.save_scores.suffix != ".npz":
+        raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
+    if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
+        raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")
+    return args
 
 
 if __name__ == "__main__":

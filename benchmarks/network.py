@@ -22,7 +22,7 @@ from benchmarks.inputs import CLASSES, IMG_SIZE, our_images, random_targets
 from benchmarks.timing import Row, in_child, synchronize
 from utils.datasets import DATASETS, make_loader
 from utils.device import choose_device
-from utils.inference import predict
+from utils.inference import predict, sigmoid
 from utils.resume import Position
 
 SPEC = DATASETS["coco"]
@@ -191,7 +191,7 @@ def our_validation(files: list[str], batch_size: int, args: argparse.Namespace) 
     loader = make_loader(our_images(files, seed=None), batch_size, args.num_workers, device)
 
     def scores(source: Any) -> np.ndarray:
-        return predict(model, source, device, SPEC, args.amp)
+        return sigmoid(predict(model, source, device, SPEC, args.amp))
 
     result = scores(loader)
     taken = milliseconds(lambda: scores(loader), device)

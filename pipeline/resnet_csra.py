@@ -5,7 +5,7 @@ import re
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.csra import MHA, TEMPERATURES
+from pipeline.csra import MHA, TEMPERATURES, AveragePooling
 
 DEPTHS = (18, 34, 50, 101, 152)
 TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -15,6 +15,7 @@ class ResNet_CSRA(nn.Module):
     """ResNet without its average pooling and fc, followed by multi-head CSRA as `classifier`.
 
     The state dict has torchvision's names plus `classifier.multi_head.{i}.head.weight (C, D, 1, 1)`.
+    num_heads: 1, 2, 4, 6 or 8; 0 is the plain baseline, average pooling, as `classifier.head`.
     depth: 18, 34, 50, 101 or 152, else ValueError. Weights start random; nothing is downloaded.
     """
 
@@ -25,7 +26,11 @@ class ResNet_CSRA(nn.Module):
         resnet = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         for name in TRUNK:
             self.add_module(name, getattr(resnet, name))
-        self.classifier = MHA(num_heads, lam, resnet.fc.in_features, num_classes)
+        width = resnet.fc.in_features
+        if num_heads:
+            self.classifier = MHA(num_heads, lam, width, num_classes)
+        else:
+            self.classifier = AveragePooling(lam, width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the last feature map (B, D, H/32, W/32)."""
@@ -43,10 +48,13 @@ def read_architecture(state_dict: dict[str, Tensor]) -> dict[str, int]:
     Raises ValueError where the keys are not those of a ResNet_CSRA.
     """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
+    num_heads = len(heads)
+    if not heads and "classifier.head.weight" in state_dict:
+        heads = ["classifier.head.weight"]
     if not heads:
         raise ValueError("it has no CSRA head (classifier.multi_head.0.head.weight)")
-    if len(heads) not in TEMPERATURES or state_dict[heads[0]].ndim != 4:
-        raise ValueError(f"it has {len(heads)} CSRA heads of shape {tuple(state_dict[heads[0]].shape)}")
+    if num_heads not in (0, *TEMPERATURES) or state_dict[heads[0]].ndim != 4:
+        raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(state_dict[heads[0]].shape)}")
     # layer3 and the third convolution of a bottleneck block tell the depths apart.
     blocks = len({k.split(".")[1] for k in state_dict if k.startswith("layer3.")})
     bottleneck = "layer1.0.conv3.weight" in state_dict
@@ -54,7 +62,7 @@ def read_architecture(state_dict: dict[str, Tensor]) -> dict[str, int]:
     if (blocks, bottleneck) not in depths:
         raise ValueError(f"its trunk is no ResNet-{', '.join(map(str, DEPTHS))} ({blocks} blocks in layer3)")
     return {
-        "num_heads": len(heads),
+        "num_heads": num_heads,
         "num_classes": state_dict[heads[0]].shape[0],
         "depth": depths[blocks, bottleneck],
     }

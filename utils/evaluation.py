@@ -1,13 +1,81 @@
-"""Multi-label metrics, in NumPy alone, and how they are printed."""
+"""Multi-label metrics, in NumPy alone, and how they are printed. As a script: those of saved scores.
+
+python utils/evaluation.py FILE.npz [--threshold 0.5]
+"""
+
+import math
+import os
+import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
+from utils.cli import Parser, UserError, given_path, number, run
 
-def evaluate(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None) -> dict:
+
+def main() -> None:
+    parser = Parser(
+        description="Print the metrics of scores that val.py --save_scores wrote, or another program."
+    )
+    parser.add_argument(
+        "file",
+        type=given_path,
+        metavar="FILE.npz",
+        help="scores and targets (N, C), and if there are any: ignore (N, C), names (C,), paths (N,)",
+    )
+    parser.add_argument(
+        "--threshold", type=number(float, -math.inf), help="least score that predicts a label [default: 0.5]"
+    )
+    args = parser.parse_args()
+    arrays = read_scores(args.file)
+    scores = arrays["scores"]
+    if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
+        raise UserError(
+            f"{args.file}: scores from {scores.min():g} to {scores.max():g} are no probabilities, where 0.5 "
+            "predicts a label: give the --threshold"
+        )
+    threshold = 0.5 if args.threshold is None else args.threshold
+    metrics = evaluate(scores, arrays["targets"], arrays["ignore"], threshold)
+    positives = ((arrays["targets"] == 1) & ~arrays["ignore"]).sum(axis=0).tolist()
+    print(f"{len(scores)} images, a score of {threshold:g} predicts")
+    print(format_report(metrics, arrays["names"], positives))
+
+
+def read_scores(path: Path) -> dict:
+    """Read scores, targets and ignore (N, C), names (a list of C) and paths (a list of N) from an .npz file.
+
+    Raises UserError where it holds no such arrays. Nothing in the file is run.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz file")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        scores, targets = arrays["scores"].astype(float), arrays["targets"]
+        ignore = arrays.get("ignore", np.zeros(targets.shape, bool)).astype(bool)
+        check_inputs(scores, targets, ignore)
+        names = arrays.get("names", np.arange(scores.shape[1])).astype(str).tolist()
+        paths = arrays.get("paths", np.arange(len(scores))).astype(str).tolist()
+        if len(names) != scores.shape[1] or len(paths) != len(scores):
+            raise ValueError(f"{len(names)} names and {len(paths)} paths for scores of {scores.shape}")
+    except KeyError as error:
+        raise UserError(f"{path} holds no array {error}: it needs scores and targets, both (N, C)") from None
+    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no scores as val.py --save_scores writes them: {error}") from None
+    return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
+
+
+def evaluate(
+    scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None, threshold: float = 0.5
+) -> dict:
     """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1 and, of each image's three highest scores only, CP_3 … OF1_3.
 
-    scores: (N, C), a label is predicted at ≥ 0.5. targets: (N, C) of 0 and 1. ignore: (N, C) bool, or None;
-    such entries count in no metric and take no place among the three highest.
+    scores: (N, C), a label is predicted at ≥ threshold. targets: (N, C) of 0 and 1. ignore: (N, C) bool, or
+    None; such entries count in no metric and take no place among the three highest.
     Returns fractions in [0, 1]. AP is a list of C, NaN for a class without positives, and mAP the mean of
     the rest, NaN if there is none. In the other metrics a class with nothing predicted, or no positives,
     counts as 0. Raises ValueError for other shapes or targets, for no images and for NaN scores.
@@ -17,7 +85,7 @@ def evaluate(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None 
     check_inputs(scores, targets, ignore)
     positives = (targets == 1) & ~ignore
     ap = average_precision(scores, positives, ~ignore)
-    predicted = (scores >= 0.5) & ~ignore
+    predicted = (scores >= threshold) & ~ignore
     top3 = predicted & top_k(np.where(ignore, -np.inf, scores), k=3)
     return {
         "mAP": float(np.nanmean(ap)) if positives.any() else float("nan"),
@@ -102,3 +170,7 @@ def format_report(metrics: dict, classes: list[str], positives: list[int]) -> st
         lines.append(f"{title:5}  {'  '.join(values)}")
     lines.append(f"mAP {100 * metrics['mAP']:.4f} %")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -24,14 +24,19 @@ def class_names(folder: str) -> list[str]:
             f"data/{folder}/classes.json is missing: a JSON list of the class names in target order"
         )
     names = read_json(path)
+    check_names(names, path)
+    return names
+
+
+def check_names(names: Any, path: Path) -> None:
+    """Raise UserError, naming the file they are from, where these are no class names."""
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path} must be a JSON list of class names")
+        raise UserError(f"{path} must hold a list of class names, none of them empty")
     for name in names:
         if not name.isprintable():
             raise UserError(f"{path}: the class name {name!r} cannot be printed on a line")
     if len(set(names)) != len(names):
         raise UserError(f"{path} names {max(names, key=names.count)!r} more than once")
-    return names
 
 
 def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:

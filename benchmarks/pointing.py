@@ -1,0 +1,77 @@
+"""The pointing game on shapes: how often the highest point of a class's map lies in one of its objects.
+
+python benchmarks/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+import demo
+from utils.checkpoint import load_checkpoint
+from utils.cli import Parser, UserError, given_path, run
+from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
+from utils.files import read_json
+from utils.heatmap import upsample
+from utils.label_files import class_names
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = Parser(
+        description="Print how often a class's map points at one of its objects, on data/shapes/."
+    )
+    parser.add_argument(
+        "--load_from", type=given_path, nargs="+", required=True, metavar="FILE", help="checkpoints"
+    )
+    for path in parser.parse_args().load_from:
+        hits, tries, chance = pointing_game(path)
+        print(
+            f"{path}: {hits} of {tries} maps point at an object of their class, {100 * hits / tries:.1f} % "
+            f"(random points: {100 * chance:.1f} %)",
+            flush=True,
+        )
+
+
+@torch.inference_mode()
+def pointing_game(path: Path) -> tuple[int, int, float]:
+    """Return how many maps of a checkpoint point at an object, of how many, and the share at random."""
+    checkpoint = load_checkpoint(path)
+    model = demo.build_model(argparse.Namespace(load_from=path, lam=None), checkpoint).eval()
+    spec, classes = dataset_spec("shapes"), class_names("shapes")
+    entries = read_json(label_file(spec, "test"))
+    if "objects" not in entries[0]:
+        raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
+    loader = make_loader(load_split(spec, "test", checkpoint["config"]["img_size"]), 50, 0, CPU)
+    with Image.open(entries[0]["img_path"]) as image:
+        side = image.width
+    hits, areas = 0, []
+    for images, _, indices in loader:
+        maps = model.classifier.attention_maps(model.features(to_float(images, CPU, spec))).numpy()
+        for index, of_image in zip(indices.tolist(), maps):
+            for c, name in enumerate(classes):
+                boxes = [item["bbox"] for item in entries[index]["objects"] if item["name"] == name]
+                if boxes:
+                    inside = box_mask(boxes, side)
+                    areas.append(inside.mean())
+                    hits += bool(inside.flat[upsample(of_image[c], (side, side)).argmax()])
+    return hits, len(areas), float(np.mean(areas))
+
+
+def box_mask(boxes: list[list[float]], side: int) -> np.ndarray:
+    """Mark the pixels (side, side) whose centre is in a box [x, y, w, h]."""
+    centres = np.arange(side) + 0.5
+    mask = np.zeros((side, side), bool)
+    for x, y, w, h in boxes:
+        mask |= ((centres >= y) & (centres < y + h))[:, None] & ((centres >= x) & (centres < x + w))
+    return mask
+
+
+if __name__ == "__main__":
+    run(main)
