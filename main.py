@@ -222,12 +222,15 @@ def check_loss(loss: float, run: Position, optimizer: Optimizer, args: argparse.
 def diverged(what: str, run: Position, optimizer: Optimizer, args: argparse.Namespace) -> UserError:
     """Return the error that says what diverged where, what to try, and where the run before it is kept."""
     lr = optimizer.param_groups[0]["lr"]
-    advice = f"try a lower --lr than {args.lr:g}"
+    advice = f"start anew with a lower --lr than {args.lr:g}"
     if args.amp == "fp16":
         advice += ", or --amp bf16"
     elif run.epoch == 0 and args.warmup_epoch == 0:
         advice += ", or leave out --warmup_epoch 0"
-    kept = "; best.pth and last.pth are from before it" if (args.output_dir / "best.pth").exists() else ""
+    saved = [file for file in ("best.pth", "last.pth") if (args.output_dir / file).exists()]
+    kept = (
+        f"; {' and '.join(saved)} there {'is' if len(saved) == 1 else 'are'} from before it" if saved else ""
+    )
     return UserError(f"{what} by step {run.step} of epoch {run.epoch + 1}, at lr {lr:.2g}: {advice}{kept}")
 
 

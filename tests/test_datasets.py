@@ -94,6 +94,13 @@ def test_bad_class_names_are_an_error(workdir, content):
         class_names("mine")
 
 
+@pytest.mark.parametrize("name", ["می\u200cشود", "New\xa0York", "\U0001f469\u200d\U0001f52c"])
+def test_class_names_of_any_script_are_fine(workdir, name):
+    make_own(workdir)
+    Path("data/mine/classes.json").write_text(json.dumps([name, "b"]))
+    assert class_names("mine") == [name, "b"]
+
+
 def test_a_byte_order_mark_and_other_alphabets_are_fine(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('[{"target": [1], "img_path": "küche/猫 1.jpg"}]', encoding="utf-8-sig")

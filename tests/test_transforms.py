@@ -1,5 +1,7 @@
 """Pixels against Pillow's own decode and resize, and random crops against torchvision's."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,16 @@ def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, name):
     assert path.stat().st_size < 1e6
     with pytest.raises(UserError, match=r"bomb.*20000 x 10000 pixels are above --max_pixels 100000000"):
         load_image(str(path), max_pixels=10**8)
+
+
+def test_a_tile_larger_than_its_image_counts(tmp_path):
+    """A TIFF of 64 x 64 pixels whose one tile is to hold 16000 x 16000."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16000, 323: 16000, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.tif.*16000 x 16000 pixels"):
+        load_image(str(tmp_path / "a.tif"), max_pixels=10**8)
 
 
 def test_a_program_is_no_image(tmp_path):

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from utils.cli import UserError, number
 from utils.files import whole_file
+from utils.label_files import is_line
+
+NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -60,12 +63,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor of numbers in memory: not sparse, not quantized, not without data."""
+    """Tell whether a value is a tensor of numbers in memory, not sparse or of an odd type or without data."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and not value.is_quantized
+        and value.dtype in NUMBERS
     )
 
 
@@ -79,10 +82,10 @@ def check_own(checkpoint: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path} is damaged: its config holds no options")
     for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
         try:
-            parse(str(config.get(option)))
+            config[option] = parse(str(config.get(option)))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
-    if not isinstance(classes, list) or not all(isinstance(n, str) and n.isprintable() for n in classes):
+    if not isinstance(classes, list) or not all(isinstance(n, str) and is_line(n) for n in classes):
         raise UserError(f"{path} is damaged: its classes are not names")
 
 
@@ -120,11 +123,14 @@ def load_weights(
 
     backbone_only: leave the model's `classifier` as it is, and what the file holds beside the backbone aside.
     """
+    # Batch counters nothing here reads: old files lack them, and averaged weights have them as fractions.
+    state_dict = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     wanted = {
-        k: v for k, v in model.state_dict().items() if not (backbone_only and k.startswith("classifier."))
+        k: v
+        for k, v in model.state_dict().items()
+        if not (backbone_only and k.startswith("classifier.")) and not k.endswith("num_batches_tracked")
     }
-    # Files older than PyTorch 0.4.1 lack the batch counters; nothing here reads them.
-    missing = [k for k in wanted if k not in state_dict and not k.endswith("num_batches_tracked")]
+    missing = [k for k in wanted if k not in state_dict]
     extra = [] if backbone_only else [k for k in state_dict if k not in wanted]
     for problem, keys in (("lacks", missing), ("also holds", extra)):
         if keys:
@@ -142,7 +148,7 @@ def load_weights(
         raise UserError(
             f"{source}: {broken} holds NaN or infinite values: the training that made it diverged"
         )
-    model.load_state_dict({k: v for k, v in state_dict.items() if k in wanted}, strict=False)
+    model.load_state_dict({k: state_dict[k] for k in wanted if k in state_dict}, strict=False)
 
 
 def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:

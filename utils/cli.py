@@ -95,7 +95,8 @@ def add_max_pixels(group: argparse._ArgumentGroup) -> None:
         "--max_pixels",
         type=number(int, 1),
         default=100_000_000,
-        help="refuse larger images, lest a bomb fill the memory: 3 bytes a pixel [default: %(default)s]",
+        help="refuse larger images, lest a bomb fill the memory: 3 to 20 bytes a pixel, by format, in each "
+        "process that loads images [default: %(default)s]",
     )
 
 
@@ -132,7 +133,7 @@ def lack_of_memory(error: Exception) -> str | None:
     reason = text.partition(". ")[0].removesuffix(".")
     if text.startswith("DataLoader worker") and "shared memory" in text:
         return f"{reason}: give the container more shared memory, or use --num_workers 0"
-    if text.startswith("DataLoader worker"):
+    if text.startswith("DataLoader worker") and ("Killed" in text or "exited unexpectedly" in text):
         return (
             f"{reason}: the system kills processes when memory runs out; "
             "use fewer --num_workers, or a smaller --batch_size"
@@ -142,7 +143,7 @@ def lack_of_memory(error: Exception) -> str | None:
         or type(error).__name__ == "OutOfMemoryError"
         or "t allocate memory" in text
     ):
-        return f"memory ran out ({reason}): use a smaller --batch_size or --img_size"
+        return f"memory ran out ({reason}): a smaller --batch_size, --img_size or --max_pixels takes less"
     return None
 
 

@@ -1,6 +1,7 @@
 """Label files and class names: how they are written, checked and read. Without torch, for the preparers."""
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,15 @@ def check_names(names: Any, path: Path) -> None:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{path} must hold a list of class names, none of them empty")
     for name in names:
-        if not name.isprintable():
+        if not is_line(name):
             raise UserError(f"{path}: the class name {name!r} cannot be printed on a line")
     if len(set(names)) != len(names):
         raise UserError(f"{path} names {max(names, key=names.count)!r} more than once")
+
+
+def is_line(name: str) -> bool:
+    """Tell whether a name is a line of text, without control characters, which a terminal would obey."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:

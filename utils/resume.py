@@ -8,9 +8,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.checkpoint import is_plain, load_checkpoint, load_weights, save_checkpoint
@@ -139,14 +140,13 @@ def restore_run(
     load_weights(model, checkpoint["model"], str(folder / "last.pth"))
     try:
         restore_optimizer(optimizer, checkpoint["optimizer"])
-        scaler.load_state_dict(checkpoint["scaler"])
+        restore_scaler(scaler, checkpoint["scaler"])
         # Within an epoch batch-norm statistics are each process's own.
-        for buffer, saved in zip(model.buffers(), checkpoint["buffers"][RANK]):
-            buffer.copy_(saved)
+        for buffer, saved in zip(model.buffers(), checkpoint["buffers"][RANK], strict=True):
+            take_over(buffer, saved)
         run, best = read_position(checkpoint["position"]), checkpoint["best"]
-        json.dumps([checkpoint["record"], best])  # TypeError where they are no plain values
-        if run.epoch:
-            format_report(best, classes, [0] * len(classes))  # as it will be in the end
+        check_best(best, run, classes)
+        json.dumps(checkpoint["record"])  # TypeError where these are no plain values
         return run, checkpoint["record"], best
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         fault = f"{type(error).__name__}: {error}"
@@ -157,12 +157,40 @@ def restore_optimizer(optimizer: Optimizer, saved: dict) -> None:
     """Take momentum and learning rates over; the other settings are those of the options."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
-        momentum = saved["state"].get(index, {}).get("momentum_buffer")
-        if not is_plain(momentum) or momentum.shape != parameter.shape:
-            raise ValueError(f"no momentum for weights of shape {tuple(parameter.shape)}")
-        optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
+        take_over(
+            optimizer.state[parameter]["momentum_buffer"],
+            saved["state"].get(index, {}).get("momentum_buffer"),
+        )
     for group, other in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         group["lr"] = float(other["lr"])
+        if not math.isfinite(group["lr"]):
+            raise ValueError(f"lr {group['lr']}")
+
+
+def take_over(tensor: Tensor, saved: Any) -> None:
+    """Copy a saved tensor into one of the run's; ValueError where it is none such, or holds NaN."""
+    if not is_plain(saved) or saved.shape != tensor.shape or not saved.isfinite().all():
+        raise ValueError(f"no numbers of shape {tuple(tensor.shape)}")
+    tensor.copy_(saved)
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, saved: dict) -> None:
+    """Take the state of the scaler over, which is empty unless the run computes in fp16."""
+    if scaler.is_enabled():
+        if not (type(saved["scale"]) is float and 0 < saved["scale"] < math.inf):
+            raise ValueError(f"scale {saved['scale']}")
+        tracker = {"_growth_tracker": int(saved["_growth_tracker"])}
+        scaler.load_state_dict(scaler.state_dict() | {"scale": saved["scale"]} | tracker)
+
+
+def check_best(best: Any, run: Position, classes: list[str]) -> None:
+    """Raise where a run that stands at `run` cannot have this for the record of its best epoch."""
+    if best is None and run.epoch == 0:
+        return
+    json.dumps(best)  # TypeError where these are no plain values
+    format_report(best, classes, [0] * len(classes))  # as it will be in the end
+    if not (type(best["epoch"]) is int and type(best["mAP"]) is float):
+        raise ValueError(f"its best epoch is {best['epoch']}, with mAP {best['mAP']}")
 
 
 def read_position(saved: dict) -> Position:

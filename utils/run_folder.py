@@ -57,8 +57,8 @@ def read_log(folder: Path) -> list[dict]:
         return []
     records, number = [], 1
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):  # noqa: B007
-            records.append(json.loads(line))
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # noqa: B007
+            records.append(json.loads(line.decode("utf-8-sig")))
             if not isinstance(records[-1]["epoch"], int):
                 raise TypeError("its epoch is no whole number")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

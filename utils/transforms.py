@@ -1,6 +1,8 @@
 """From an image file to the uint8 tensor that a network is given: Pillow's pixels, at twice its speed."""
 
 import math
+import struct
+import warnings
 
 import numpy as np
 import torch
@@ -28,9 +30,12 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
     Raises UserError, naming the file, if it is missing, damaged or has more than max_pixels.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:  # reads the header alone
-            if image.width * image.height > max_pixels:
-                size = f"its {image.width} x {image.height} pixels are above --max_pixels {max_pixels}"
+        # Decoders warn of what they can mend. The header alone is read here.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            # A TIFF is decoded by whole tiles, which may be larger than the image.
+            width, height = (max(n, tile) for n, tile in zip(image.size, tile_size(image)))
+            if width * height > max_pixels:
+                size = f"its {width} x {height} pixels are above --max_pixels {max_pixels}"
                 raise UserError(f"{path}: {size}: give a larger limit if you trust it, or leave it out")
             if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
                 # libjpeg-turbo, as in Pillow, without the way through Pillow's own image: a quarter faster.
@@ -38,12 +43,20 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, TypeError, struct.error) as error:
+        if "t allocate memory" in str(error):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = reason.split(", ", 2)[-1] if reason.startswith("decode_jpeg") else reason  # a place in C++
         raise UserError(
             f"{path} cannot be read as an image ({reason}): replace it, or leave it out"
         ) from None
+
+
+def tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of a TIFF's tiles or strips, (0, 0) for other formats."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(322, 0)), int(tags.get(323, 0))
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
