@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--val_fraction",
-        type=number(float, 0, low_allowed=False),
+        type=number(float, 0, low_allowed=False, high=1),
         default=0.2,
         help="share of the images held out as test.json, alike for every class [default: %(default)s]",
     )
@@ -80,7 +80,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
     add_verify_arguments(parser)
     args = parser.parse_args()
-    if args.dataset in BUILT_IN or args.dataset.startswith(".") or Path(args.dataset).name != args.dataset:
+    if (
+        args.dataset in ("", *BUILT_IN)
+        or args.dataset.startswith(".")
+        or Path(args.dataset).name != args.dataset
+    ):
         raise UserError(f"--dataset {args.dataset}: give a name of its own, other than {', '.join(BUILT_IN)}")
     if not args.separator:
         raise UserError("--separator cannot be empty")

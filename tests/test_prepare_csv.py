@@ -1,0 +1,138 @@
+"""A data set of one's own from a table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+from conftest import TINY
+from utils import prepare_csv
+from utils.datasets import IGNORED, dataset_spec, load_split
+
+LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"
+CELLS = "image,dog,cat\na.png,1,0\nb.png,0,1\nc.png,,1\nd.png,1.0,0.0\ne.png,0,\n"
+
+
+@pytest.fixture
+def table(workdir):
+    """Write photos/labels.csv with its images; returns a function that does so with other content."""
+    (workdir / "photos").mkdir()
+    for name in "abcde":
+        Image.new("RGB", (50, 40)).save(workdir / "photos" / f"{name}.png")
+
+    def write(content: str, **options) -> Path:
+        path = workdir / "photos" / "labels.csv"
+        path.write_text(content, **options)
+        return path
+
+    return write
+
+
+def read_entries(name: str = "mine") -> dict[str, list[int]]:
+    """All entries of both label files, {image: target}, in no order."""
+    entries = [
+        entry
+        for split in ("train", "test")
+        for entry in json.loads(Path(f"data/{name}/{split}.json").read_text())
+    ]
+    return {Path(entry["img_path"]).stem: entry["target"] for entry in entries}
+
+
+def test_lists_of_labels(table, command):
+    result = command(prepare_csv, table(LISTS), "--dataset", "mine")
+    assert result.status == 0, result.err
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["bird", "cat", "dog"]
+    assert read_entries() == {"a": [0, 1, 1], "b": [0, 0, 0], "c": [0, 0, 1], "d": [1, 1, 0], "e": [1, 0, 0]}
+    assert "bird" in result.out
+    assert len(json.loads(Path("data/mine/test.json").read_text())) == 1
+
+
+def test_a_cell_per_class_and_unknown_labels(table, command):
+    path = table(CELLS.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    result = command(prepare_csv, path, "--dataset", "mine", "--val_fraction", 0.4)
+    assert result.status == 0, result.err
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["dog", "cat"]
+    assert read_entries() == {"a": [1, 0], "b": [0, 1], "c": [99, 1], "d": [1, 0], "e": [0, 99]}
+    assert "2 of 10 labels are unknown" in result.out
+    splits = [load_split(dataset_spec("mine"), split, 40) for split in ("train", "test")]
+    assert [len(split) for split in splits] == [3, 2]
+    assert sum((split.targets == IGNORED).sum() for split in splits) == 2
+
+
+def test_unknown_labels_train_nothing(table, command):
+    """A run with unknown labels is that of a run whose labels there are anything else."""
+    table(CELLS)
+    command(prepare_csv, "photos/labels.csv", "--dataset", "mine")
+    arguments = ["--dataset", "mine", *TINY, "--model", "resnet18", "--pretrained", "none", "--batch_size", 1]
+    assert command(main, *arguments, "--output_dir", "run").status == 0
+    losses = [json.loads(line)["train_loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all()
+    entries = json.loads(Path("data/mine/train.json").read_text())
+    for entry in entries:
+        entry["target"] = [99, 99]
+    Path("data/mine/train.json").write_text(json.dumps(entries))
+    assert command(main, *arguments, "--output_dir", "none").status == 0
+    assert json.loads(Path("none/log.jsonl").read_text().splitlines()[0])["train_loss"] == 0
+
+
+def test_a_semicolon_or_anything_else_separates(table, command):
+    path = table('image,labels\na.png,"dog, big"\nb.png,cat\n')
+    assert (
+        command(prepare_csv, path, "--dataset", "mine", "--separator", ", ", "--val_fraction", 0.5).status
+        == 0
+    )
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["big", "cat", "dog"]
+
+
+def test_the_split_keeps_the_share_of_every_class():
+    rng = np.random.default_rng(0)
+    positives = rng.random((1000, 12)) < np.linspace(0.005, 0.5, 12)
+    held_out = prepare_csv.split(positives, 0.2, seed=3)
+    assert abs(held_out.mean() - 0.2) < 0.01
+    total = positives.sum(axis=0)
+    assert (np.abs(positives[held_out].sum(axis=0) - 0.2 * total) <= 1 + 0.02 * total).all()
+    assert (held_out == prepare_csv.split(positives, 0.2, seed=3)).all()
+    assert (held_out != prepare_csv.split(positives, 0.2, seed=4)).any()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", ["a header"]),
+        ("image,labels\n", ["rows below"]),
+        ("image\na.png\n", ["a header"]),
+        ("image,labels\nz.png,dog\n", ["line 2", "photos/z.png", "--img_dir"]),
+        ("image,labels\n../../x.png,dog\n", ["line 2", "leads out of photos"]),
+        ("image,labels\n,dog\n", ["line 2"]),
+        ("image,labels\na.png,dog,cat\n", ["line 2", "3 cells", "has 2"]),
+        ("image,labels\na.png,dog\na.png,cat\n", ["photos/a.png has 2 rows"]),
+        ("image,labels\na.png,\nb.png,\n", ["labels.csv", "class names"]),
+        ("image,dog,cat\na.png,yes,0\n", ["line 2", "dog is 'yes'", "1, 0 or nothing"]),
+        ("image,dog,dog\na.png,1,0\n", ["'dog' more than once"]),
+        ("image,dog,\na.png,1,0\n", ["labels.csv", "class names"]),
+        ("image,dog\na.png,1\n", ["--val_fraction 0.2 of 1 images"]),
+        ('image,dog\n"a.png,1\n', ["labels.csv", "comma-separated"]),
+    ],
+)
+def test_mistakes_in_the_table(table, fails, content, says):
+    table(content)
+    fails(prepare_csv, "photos/labels.csv", "--dataset", "mine", says=says)
+
+
+def test_other_mistakes(table, fails, command, workdir):
+    path = table(LISTS)
+    (workdir / "photos" / "latin.csv").write_bytes("image,labels\nä.png,x\n".encode("latin-1"))
+    fails(prepare_csv, "photos/latin.csv", "--dataset", "mine", says=["latin.csv", "UTF-8"])
+    fails(prepare_csv, "none.csv", "--dataset", "mine", says=["none.csv", "No such file"])
+    for name in ("voc07", "coco", "a/b", "..", ""):
+        fails(prepare_csv, path, "--dataset", name, says=[f"--dataset {name}", "a name of its own"])
+    fails(prepare_csv, path, "--dataset", "mine", "--val_fraction", 1.5, says=["--val_fraction", "1.5"])
+    fails(prepare_csv, path, "--dataset", "mine", "--img_dir", "data", says=["data/a.png"])
+    (workdir / "photos" / "b.png").write_bytes(b"no image")
+    fails(prepare_csv, path, "--dataset", "mine", "--verify", says=["1 of 5 images are bad", "b.png"])
+    assert command(prepare_csv, path, "--dataset", "mine").status == 0
+    fails(prepare_csv, path, "--dataset", "mine", says=["data/mine", "--overwrite"])
+    assert command(prepare_csv, path, "--dataset", "mine", "--overwrite").status == 0

@@ -1,0 +1,192 @@
+"""Draw curves of training runs, average precisions by class, and precision against recall.
+
+python utils/plot.py RUN [RUN ...] --out DIR
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
+from utils.cli import Parser, UserError, given_path, run
+from utils.evaluation import read_scores
+from utils.files import check_folder, read_json, whole_file
+from utils.run_folder import read_log
+
+# Okabe and Ito's palette, whose colours the colour-blind tell apart; beyond it, other dashes.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", ":", "-.")
+MOST_CURVES = 8  # precision-recall curves of single classes that one can still tell apart
+
+
+def main() -> None:
+    parser = Parser(description="Draw charts of training runs and results, as PNG files.")
+    parser.add_argument(
+        "sources",
+        type=given_path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, drawn on one chart; files of val.py --out (.json) or --save_scores (.npz)",
+    )
+    parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder of the charts")
+    args = parser.parse_args()
+    load_matplotlib()
+    check_folder(args.out, "--out")
+    charts, runs = {}, [source for source in args.sources if source.is_dir()]
+    if runs:
+        charts["curves"] = (draw_curves, [(name, read_run(run)) for name, run in short_names(runs).items()])
+    for source in args.sources:
+        if source.suffix == ".json":
+            charts[f"ap_{source.stem}"] = (draw_average_precisions, read_results(source))
+        elif source.suffix == ".npz":
+            charts[f"pr_{source.stem}"] = (draw_precision_recall, read_scores(source))
+        elif source not in runs:
+            raise UserError(
+                f"{source} is no folder of a run, no .json of val.py --out and no .npz of its scores"
+            )
+    for name, (draw, content) in charts.items():
+        figure = draw(content)
+        with whole_file(args.out / f"{name}.png", "wb") as file:
+            figure.savefig(file, format="png", dpi=120)
+        print(f"written to {args.out / name}.png")
+
+
+def load_matplotlib():
+    """Return matplotlib's pyplot, set to draw to files; UserError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("charts need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+    }
+    return plt
+
+
+def short_names(runs: list[Path]) -> dict[str, Path]:
+    """Name the runs by their folders, or by whole paths where those are not distinct."""
+    names = [run.resolve().name for run in runs]
+    return dict(zip(names if len(set(names)) == len(names) else map(str, runs), runs))
+
+
+def read_run(folder: Path) -> list[dict]:
+    """Return the log of a run; UserError where there is none, or it lacks what the curves show."""
+    records = read_log(folder)
+    if not records:
+        raise UserError(f"{folder} holds no log.jsonl: it is no folder of a run, or of one without an epoch")
+    for record in records:
+        values = [record.get("train_loss"), record.get("mAP"), *(record.get("lr") or {"": None}).values()]
+        if not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr")
+    return records
+
+
+def read_results(path: Path) -> dict[str, float]:
+    """Return the AP of each class that has one, from a file of val.py --out."""
+    results = read_json(path)
+    values = results.get("AP") if isinstance(results, dict) else None
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} holds no AP by class: it must be a file of val.py --out")
+    known = {name: value for name, value in values.items() if value is not None}
+    if not known or not all(isinstance(value, int | float) for value in known.values()):
+        raise UserError(f"{path}: its AP are no numbers")
+    return known
+
+
+def style(index: int) -> dict:
+    """Return the look of the n-th line of a chart."""
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "linestyle": DASHES[index // len(PALETTE) % len(DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+def draw_curves(runs: list[tuple[str, list[dict]]]):
+    """Draw loss, mAP and the backbone's learning rate by epoch, a line for each run."""
+    plt = load_matplotlib()
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    for index, (name, records) in enumerate(runs):
+        epochs = [record["epoch"] for record in records]
+        rates = [next(iter(record["lr"].values())) for record in records]
+        curves = ([r["train_loss"] for r in records], [100 * r["mAP"] for r in records], rates)
+        for axis, values in zip(axes, curves):
+            axis.plot(epochs, values, label=name, marker="o", markersize=3.5, **style(index))
+    for axis, title in zip(
+        axes, ("training loss", "mAP on the test images, %", "learning rate of the backbone")
+    ):
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    rates = [next(iter(record["lr"].values())) for _, records in runs for record in records]
+    if 0 < 10 * min(rates) <= max(rates):
+        axes[2].set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
+    return figure
+
+
+def draw_average_precisions(values: dict[str, float]):
+    """Draw the AP of each class as a bar, the best on top, and their mean."""
+    plt = load_matplotlib()
+    names = sorted(values, key=values.get)
+    figure, axis = plt.subplots(figsize=(7, 1.4 + 0.26 * len(names)), layout="constrained")
+    percent = [100 * values[name] for name in names]
+    bars = axis.barh(names, percent, color=PALETTE[0])
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    mean = float(np.mean(percent))
+    axis.axvline(mean, color=PALETTE[1], linestyle="--", label=f"mAP {mean:.2f} %")
+    axis.set_xlim(0, 108)
+    axis.set_ylim(-0.7, len(names) - 0.3)
+    axis.set_xlabel("average precision, %")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+def draw_precision_recall(arrays: dict):
+    """Draw precision against recall: all labels pooled, and the classes, or the best and worst of many."""
+    plt = load_matplotlib()
+    scores, targets, counted = arrays["scores"], arrays["targets"] == 1, ~arrays["ignore"]
+    classes = [c for c in range(scores.shape[1]) if (targets[:, c] & counted[:, c]).any()]
+    if not classes:
+        raise UserError("no class has a positive: there is no precision to draw")
+    curves = {c: precision_recall(scores[counted[:, c], c], targets[counted[:, c], c]) for c in classes}
+    order = sorted(classes, key=lambda c: -area(curves[c]))
+    shown = order if len(order) <= MOST_CURVES else order[: MOST_CURVES // 2] + order[-MOST_CURVES // 2 :]
+    figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    for index, c in enumerate(shown):
+        recall, precision = curves[c]
+        label = f"{arrays['names'][c]} ({100 * area(curves[c]):.1f})"
+        axis.step(recall, precision, where="post", label=label, **style(index))
+    pooled = precision_recall(scores[counted], targets[counted])
+    axis.step(*pooled, where="post", label="all labels together", color="black", linewidth=2.5)
+    title = "AP, %" if len(shown) == len(order) else f"AP, %: best and worst of {len(order)}"
+    figure.legend(loc="outside right upper", title=title, fontsize=9)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    return figure
+
+
+def precision_recall(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision (K,) at each distinct score, from the highest on; there are positives."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are predicted together
+    hits = np.cumsum(positives[order])[last]
+    return hits / positives.sum(), hits / (np.flatnonzero(last) + 1)
+
+
+def area(curve: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the average precision of a curve: precision times the step in recall, summed."""
+    recall, precision = curve
+    return float((np.diff(recall, prepend=0) * precision).sum())
+
+
+if __name__ == "__main__":
+    run(main)
