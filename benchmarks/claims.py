@@ -87,7 +87,7 @@ def train(heads: int, seed: int, args: argparse.Namespace) -> None:
 
 
 def judge(heads: int, seeds: int) -> tuple[list[float], list[float]]:
-    """Return the mAP of each seed's last epoch, and the share of its maps that point at their object, in %."""
+    """Return the mAP of each seed's last epoch, and the share of its maps that point at objects, in %."""
     folders = [Path("runs", f"heads{heads}_seed{seed}") for seed in range(seeds)]
     scores = [100 * read_log(folder)[-1]["mAP"] for folder in folders]
     games = [pointing_game(folder / "last.pth") for folder in folders]

@@ -1,0 +1,165 @@
+"""Labelling any images, and pictures of where the model looked."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import demo
+import val
+from benchmarks.pointing import box_mask
+from conftest import SHAPES
+from utils.heatmap import ClassMap, contact_sheet, overlay, panel
+from utils.photos import find_photos
+
+CPU = ["--num_workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def photos(shapes, trained, tmp_path, monkeypatch) -> Path:
+    """A folder to run in, with a checkpoint and five images, two of them deeper down."""
+    shutil.copy(trained / "best.pth", tmp_path / "model.pth")
+    for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "deep/er/ä b.jpg"]):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes / f"data/shapes/images/test/{index:05d}.jpg", path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def label(command, *options):
+    return command(demo, "--load_from", "model.pth", *CPU, *options)
+
+
+def test_scores_are_those_of_val(photos, shapes, command):
+    result = label(command, "--img_dir", "photos", "--json", "s.json", "--csv", "s.csv", "--batch_size", 2)
+    assert result.status == 0, result.err
+    entries = json.loads(Path("s.json").read_text())
+    assert [entry["image"] for entry in entries] == [
+        f"photos/{name}" for name in ("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "deep/er/ä b.jpg")
+    ]
+    names = json.loads((shapes / "data/shapes/classes.json").read_text())
+    with open("s.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["image", *names]
+    assert float(table[1][1]) == pytest.approx(entries[0]["scores"]["circle"], rel=1e-5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shapes)
+        command(val, *SHAPES, "--load_from", photos / "model.pth", "--save_scores", photos / "s.npz")
+    expected = np.load("s.npz")["scores"][:5]
+    ours = np.array([[entry["scores"][name] for name in names] for entry in entries])
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    for line, row in zip(result.out.splitlines()[-5:], ours):
+        shown = line.rpartition(": ")[2]
+        best = [f"{names[c]} {row[c]:.2f}" for c in np.argsort(-row) if row[c] >= 0.5]
+        assert shown == (", ".join(best) or "nothing")
+
+
+def test_threshold_and_top(photos, command):
+    def shown(*options) -> list[list[float]]:
+        result = label(command, "--img_dir", "photos/a.jpg", "photos/b.jpg", *options)
+        lists = [line.partition(": ")[2] for line in result.out.splitlines()[-2:]]
+        return [[float(item.split()[-1]) for item in line.split(", ") if line != "nothing"] for line in lists]
+
+    assert [len(scores) for scores in shown("--top", 3)] == [3, 3]
+    assert all(scores == sorted(scores, reverse=True) for scores in shown("--top", 8))
+    assert [len(scores) for scores in shown("--threshold", 0)] == [8, 8]
+    assert shown("--threshold", 1) == [[], []]
+    assert [len(scores) for scores in shown("--threshold", 0, "--top", 2)] == [2, 2]
+
+
+def test_files_that_are_no_images_are_named_and_skipped(photos, command):
+    (photos / "photos" / "notes.txt").write_text("no image")
+    (photos / "photos" / ".hidden").write_text("not looked at")
+    (photos / "photos" / "b.jpg").write_bytes((photos / "photos" / "b.jpg").read_bytes()[:300])
+    result = label(command, "--img_dir", "photos", "--batch_size", 1, "--json", "s.json")
+    assert result.status == 1
+    skipped = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
+    assert ["photos/b.jpg" in skipped[0], "photos/notes.txt" in skipped[1], len(skipped)] == [True, True, 2]
+    assert result.err.splitlines()[-1].startswith("2 of 6 files were skipped")
+    assert len(json.loads(Path("s.json").read_text())) == 4
+
+
+def test_places(photos):
+    assert find_photos(["photos/a.jpg", "photos/a.jpg"]) == ["photos/a.jpg"]
+    assert find_photos(["photos/*.jpg"]) == ["photos/a.jpg", "photos/b.jpg", "photos/c.jpg"]
+    assert find_photos(["photos/deep"]) == ["photos/deep/d.jpg", "photos/deep/er/ä b.jpg"]
+    assert len(find_photos(["photos/**/*.jpg"])) == 5
+
+
+def test_released_checkpoints_take_their_names_from_the_data_set(photos, command, fails, shapes):
+    shutil.copytree(shapes / "data", photos / "data")
+    torch.save(torch.load("model.pth", weights_only=True)["model"], "model.pth")
+    arguments = ["--img_dir", "photos/a.jpg", "--top", "1"]
+    fails(demo, "--load_from", "model.pth", *CPU, *arguments, says=["8 classes", "voc07 has 20", "data set"])
+    assert label(command, *arguments, "--dataset", "shapes", "--img_size", 40).status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--img_dir", "nowhere"], ["nowhere"]),
+        (["--img_dir", "photos/*.png"], ["photos/*.png"]),
+        (["--img_dir", "photos", "--json", "photos/a.jpg"], ["--json photos/a.jpg", ".json"]),
+        (["--img_dir", "photos", "--csv", "s.json"], ["--csv s.json", ".csv"]),
+        (["--img_dir", "photos", "--threshold", "-1"], ["--threshold", "-1"]),
+        (["--img_dir", "photos", "--top", "0"], ["--top", "'0'"]),
+        (["--img_dir", "photos", "--heatmap", "--out_dir", "photos/a.jpg"], ["--out_dir", "photos/a.jpg"]),
+        (["--img_dir", "photos", "--dataset", "other"], []),
+    ],
+)
+def test_mistakes(photos, fails, command, options, says):
+    if says:
+        fails(demo, "--load_from", "model.pth", *CPU, *options, says=says)
+    else:  # the checkpoint's own names need no data set
+        assert label(command, *options).status == 0
+
+
+@pytest.mark.parametrize("num_heads", [0, 1])
+def test_heatmaps(photos, command, num_heads):
+    if num_heads == 0:
+        checkpoint = torch.load("model.pth", weights_only=True)
+        weight = checkpoint["model"].pop("classifier.multi_head.0.head.weight")
+        checkpoint["model"] |= {"classifier.head.weight": weight, "classifier.head.bias": torch.zeros(8)}
+        torch.save(checkpoint, "model.pth")
+    result = label(command, "--img_dir", "photos", "--heatmap", "--top", 3, "--out_dir", "maps")
+    assert result.status == 0, result.err
+    pictures = sorted(str(path.relative_to("maps")) for path in Path("maps").rglob("*.png"))
+    assert len(pictures) == 5 * 4
+    assert "deep/er/ä b.jpg/sheet.png" in pictures
+    best = result.out.splitlines()[-5].split(": ")[1].split()[0]
+    with Image.open(f"maps/a.jpg/1_{best}.png") as image:
+        assert image.size == (240, 48 + 24)  # the image's own height, and a legend it is too narrow for
+
+
+def test_a_map_is_brightest_where_its_values_are():
+    grey = Image.new("RGB", (120, 80), (100, 100, 100))
+    values = np.zeros((2, 3))
+    values[1, 2] = 0.6
+    pixels = np.asarray(overlay(grey, values)).astype(int).sum(axis=2)
+    assert pixels.shape == (80, 120)
+    assert np.unravel_index(pixels.argmax(), pixels.shape) == pytest.approx((60, 100), abs=20)
+    assert (np.asarray(overlay(grey, -values)) == np.asarray(overlay(grey, 0 * values))).all()
+
+
+def test_legends_hold_long_names_and_sheets_all_maps():
+    image = Image.new("RGB", (500, 300))
+    item = ClassMap("a name much too long for the place that there is for it", 0.5, np.ones((2, 2)), "25 %")
+    assert panel(image, item).size == (500, 300 + 2 * 15)
+    assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 24 + 8))
+
+
+def test_boxes_of_the_pointing_game():
+    mask = box_mask([[1, 0, 2, 1], [0, 2.6, 1, 1]], 4)
+    assert mask.tolist() == [
+        [False, True, True, False],
+        [False, False, False, False],
+        [False, False, False, False],
+        [True, False, False, False],
+    ]

@@ -1,0 +1,141 @@
+"""Scores written and read back, and many values of λ and T from one pass."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main
+import val
+from conftest import SHAPES, TINY
+from utils import evaluation
+from utils.evaluation import evaluate, read_scores
+from utils.sweep import axis
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
+    arguments = [*SHAPES, "--load_from", trained / "best.pth"]
+    result = command(val, *arguments, "--save_scores", tmp_path / "s.npz", "--out", tmp_path / "r.json")
+    assert result.status == 0, result.err
+    arrays = read_scores(tmp_path / "s.npz")
+    entries = json.loads(Path("data/shapes/test.json").read_text())
+    assert arrays["paths"] == [entry["img_path"] for entry in entries]
+    assert arrays["targets"].tolist() == [entry["target"] for entry in entries]
+    metrics = evaluate(arrays["scores"], arrays["targets"], arrays["ignore"])
+    assert metrics["mAP"] == json.loads((tmp_path / "r.json").read_text())["mAP"]
+    again = command(evaluation, tmp_path / "s.npz")
+    assert last_line(again.out) == next(line for line in result.out.splitlines() if line.startswith("mAP"))
+    assert again.out.splitlines()[1:-1] == result.out.splitlines()[-len(again.out.splitlines()) - 1 : -3]
+
+
+def test_another_threshold_and_scores_of_others(tmp_path, command, fails):
+    path, names = tmp_path / "logits.npz", np.array(["a", "b"])
+    scores, targets = np.array([[2.0, -1], [-3, 4], [0.2, 0.1]]), np.array([[1, 0], [0, 1], [0, 1]])
+    np.savez(path, scores=scores, targets=targets, names=names)
+    fails(evaluation, path, says=["logits.npz", "-3 to 4", "--threshold"])
+    result = command(evaluation, path, "--threshold", 0.15)
+    assert result.status == 0, result.err
+    assert "CP  75.00  CR  75.00" in result.out  # a: 1 of 2 and 1 of 1; b: 1 of 1 and 1 of 2
+    assert last_line(result.out) == "mAP 100.0000 %"
+
+
+def test_ignored_entries_stay_out_of_saved_scores_too(tmp_path, command):
+    arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]])}
+    np.savez(tmp_path / "a.npz", **arrays, ignore=np.array([[True], [False], [False]]))
+    assert last_line(command(evaluation, tmp_path / "a.npz").out) == "mAP 100.0000 %"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({}, "scores"),
+        ({"scores": np.zeros((2, 2))}, "targets"),
+        ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 3))}, "(2, 2)"),
+        ({"scores": np.full((2, 2), math.nan), "targets": np.zeros((2, 2))}, "NaN"),
+        ({"scores": np.zeros((2, 2)), "targets": np.full((2, 2), 7)}, "0 or 1"),
+        ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "names": np.array(["a"])}, "1 names"),
+        ({"scores": np.array([["a", "b"]]), "targets": np.zeros((1, 2))}, "could not convert"),
+        ({"scores": np.array([object()]), "targets": np.zeros((1, 2))}, "allow_pickle"),
+    ],
+)
+def test_files_that_hold_no_scores(tmp_path, fails, arrays, says):
+    np.savez(tmp_path / "a.npz", **arrays)
+    fails(evaluation, tmp_path / "a.npz", says=["a.npz", says])
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nonsense")
+    fails(evaluation, tmp_path / "a.npz", says=["a.npz"])
+    fails(evaluation, tmp_path / "b.npz", says=["b.npz", "no such file"])
+
+
+def test_a_sweep_is_many_evaluations(trained, shapes, command, tmp_path):
+    def evaluated(*options) -> dict:
+        arguments = [*SHAPES, "--load_from", trained / "best.pth", "--out", tmp_path / "r.json", *options]
+        result = command(val, *arguments)
+        assert result.status == 0, result.err
+        return {"out": result.out} | json.loads((tmp_path / "r.json").read_text())
+
+    swept = evaluated("--sweep", "lam=0:0.5:0.25", "T=1,inf")
+    assert [(row["lam"], row["T"]) for row in swept["sweep"]] == [
+        (lam, T) for T in ("1", "inf") for lam in (0, 0.25, 0.5)
+    ]
+    for row in swept["sweep"][:3]:  # one head, trained with T = 1
+        alone = evaluated("--lam", row["lam"])
+        for name in ("mAP", "CF1", "OF1_3"):
+            assert row[name] == pytest.approx(alone[name], abs=1e-6)
+    assert swept["mAP"] == pytest.approx(evaluated()["mAP"], abs=1e-6)
+    best = max(row["mAP"] for row in swept["sweep"])
+    assert f"{100 * best:.4f} *" in swept["out"]
+    assert "no fair result" in swept["out"]
+
+
+def test_average_pooling_trains_and_takes_attention_afterwards(shapes, command, fails, tmp_path):
+    options = ["--dataset", "shapes", *TINY, "--num_heads", 0, "--output_dir", tmp_path / "run"]
+    fails(main, *options, "--lam", 0.1, says=["--num_heads 0", "--lam"])
+    assert command(main, *options).status == 0
+    best = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["mAP"]
+    arguments = [*SHAPES, "--load_from", tmp_path / "run" / "last.pth", "--num_heads", 0]
+    result = command(val, *arguments, "--sweep", "lam=0,1")
+    assert result.status == 0, result.err
+    assert "T as trained" in result.out
+    assert command(val, *arguments, "--lam", 0.5).status == 0
+    assert 0 <= best <= 1
+
+
+def test_axes_of_a_sweep():
+    assert axis("lam=0:1:0.1") == ("lam", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    assert axis("lam=0.3") == ("lam", [0.3])
+    assert axis("T=1,2.5,inf,99") == ("T", [1, 2.5, math.inf, math.inf])
+    for text in (
+        "lam",
+        "lam=",
+        "lam=a",
+        "lam=-1",
+        "lam=0:1",
+        "lam=1:0:0.1",
+        "lam=0:1:0",
+        "lam=0:1e9:1",
+        "T=0",
+        "x=1",
+    ):
+        with pytest.raises(argparse.ArgumentTypeError):
+            axis(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sweep", "T=1,2"], "lam= once"),
+        (["--sweep", "lam=0:1:0.1", "lam=0"], "lam= once"),
+        (["--sweep", "lam=nan"], "'nan'"),
+        (["--save_scores", "scores.txt"], "ends in .npz"),
+        (["--save_scores", "/proc/scores.npz"], "--save_scores"),
+    ],
+)
+def test_mistakes(trained, shapes, fails, options, says):
+    fails(val, *SHAPES, "--load_from", trained / "best.pth", *options, says=[says])
