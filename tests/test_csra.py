@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.csra import CSRA, MHA, TEMPERATURES
+from pipeline.csra import CSRA, MHA, TEMPERATURES, AveragePooling, attention, logit_terms, residual_attention
 
 LAM = 0.3
 
@@ -91,6 +91,58 @@ def test_all_heads_cost_one_convolution(monkeypatch):
 def test_other_numbers_of_heads_are_refused(num_heads):
     with pytest.raises(ValueError, match="1, 2, 4, 6, 8"):
         MHA(num_heads, LAM, 7, 3)
+
+
+def test_attention_maps_are_the_mean_attention_of_the_heads():
+    head = MHA(2, LAM, input_dim=5, num_classes=3).double()
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    maps = head.attention_maps(x)
+    assert maps.shape == (2, 3, 3, 4)
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 3, dtype=torch.float64))
+    for b in range(2):
+        for c in range(3):
+            s = [F.normalize(h.head.weight[c, :, 0, 0], dim=0) @ x[b].flatten(1) for h in head.multi_head]
+            softmax = torch.exp(s[0]) / torch.exp(s[0]).sum()
+            maximum = torch.eye(12, dtype=torch.float64)[s[1].argmax()]
+            torch.testing.assert_close(maps[b, c].flatten(), (softmax + maximum) / 2)
+
+
+def test_equal_maxima_share_the_attention():
+    assert attention(torch.tensor([1.0, 3.0, 3.0]), math.inf).tolist() == [0, 0.5, 0.5]
+
+
+def test_attention_pools_as_the_logits_do():
+    scores = torch.randn(2, 3, 7, dtype=torch.float64)
+    for T in (1, 3, math.inf):
+        pooled = scores.mean(-1) + LAM * (attention(scores, T) * scores).sum(-1)
+        torch.testing.assert_close(residual_attention(scores, T, LAM), pooled)
+
+
+def test_the_baseline_is_a_linear_classifier_of_the_mean_and_takes_attention_untrained():
+    head = AveragePooling(0, 5, 3).double()
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    linear = F.linear(x.mean((2, 3)), head.head.weight.flatten(1), head.head.bias)
+    torch.testing.assert_close(head(x), linear)
+    head.lam = LAM
+    places = torch.stack(
+        [F.linear(p, head.head.weight.flatten(1), head.head.bias) for p in x.flatten(2).permute(2, 0, 1)]
+    )
+    torch.testing.assert_close(head(x), linear + LAM * places.amax(0))
+    assert head.attention_maps(x).shape == (2, 3, 3, 4)
+    torch.testing.assert_close(head.attention_maps(x).mean((2, 3)), linear)
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 4])
+def test_logits_for_any_lambda_and_temperature_come_from_the_same_maps(num_heads):
+    head = MHA(num_heads, LAM, 5, 3) if num_heads else AveragePooling(LAM, 5, 3)
+    x = torch.randn(2, 5, 3, 4)
+    terms = logit_terms(head, x, [None, 2, math.inf])
+    assert terms.shape == (2, 4, 3)
+    torch.testing.assert_close(terms[:, 0] + LAM * terms[:, 1], head(x))
+    for i, T in ((2, 2), (3, math.inf)):
+        maps = [scores.flatten(2) for scores, _ in head.score_maps(x)]
+        expected = sum(residual_attention(s, T, 0.7) for s in maps)
+        torch.testing.assert_close(terms[:, 0] + 0.7 * terms[:, i], expected)
 
 
 def test_large_scores_stay_finite():

@@ -80,12 +80,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
     add_verify_arguments(parser)
     args = parser.parse_args()
-    if (
-        args.dataset in ("", *BUILT_IN)
-        or args.dataset.startswith(".")
-        or Path(args.dataset).name != args.dataset
-    ):
-        raise UserError(f"--dataset {args.dataset}: give a name of its own, other than {', '.join(BUILT_IN)}")
+    name = args.dataset
+    if name in ("", *BUILT_IN) or name.startswith(".") or Path(name).name != name:
+        raise UserError(f"--dataset {name}: give a name of its own, other than {', '.join(BUILT_IN)}")
     if not args.separator:
         raise UserError("--separator cannot be empty")
     return args
