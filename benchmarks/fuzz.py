@@ -24,11 +24,11 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import cli, prepare_coco, prepare_voc
+from utils import cli, plot, prepare_coco, prepare_csv, prepare_voc
 from utils.checkpoint import load_checkpoint
 from utils.distributed import WORLD_SIZE
-from utils.evaluation import evaluate
-from utils.label_files import class_names, read_labels
+from utils.evaluation import evaluate, read_scores
+from utils.label_files import check_names, class_names, read_labels
 from utils.resume import Position, restore_run
 from utils.run_folder import read_log
 from utils.transforms import load_image
@@ -56,6 +56,22 @@ def to_lines(records: Any) -> bytes:
 
 def to_words(ids: Any) -> bytes:
     return "\n".join(map(str, ids if isinstance(ids, list) else [ids])).encode(errors="replace")
+
+
+def to_table(rows: Any) -> bytes:
+    rows = [row if isinstance(row, list) else [row] for row in rows] if isinstance(rows, list) else [[rows]]
+    return "\n".join(",".join(map(str, row)) for row in rows).encode(errors="replace")
+
+
+def to_npz(arrays: Any) -> bytes:
+    """Write named arrays, what makes no array as its text."""
+    content = io.BytesIO()
+    named = arrays if isinstance(arrays, dict) else {"scores": arrays}
+    try:
+        np.savez(content, **{name or "none": np.asarray(value) for name, value in named.items()})
+    except ValueError:
+        np.savez(content, scores=str(arrays))
+    return content.getvalue()
 
 
 def to_xml(node: Any) -> bytes:
@@ -87,6 +103,17 @@ def to_picture(value: Any) -> bytes:
 
 def read_coco(path: Path) -> None:
     prepare_coco.read_split(path.parents[1], "train2014", class_names("coco"))
+
+
+def read_csv(path: Path) -> None:
+    """Read a table as prepare_csv.py does."""
+    header, rows = prepare_csv.read_table(path)
+    if header[1:] == ["labels"]:
+        classes, _ = prepare_csv.read_label_lists(rows, ";")
+    else:
+        classes, _ = header[1:], [prepare_csv.read_cells(row, header, path) for row in rows]
+    check_names(classes, path)
+    prepare_csv.find_images(rows, path.parent, path)
 
 
 def read_checkpoint(path: Path) -> None:
@@ -157,6 +184,7 @@ COCO = {
     "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names("coco"))],
     "annotations": [{"id": i, "image_id": 3, "category_id": i} for i in (1, 7, 80)],
 }
+TABLE = [["image", "a", "b"], ["images/train2014/3.jpg", 1, ""], ["images/train2014/5.jpg", 0, 1]]
 OBJECT = ["object", ["name", "dog"], ["difficult", 0], ["bndbox", ["xmin", 3], ["ymin", 4]]]
 PARSERS = {
     "VOC annotation": Parser(
@@ -175,6 +203,9 @@ PARSERS = {
     ),
     "checkpoint": Parser("model.pth", good_checkpoint(), read_checkpoint, to_checkpoint),
     "run to resume": Parser("last.pth", good_run(), read_run, to_checkpoint),
+    "table": Parser("t.csv", TABLE, read_csv, to_table),
+    "scores": Parser("s.npz", {"scores": [[0.5, 1.0]] * 3, "targets": [[0, 1]] * 3}, read_scores, to_npz),
+    "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, plot.read_results, to_json),
     "image": Parser("a.jpg", picture(), lambda path: load_image(str(path), 10**6), to_picture),
     "log": Parser("log.jsonl", [{"epoch": 1, "mAP": 0.5}] * 3, lambda path: read_log(path.parent), to_lines),
 }
