@@ -83,6 +83,9 @@ def main() -> None:
                     write_heatmaps(folder, paths[index], args.max_pixels, found)
             bar.update(len(indices) + len(faults))
     write_scores(args, classes, results)
+    for written in (args.heatmap and args.out_dir, args.json, args.csv):
+        if written:
+            print(f"written to {written}")
     if skipped:
         print(
             f"{skipped} of {len(paths)} files were skipped, being no images that can be read", file=sys.stderr
@@ -129,7 +132,7 @@ def describe(path: str, found: list[tuple[str, float]]) -> str:
 
 def class_map(name: str, score: float, values: np.ndarray, baseline: bool) -> ClassMap:
     """Return what a picture of a class needs: attention is a share of the whole, the baseline's a score."""
-    most = f"{values.max():.1f}" if baseline else f"{100 * values.max():.0f} %"
+    most = f"{max(0, values.max()):.1f}" if baseline else f"{100 * values.max():.0f} %"
     return ClassMap(name, float(score), values, most)
 
 
@@ -140,6 +143,8 @@ def write_heatmaps(folder: Path, path: str, max_pixels: int, found: list[ClassMa
     for rank, item in enumerate(found, start=1):
         name = re.sub(r"\W+", "_", item.name)[:50]
         pictures[f"{rank}_{name}.png"] = panel(image, item)
+    for earlier in folder.glob("*_*.png"):
+        earlier.unlink()
     for name, picture in pictures.items():
         with whole_file(folder / name, "wb") as file:
             picture.save(file, "PNG")

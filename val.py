@@ -48,7 +48,8 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
-    print("\n".join(f"{name:12} {value}" for name, value in vars(args).items()))
+    shown = {name: value for name, value in vars(args).items() if name != "sweep"}
+    print("\n".join(f"{name:12} {value}" for name, value in shown.items()))
     print(f"{len(dataset)} images, on {device}")
 
     results = {}
@@ -139,7 +140,8 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
         setattr(args, name, value)
     names = checkpoint.get("classes", classes)
     if held["num_cls"] != len(classes) or names != classes:
-        first = next((f", first {a} for {b}" for a, b in zip(names, classes) if a != b), "")
+        pairs = enumerate(zip(names, classes), start=1)
+        first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in pairs if a != b), "")
         raise UserError(
             f"{args.load_from} holds {held['num_cls']} classes{first}, --dataset {args.dataset} has "
             f"{len(classes)}: name the data set it was trained for"

@@ -43,7 +43,7 @@ def given_path(text: str) -> Path:
 def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63) -> Callable[[str], float]:
     """Return an argparse type: a `kind` (int or float) of at least (or above) `low`, and below `high`."""
     word = {int: "whole number", float: "number"}[kind]
-    bound = f"{f'of at least {low}' if low_allowed else f'above {low}'}, and below {high:.3g}"
+    bound = f"of at least {low}" if low_allowed else f"above {low}"
 
     def parse(text: str) -> float:
         try:
@@ -52,7 +52,9 @@ def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63
             value = math.nan
         if low < value < high or (low_allowed and value == low):
             return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not below {high:.4g}" if value >= high else f"{text!r} is not a {word} {bound}"
+        )
 
     return parse
 

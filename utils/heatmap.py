@@ -1,5 +1,6 @@
 """Pictures of where a model looked: a class's map laid over the image, with a legend."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.
     picture = overlay(image, found.values) if found else image
     width = max(picture.width, NARROWEST)
     size = max(12, width // 32)
-    font, margin, bar_width = ImageFont.load_default(size), size // 2, width // 5
+    font, margin, bar_width = load_font(size), size // 2, width // 5
     canvas = Image.new("RGB", (width, picture.height + 2 * size), PAPER)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     draw, middle = ImageDraw.Draw(canvas), picture.height + size
@@ -65,6 +66,14 @@ def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.
     text = shorten(draw, found.name if found else title, font, free - draw.textlength(score, font)) + score
     draw.text((margin, middle), text, INK, font, anchor="lm")
     return canvas
+
+
+def load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return a font of many alphabets if the system has one, else Pillow's own, of ASCII."""
+    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:

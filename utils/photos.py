@@ -25,8 +25,8 @@ def find_photos(places: list[str]) -> list[str]:
         here = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
         files = [file for path in here for file in (walk(path) if os.path.isdir(path) else [path])]
         if not files:
-            raise UserError(f"--img_dir {place}: there is no such file or folder, or nothing in it")
-        found += files
+            raise UserError(f"--img_dir {place} names no file: there is none, or only hidden ones")
+        found += map(os.path.normpath, files)
     return list(dict.fromkeys(found))
 
 

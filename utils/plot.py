@@ -36,18 +36,20 @@ def main() -> None:
     check_folder(args.out, "--out")
     charts, runs = {}, [source for source in args.sources if source.is_dir()]
     if runs:
-        charts["curves"] = (draw_curves, [(name, read_run(run)) for name, run in short_names(runs).items()])
-    for source in args.sources:
+        logs = [(name, read_run(run)) for name, run in short_names(runs).items()]
+        charts["curves"] = (draw_curves, (logs,))
+    for name, source in short_names([source for source in args.sources if source not in runs]).items():
+        title = name.replace("/", "_").removesuffix(source.suffix)
         if source.suffix == ".json":
-            charts[f"ap_{source.stem}"] = (draw_average_precisions, read_results(source))
+            charts[f"ap_{title}"] = (draw_average_precisions, (title, read_results(source)))
         elif source.suffix == ".npz":
-            charts[f"pr_{source.stem}"] = (draw_precision_recall, read_scores(source))
-        elif source not in runs:
+            charts[f"pr_{title}"] = (draw_precision_recall, (title, read_scores(source)))
+        else:
             raise UserError(
                 f"{source} is no folder of a run, no .json of val.py --out and no .npz of its scores"
             )
     for name, (draw, content) in charts.items():
-        figure = draw(content)
+        figure = draw(*content)
         with whole_file(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
         print(f"written to {args.out / name}.png")
@@ -71,10 +73,10 @@ def load_matplotlib():
     return plt
 
 
-def short_names(runs: list[Path]) -> dict[str, Path]:
-    """Name the runs by their folders, or by whole paths where those are not distinct."""
-    names = [run.resolve().name for run in runs]
-    return dict(zip(names if len(set(names)) == len(names) else map(str, runs), runs))
+def short_names(sources: list[Path]) -> dict[str, Path]:
+    """Name runs and files by the last part of their paths, or by the whole where those are not distinct."""
+    names = [source.resolve().name for source in sources]
+    return dict(zip(names if len(set(names)) == len(names) else map(str, sources), sources))
 
 
 def read_run(folder: Path) -> list[dict]:
@@ -90,15 +92,15 @@ def read_run(folder: Path) -> list[dict]:
 
 
 def read_results(path: Path) -> dict[str, float]:
-    """Return the AP of each class that has one, from a file of val.py --out."""
+    """Return the AP of each class, None where it has no positives, from a file of val.py --out."""
     results = read_json(path)
     values = results.get("AP") if isinstance(results, dict) else None
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} holds no AP by class: it must be a file of val.py --out")
-    known = {name: value for name, value in values.items() if value is not None}
-    if not known or not all(isinstance(value, int | float) for value in known.values()):
+    known = [value for value in values.values() if value is not None]
+    if not known or not all(isinstance(value, int | float) for value in known):
         raise UserError(f"{path}: its AP are no numbers")
-    return known
+    return values
 
 
 def style(index: int) -> dict:
@@ -133,10 +135,11 @@ def draw_curves(runs: list[tuple[str, list[dict]]]):
     return figure
 
 
-def draw_average_precisions(values: dict[str, float]):
+def draw_average_precisions(title: str, values: dict[str, float | None]):
     """Draw the AP of each class as a bar, the best on top, and their mean."""
     plt = load_matplotlib()
-    names = sorted(values, key=values.get)
+    without = [name for name in values if values[name] is None]
+    names = sorted(values.keys() - without, key=values.get)
     figure, axis = plt.subplots(figsize=(7, 1.4 + 0.26 * len(names)), layout="constrained")
     percent = [100 * values[name] for name in names]
     bars = axis.barh(names, percent, color=PALETTE[0])
@@ -145,13 +148,15 @@ def draw_average_precisions(values: dict[str, float]):
     axis.axvline(mean, color=PALETTE[1], linestyle="--", label=f"mAP {mean:.2f} %")
     axis.set_xlim(0, 108)
     axis.set_ylim(-0.7, len(names) - 0.3)
-    axis.set_xlabel("average precision, %")
+    note = f"\nwithout positives: {', '.join(without)}" if without else ""
+    axis.set_xlabel(f"average precision, %{note}")
+    axis.set_title(title)
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center")
     return figure
 
 
-def draw_precision_recall(arrays: dict):
+def draw_precision_recall(title: str, arrays: dict):
     """Draw precision against recall: all labels pooled, and the classes, or the best and worst of many."""
     plt = load_matplotlib()
     scores, targets, counted = arrays["scores"], arrays["targets"] == 1, ~arrays["ignore"]
@@ -163,15 +168,21 @@ def draw_precision_recall(arrays: dict):
     shown = order if len(order) <= MOST_CURVES else order[: MOST_CURVES // 2] + order[-MOST_CURVES // 2 :]
     figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
     for index, c in enumerate(shown):
-        recall, precision = curves[c]
         label = f"{arrays['names'][c]} ({100 * area(curves[c]):.1f})"
-        axis.step(recall, precision, where="post", label=label, **style(index))
+        draw_steps(axis, curves[c], label=label, **style(index))
     pooled = precision_recall(scores[counted], targets[counted])
-    axis.step(*pooled, where="post", label="all labels together", color="black", linewidth=2.5)
-    title = "AP, %" if len(shown) == len(order) else f"AP, %: best and worst of {len(order)}"
-    figure.legend(loc="outside right upper", title=title, fontsize=9)
+    draw_steps(axis, pooled, label="all labels together", color="black", linewidth=2.5)
+    legend = "AP, %" if len(shown) == len(order) else f"AP, %: best and worst of {len(order)}"
+    figure.legend(loc="outside right upper", title=legend, fontsize=9)
+    axis.set_title(title)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     return figure
+
+
+def draw_steps(axis, curve: tuple[np.ndarray, np.ndarray], **look) -> None:
+    """Draw precision against recall: the precision of a recall holds on the way to it, from 0 on."""
+    recall, precision = curve
+    axis.step(np.append(0, recall), np.append(precision[0], precision), where="pre", **look)
 
 
 def precision_recall(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

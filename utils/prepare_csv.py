@@ -41,7 +41,8 @@ def main() -> None:
     held_out = split(np.array(targets) == 1, args.val_fraction, args.seed)
     if held_out.all() or not held_out.any():
         raise UserError(
-            f"--val_fraction {args.val_fraction:g} of {len(rows)} images leaves none to train or to test on"
+            f"--val_fraction {args.val_fraction:g} of {len(rows)} images leaves none to train or to test on: "
+            "give another, or a longer table"
         )
     splits = {
         "train.json": [entry for entry, test in zip(entries, held_out) if not test],
@@ -50,6 +51,10 @@ def main() -> None:
     write_json_list(folder / "classes.json", classes)
     write_labels(folder, classes, splits)
     unknown = sum(target.count(UNKNOWN) for target in targets)
+    for purpose, entries in zip(("train", "test"), splits.values()):
+        without = [name for c, name in enumerate(classes) if not any(e["target"][c] == 1 for e in entries)]
+        if without:
+            print(f"no image to {purpose} on has {', '.join(without)}")
     print(f"{unknown} of {len(rows) * len(classes)} labels are unknown: they count in no loss and no metric")
 
 
@@ -92,7 +97,11 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header of a table and its rows, (line number, cells); UserError where it is no table."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            header = file.readline()
+            file.seek(0)
+            # Where decimals have commas, tables have semicolons.
+            delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
@@ -101,6 +110,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             f"{path} needs a header, image,labels or image and the class names, and rows below it"
         )
     (_, header), *rows = lines
+    if "image" in header[1:]:
+        raise UserError(f"{path}: the column image must be the first, not the {header.index('image') + 1}th")
     for line, cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{path}, line {line}: {len(cells)} cells, where the header has {len(header)}")
