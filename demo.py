@@ -27,11 +27,12 @@ from utils.cli import (
     default_workers,
     given_path,
     number,
+    one_line,
     run,
 )
 from utils.datasets import DATASETS, DatasetSpec, dataset_spec, to_float
 from utils.device import autocast, check_compiler, choose_device
-from utils.files import check_folder, whole_file
+from utils.files import check_file, check_folder, whole_file
 from utils.heatmap import ClassMap, contact_sheet, panel
 from utils.label_files import class_names
 from utils.photos import Photos, find_photos, make_photo_loader
@@ -41,7 +42,7 @@ from utils.transforms import load_image
 
 def main() -> None:
     args = parse_args()
-    paths = find_photos(args.img_dir)
+    paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
     checkpoint = load_checkpoint(args.load_from)
     config = checkpoint["config"]
     model = build_model(args, checkpoint)
@@ -51,13 +52,16 @@ def main() -> None:
     device = choose_device(args.device, args.amp)
     if args.compile:
         check_compiler(device)
-        model.compile()
+        model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last).eval()
     dataset = Photos(paths, args.img_size or config.get("img_size", spec.img_size), args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
     baseline = isinstance(model.classifier, AveragePooling)
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    folders = {path: args.out_dir / os.path.relpath(os.path.abspath(path), common) for path in paths}
+    if args.heatmap and any(folder.is_file() for folder in folders.values()):
+        raise UserError(f"--out_dir {args.out_dir} holds files named as the images are: name another folder")
 
     results, skipped = {}, 0
     listening = interrupt.listening("stopping")
@@ -65,22 +69,22 @@ def main() -> None:
         for indices, images, faults in loader:
             interrupt.stop_if_asked()
             for fault in faults:
-                bar.write(f"skipped: {fault}", file=sys.stderr)
+                bar.write(f"skipped: {one_line(fault)}", file=sys.stderr)
             skipped += len(faults)
             if indices:
                 with autocast(device, args.amp):
                     features = model.features(to_float(images, device, spec))
                     logits = model.classifier(features)
-                    maps = model.classifier.attention_maps(features) if args.heatmap else logits
-                scores, maps = logits.double().sigmoid().cpu().numpy(), maps.float().cpu().numpy()
+                    maps = model.classifier.attention_maps(features) if args.heatmap else None
+                scores = logits.cpu().double().sigmoid().numpy()
             for row, index in enumerate(indices):
                 best = best_classes(scores[row], args.threshold, args.top)
                 results[paths[index]] = scores[row]
                 bar.write(describe(paths[index], [(classes[c], scores[row, c]) for c in best]))
                 if args.heatmap:
-                    found = [class_map(classes[c], scores[row, c], maps[row, c], baseline) for c in best]
-                    folder = args.out_dir / os.path.relpath(os.path.abspath(paths[index]), common)
-                    write_heatmaps(folder, paths[index], args.max_pixels, found)
+                    seen = maps[row].cpu().numpy()
+                    found = [class_map(classes[c], scores[row, c], seen[c], baseline) for c in best]
+                    write_heatmaps(folders[paths[index]], paths[index], args.max_pixels, found)
             bar.update(len(indices) + len(faults))
     write_scores(args, classes, results)
     for written in (args.heatmap and args.out_dir, args.json, args.csv):
@@ -99,7 +103,8 @@ def build_model(args: argparse.Namespace, checkpoint: dict) -> ResNet_CSRA:
         found = read_architecture(checkpoint["model"])
     except ValueError as error:
         raise UserError(f"{args.load_from} is no checkpoint of ResNet with CSRA: {error}") from None
-    lam = checkpoint["config"].get("lam", 0.1) if args.lam is None else args.lam
+    trained = checkpoint["config"].get("lam", 0.1 if found["num_heads"] else 0.0)
+    lam = trained if args.lam is None else args.lam
     model = ResNet_CSRA(lam=lam, **found)
     load_weights(model, checkpoint["model"], str(args.load_from))
     return model
@@ -127,7 +132,7 @@ def best_classes(scores: np.ndarray, threshold: float | None, top: int | None) -
 
 def describe(path: str, found: list[tuple[str, float]]) -> str:
     """Return the line that says what is in an image."""
-    return f"{path}: {', '.join(f'{name} {score:.2f}' for name, score in found) or 'nothing'}"
+    return one_line(f"{path}: {', '.join(f'{name} {score:.2f}' for name, score in found) or '-'}")
 
 
 def class_map(name: str, score: float, values: np.ndarray, baseline: bool) -> ClassMap:
@@ -139,15 +144,18 @@ def class_map(name: str, score: float, values: np.ndarray, baseline: bool) -> Cl
 def write_heatmaps(folder: Path, path: str, max_pixels: int, found: list[ClassMap]) -> None:
     """Write a picture for each class to a folder, and the sheet of them all."""
     image = Image.fromarray(load_image(path, max_pixels).permute(1, 2, 0).numpy())
-    pictures = {"sheet.png": contact_sheet(image, found, os.path.basename(path))}
-    for rank, item in enumerate(found, start=1):
-        name = re.sub(r"\W+", "_", item.name)[:50]
-        pictures[f"{rank}_{name}.png"] = panel(image, item)
     for earlier in folder.glob("*_*.png"):
         earlier.unlink()
-    for name, picture in pictures.items():
-        with whole_file(folder / name, "wb") as file:
-            picture.save(file, "PNG")
+    save_picture(folder / "sheet.png", contact_sheet(image, found, os.path.basename(path)))
+    for rank, item in enumerate(found, start=1):
+        name = re.sub(r"\W+", "_", item.name)[:50]
+        save_picture(folder / f"{rank}_{name}.png", panel(image, item))
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as a PNG file."""
+    with whole_file(path, "wb") as file:
+        picture.save(file, "PNG")
 
 
 def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
@@ -231,7 +239,7 @@ def parse_args() -> argparse.Namespace:
         if file and file.suffix != f".{option}":
             raise UserError(f"--{option} {file}: name a file that ends in .{option}")
         if file:
-            check_folder(file.parent, f"--{option}")
+            check_file(file, f"--{option}")
     return args
 
 

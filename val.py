@@ -20,7 +20,7 @@ from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, 
 from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, load_split, make_loader
 from utils.device import check_compiler, choose_device
 from utils.evaluation import format_report
-from utils.files import check_folder, plain, read_json, whole_file
+from utils.files import check_file, check_folder, plain, read_json, whole_file
 from utils.inference import evaluate_scores, predict, sigmoid
 from utils.label_files import class_names
 from utils.sweep import axis, format_sweep, sweep
@@ -36,7 +36,7 @@ def main() -> None:
         if args.out.exists() and not holds_metrics(args.out):
             raise UserError(f"--out {args.out} is there already and not from val.py: name another file")
     if args.save_scores:
-        check_folder(args.save_scores.parent, "--save_scores")
+        check_file(args.save_scores, "--save_scores")
     model = build_model(args, checkpoint, classes)
     if args.img_size is None:
         args.img_size = checkpoint["config"].get("img_size", spec.img_size)
@@ -44,7 +44,7 @@ def main() -> None:
     distributed.connect(device)
     if args.compile:
         check_compiler(device)
-        model.compile()
+        model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
@@ -52,22 +52,21 @@ def main() -> None:
     print("\n".join(f"{name:12} {value}" for name, value in shown.items()))
     print(f"{len(dataset)} images, on {device}")
 
-    results = {}
+    axes = {"T": [None]} | dict(args.sweep or [])
     with interrupt.listening("stopping"):
         if args.sweep:
-            axes = {"T": [None]} | dict(args.sweep)
             terms = predict_terms(model, loader, device, spec, args.amp, axes["T"])
-            results["sweep"] = sweep(np.delete(terms, 1, axis=1), dataset.targets, axes["lam"], axes["T"])
             logits = terms[:, 0] + args.lam * terms[:, 1]
         else:
             logits = predict(model, loader, device, spec, args.amp)
     scores = sigmoid(logits)
     metrics = evaluate_scores(scores, dataset.targets)
     print(format_report(metrics, classes, dataset.positives()))
+    results = {**metrics, "AP": dict(zip(classes, metrics["AP"]))}
     if args.sweep:
+        results["sweep"] = sweep(np.delete(terms, 1, axis=1), dataset.targets, axes["lam"], axes["T"])
         print(f"\n{format_sweep(results['sweep'])}")
     if distributed.RANK == 0:
-        results = {**metrics, "AP": dict(zip(classes, metrics["AP"])), **results}
         write_results(args, results, scores, dataset, classes)
     distributed.disconnect()
 
@@ -147,9 +146,9 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
             f"{len(classes)}: name the data set it was trained for"
         )
     if args.lam is None:
-        args.lam = checkpoint["config"].get("lam", 0.1)
+        args.lam = checkpoint["config"].get("lam", 0.1 if found["num_heads"] else 0.0)
         if not checkpoint["config"]:
-            print(f"{args.load_from} does not say its lambda: taking 0.1, unless --lam gives another")
+            print(f"{args.load_from} does not say its lambda: taking {args.lam}, unless --lam gives another")
     model = ResNet_CSRA(found["num_heads"], args.lam, found["num_classes"], found["depth"])
     load_weights(model, checkpoint["model"], str(args.load_from))
     return model

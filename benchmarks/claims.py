@@ -77,11 +77,19 @@ def train(heads: int, seed: int, args: argparse.Namespace) -> None:
     """Train a model, or go on with it, to its last epoch."""
     folder = Path("runs", f"heads{heads}_seed{seed}")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    if (args.out / folder / "last.pth").exists():
-        words = ["--resume"]
-    else:
-        words = [*TRAINING, "--num_heads", heads, "--seed", seed, "--total_epoch", args.epochs, "--overwrite"]
-        words += ["--num_workers", 1] + (["--lam", args.lam] if heads else [])
+    words = [
+        *TRAINING,
+        "--num_heads",
+        heads,
+        "--seed",
+        seed,
+        "--total_epoch",
+        args.epochs,
+        "--num_workers",
+        1,
+    ]
+    words += ["--lam", args.lam] if heads else []
+    words += ["--resume" if (args.out / folder / "last.pth").exists() else "--overwrite"]
     script("main.py", *words, "--output_dir", folder, out=args.out, threads=threads)
     print(f"{folder}: mAP {100 * read_log(args.out / folder)[-1]['mAP']:.2f} %", flush=True)
 

@@ -30,7 +30,6 @@ from utils.distributed import WORLD_SIZE
 from utils.evaluation import evaluate, read_scores
 from utils.label_files import check_names, class_names, read_labels
 from utils.resume import Position, restore_run
-from utils.run_folder import read_log
 from utils.transforms import load_image
 
 HANG = 20  # seconds after which a parser counts as hanging
@@ -68,7 +67,7 @@ def to_npz(arrays: Any) -> bytes:
     content = io.BytesIO()
     named = arrays if isinstance(arrays, dict) else {"scores": arrays}
     try:
-        np.savez(content, **{name or "none": np.asarray(value) for name, value in named.items()})
+        np.savez_compressed(content, **{name or "none": np.asarray(value) for name, value in named.items()})
     except ValueError:
         np.savez(content, scores=str(arrays))
     return content.getvalue()
@@ -184,6 +183,7 @@ COCO = {
     "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names("coco"))],
     "annotations": [{"id": i, "image_id": 3, "category_id": i} for i in (1, 7, 80)],
 }
+LOG = [{"epoch": epoch, "train_loss": 0.5, "mAP": 0.5, "lr": {"backbone": 0.1}} for epoch in (1, 2)]
 TABLE = [["image", "a", "b"], ["images/train2014/3.jpg", 1, ""], ["images/train2014/5.jpg", 0, 1]]
 OBJECT = ["object", ["name", "dog"], ["difficult", 0], ["bndbox", ["xmin", 3], ["ymin", 4]]]
 PARSERS = {
@@ -207,7 +207,7 @@ PARSERS = {
     "scores": Parser("s.npz", {"scores": [[0.5, 1.0]] * 3, "targets": [[0, 1]] * 3}, read_scores, to_npz),
     "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, plot.read_results, to_json),
     "image": Parser("a.jpg", picture(), lambda path: load_image(str(path), 10**6), to_picture),
-    "log": Parser("log.jsonl", [{"epoch": 1, "mAP": 0.5}] * 3, lambda path: read_log(path.parent), to_lines),
+    "log": Parser("log.jsonl", LOG, lambda path: plot.read_run(path.parent), to_lines),
 }
 JSON = st.recursive(
     st.none()

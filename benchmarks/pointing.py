@@ -17,7 +17,6 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import Parser, UserError, given_path, run
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
 from utils.files import read_json
-from utils.heatmap import upsample
 from utils.label_files import class_names
 
 CPU = torch.device("cpu")
@@ -45,10 +44,14 @@ def pointing_game(path: Path) -> tuple[int, int, float]:
     checkpoint = load_checkpoint(path)
     model = demo.build_model(argparse.Namespace(load_from=path, lam=None), checkpoint).eval()
     spec, classes = dataset_spec("shapes"), class_names("shapes")
+    if checkpoint.get("classes", classes) != classes:
+        raise UserError(f"{path} was trained on other classes than those of shapes")
     entries = read_json(label_file(spec, "test"))
     if "objects" not in entries[0]:
         raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
-    loader = make_loader(load_split(spec, "test", checkpoint["config"]["img_size"]), 50, 0, CPU)
+    loader = make_loader(
+        load_split(spec, "test", checkpoint["config"].get("img_size", spec.img_size)), 50, 0, CPU
+    )
     with Image.open(entries[0]["img_path"]) as image:
         side = image.width
     hits, areas = 0, []
@@ -60,8 +63,14 @@ def pointing_game(path: Path) -> tuple[int, int, float]:
                 if boxes:
                     inside = box_mask(boxes, side)
                     areas.append(inside.mean())
-                    hits += bool(inside.flat[upsample(of_image[c], (side, side)).argmax()])
+                    hits += bool(inside[highest(of_image[c], side)])
     return hits, len(areas), float(np.mean(areas))
+
+
+def highest(values: np.ndarray, side: int) -> tuple[int, int]:
+    """Return the pixel, of an image of this side, at the centre of the highest place of a map (h, w)."""
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    return int((row + 0.5) * side / values.shape[0]), int((column + 0.5) * side / values.shape[1])
 
 
 def box_mask(boxes: list[list[float]], side: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 import demo
 import val
-from benchmarks.pointing import box_mask
+from benchmarks.pointing import box_mask, highest
 from conftest import SHAPES
 from utils.heatmap import ClassMap, contact_sheet, overlay, panel
 from utils.photos import find_photos
@@ -55,17 +56,18 @@ def test_scores_are_those_of_val(photos, shapes, command):
     expected = np.load("s.npz")["scores"][:5]
     ours = np.array([[entry["scores"][name] for name in names] for entry in entries])
     np.testing.assert_allclose(ours, expected, atol=1e-5)
-    for line, row in zip(result.out.splitlines()[-5:], ours):
+    lines = [line for line in result.out.splitlines() if line.startswith("photos/")]
+    for line, row in zip(lines, ours, strict=True):
         shown = line.rpartition(": ")[2]
         best = [f"{names[c]} {row[c]:.2f}" for c in np.argsort(-row) if row[c] >= 0.5]
-        assert shown == (", ".join(best) or "nothing")
+        assert shown == (", ".join(best) or "-")
 
 
 def test_threshold_and_top(photos, command):
     def shown(*options) -> list[list[float]]:
         result = label(command, "--img_dir", "photos/a.jpg", "photos/b.jpg", *options)
         lists = [line.partition(": ")[2] for line in result.out.splitlines()[-2:]]
-        return [[float(item.split()[-1]) for item in line.split(", ") if line != "nothing"] for line in lists]
+        return [[float(item.split()[-1]) for item in line.split(", ") if line != "-"] for line in lists]
 
     assert [len(scores) for scores in shown("--top", 3)] == [3, 3]
     assert all(scores == sorted(scores, reverse=True) for scores in shown("--top", 8))
@@ -111,14 +113,36 @@ def test_released_checkpoints_take_their_names_from_the_data_set(photos, command
         (["--img_dir", "photos", "--threshold", "-1"], ["--threshold", "-1"]),
         (["--img_dir", "photos", "--top", "0"], ["--top", "'0'"]),
         (["--img_dir", "photos", "--heatmap", "--out_dir", "photos/a.jpg"], ["--out_dir", "photos/a.jpg"]),
-        (["--img_dir", "photos", "--dataset", "other"], []),
+        (["--img_dir", "photos", "--json", "photos/deep"], ["--json photos/deep"]),
+        (["--img_dir", "photos/a.jpg", "--heatmap", "--out_dir", "photos"], ["--out_dir photos"]),
     ],
 )
 def test_mistakes(photos, fails, command, options, says):
-    if says:
-        fails(demo, "--load_from", "model.pth", *CPU, *options, says=says)
-    else:  # the checkpoint's own names need no data set
-        assert label(command, *options).status == 0
+    fails(demo, "--load_from", "model.pth", *CPU, *options, says=says)
+
+
+def test_own_class_names_need_no_data_set(photos, command):
+    assert label(command, "--img_dir", "photos", "--dataset", "elsewhere").status == 0
+
+
+def test_names_of_any_bytes_and_pipes(photos, command):
+    name = os.fsdecode(b"photos/\xff\nb.png")
+    Image.new("RGB", (50, 50)).save(name)
+    os.mkfifo("photos/pipe")
+    result = label(command, "--img_dir", "photos/pipe", name, "--csv", "s.csv", "--heatmap", "--top", 1)
+    assert result.status == 1
+    assert "skipped: photos/pipe is a folder or" in result.err
+    assert b"photos/\xff" in Path("s.csv").read_bytes()
+    assert "\\udcff b.png: " in result.out  # one line
+
+
+def test_pictures_of_earlier_runs_are_neither_labelled_nor_left(photos, command):
+    def pictures(*options) -> list[str]:
+        assert label(command, "--img_dir", ".", "photos", "--heatmap", *options).status == 1  # model.pth
+        return sorted(str(path) for path in Path("heatmaps").rglob("*.png"))
+
+    assert len(pictures("--top", 3)) == 5 * 4
+    assert len(pictures("--top", 1)) == 5 * 2
 
 
 @pytest.mark.parametrize("num_heads", [0, 1])
@@ -133,7 +157,7 @@ def test_heatmaps(photos, command, num_heads):
     pictures = sorted(str(path.relative_to("maps")) for path in Path("maps").rglob("*.png"))
     assert len(pictures) == 5 * 4
     assert "deep/er/ä b.jpg/sheet.png" in pictures
-    best = result.out.splitlines()[-5].split(": ")[1].split()[0]
+    best = next(line for line in result.out.splitlines() if "a.jpg: " in line).split(": ")[1].split()[0]
     with Image.open(f"maps/a.jpg/1_{best}.png") as image:
         assert image.size == (240, 48 + 24)  # the image's own height, and a legend it is too narrow for
 
@@ -153,6 +177,14 @@ def test_legends_hold_long_names_and_sheets_all_maps():
     item = ClassMap("a name much too long for the place that there is for it", 0.5, np.ones((2, 2)), "25 %")
     assert panel(image, item).size == (500, 300 + 2 * 15)
     assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 24 + 8))
+    assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
+
+
+def test_a_peak_is_the_centre_of_the_highest_place():
+    for row, column in ((0, 0), (3, 3), (1, 2)):
+        values = np.zeros((4, 4))
+        values[row, column] = 1
+        assert highest(values, 128) == (32 * row + 16, 32 * column + 16)
 
 
 def test_boxes_of_the_pointing_game():

@@ -63,7 +63,6 @@ def test_a_cell_per_class_and_unknown_labels(table, command):
 
 
 def test_unknown_labels_train_nothing(table, command):
-    """A run with unknown labels is that of a run whose labels there are anything else."""
     table(CELLS)
     command(prepare_csv, "photos/labels.csv", "--dataset", "mine")
     arguments = ["--dataset", "mine", *TINY, "--model", "resnet18", "--pretrained", "none", "--batch_size", 1]
@@ -79,11 +78,9 @@ def test_unknown_labels_train_nothing(table, command):
 
 
 def test_a_semicolon_or_anything_else_separates(table, command):
-    path = table('image,labels\na.png,"dog, big"\nb.png,cat\n')
-    assert (
-        command(prepare_csv, path, "--dataset", "mine", "--separator", ", ", "--val_fraction", 0.5).status
-        == 0
-    )
+    path = table('image;labels\na.png;"dog, big"\nb.png;cat\nc.png;dog\nd.png;cat, dog\n')
+    result = command(prepare_csv, path, "--dataset", "mine", "--separator", ", ", "--val_fraction", 0.5)
+    assert result.status == 0, result.err
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["big", "cat", "dog"]
 
 
@@ -95,6 +92,20 @@ def test_the_split_keeps_the_share_of_every_class():
     total = positives.sum(axis=0)
     assert (np.abs(positives[held_out].sum(axis=0) - 0.2 * total) <= 1 + 0.02 * total).all()
     assert (held_out == prepare_csv.split(positives, 0.2, seed=3)).all()
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 4])
+def test_rare_classes_are_held_out_too_but_never_whole(images):
+    positives = np.kron(np.eye(40, dtype=bool), np.ones((images, 1), bool))
+    held_out = prepare_csv.split(positives, 0.3, seed=0)
+    assert (positives[~held_out].sum(axis=0) >= 1).all()
+    if images > 1:
+        assert abs(held_out.mean() - 0.3) < 0.1
+
+
+def test_another_seed_splits_otherwise():
+    positives = np.random.default_rng(0).random((1000, 12)) < 0.2
+    held_out = prepare_csv.split(positives, 0.2, seed=3)
     assert (held_out != prepare_csv.split(positives, 0.2, seed=4)).any()
 
 
@@ -104,6 +115,8 @@ def test_the_split_keeps_the_share_of_every_class():
         ("", ["a header"]),
         ("image,labels\n", ["rows below"]),
         ("image\na.png\n", ["a header"]),
+        ("a.png,1,0\nb.png,0,1\n", ["called image, not 'a.png'"]),
+        ("dog,image\n1,a.png\n", ["called image, not 'dog'"]),
         ("image,labels\nz.png,dog\n", ["line 2", "photos/z.png", "--img_dir"]),
         ("image,labels\n../../x.png,dog\n", ["line 2", "leads out of photos"]),
         ("image,labels\n,dog\n", ["line 2"]),

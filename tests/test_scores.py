@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import main
 import val
-from conftest import SHAPES, TINY
+from conftest import OWN, SHAPES, TINY, make_own
 from utils import evaluation
 from utils.evaluation import evaluate, read_scores
 from utils.sweep import axis
@@ -89,6 +90,9 @@ def test_a_sweep_is_many_evaluations(trained, shapes, command, tmp_path):
         for name in ("mAP", "CF1", "OF1_3"):
             assert row[name] == pytest.approx(alone[name], abs=1e-6)
     assert swept["mAP"] == pytest.approx(evaluated()["mAP"], abs=1e-6)
+    maximum, mean = swept["sweep"][5], swept["sweep"][2]
+    assert [maximum[name] for name in ("lam", "T")] == [0.5, "inf"]
+    assert maximum["AP"] != mean["AP"]
     best = max(row["mAP"] for row in swept["sweep"])
     assert f"{100 * best:.4f} *" in swept["out"]
     assert "no fair result" in swept["out"]
@@ -98,19 +102,41 @@ def test_average_pooling_trains_and_takes_attention_afterwards(shapes, command, 
     options = ["--dataset", "shapes", *TINY, "--num_heads", 0, "--output_dir", tmp_path / "run"]
     fails(main, *options, "--lam", 0.1, says=["--num_heads 0", "--lam"])
     assert command(main, *options).status == 0
-    best = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["mAP"]
+    logged = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["mAP"]
     arguments = [*SHAPES, "--load_from", tmp_path / "run" / "last.pth", "--num_heads", 0]
-    result = command(val, *arguments, "--sweep", "lam=0,1")
+    result = command(val, *arguments, "--sweep", "lam=0,1", "--out", tmp_path / "r.json")
     assert result.status == 0, result.err
     assert "T as trained" in result.out
-    assert command(val, *arguments, "--lam", 0.5).status == 0
-    assert 0 <= best <= 1
+    swept = json.loads((tmp_path / "r.json").read_text())["sweep"]
+    assert swept[0]["mAP"] == pytest.approx(logged, abs=1e-6)
+    command(val, *arguments, "--lam", 1, "--out", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["mAP"] == pytest.approx(swept[1]["mAP"], abs=1e-6)
+
+
+def test_a_bare_baseline_has_no_attention(trained, shapes, command, tmp_path):
+    state = torch.load(trained / "best.pth", weights_only=True)["model"]
+    weight = state.pop("classifier.multi_head.0.head.weight")
+    torch.save(
+        state | {"classifier.head.weight": weight, "classifier.head.bias": torch.zeros(8)}, tmp_path / "b.pth"
+    )
+    result = command(val, *SHAPES, "--load_from", tmp_path / "b.pth", "--img_size", 40)
+    assert "taking 0.0" in result.out
+
+
+def test_unknown_labels_are_saved_as_ignored(workdir, command):
+    entries = make_own(workdir)
+    entries[0]["target"] = [99, 1]
+    Path("data/mine/test.json").write_text(json.dumps(entries))
+    assert command(main, *OWN, *TINY, "--output_dir", "run").status == 0
+    options = ["--dataset", "mine", "--num_workers", 0, "--device", "cpu", "--load_from", "run/best.pth"]
+    assert command(val, *options, "--save_scores", "s.npz").status == 0
+    assert read_scores(Path("s.npz"))["ignore"].tolist() == [[True, False], *[[False, False]] * 3]
 
 
 def test_axes_of_a_sweep():
     assert axis("lam=0:1:0.1") == ("lam", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     assert axis("lam=0.3") == ("lam", [0.3])
-    assert axis("T=1,2.5,inf,99") == ("T", [1, 2.5, math.inf, math.inf])
+    assert axis("T=1,2.5,inf,99") == ("T", [1, 2.5, math.inf])
     for text in (
         "lam",
         "lam=",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, number, run
+from utils.cli import Parser, UserError, given_path, number, one_line, run
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     metrics = evaluate(scores, arrays["targets"], arrays["ignore"], threshold)
     positives = ((arrays["targets"] == 1) & ~arrays["ignore"]).sum(axis=0).tolist()
     print(f"{len(scores)} images, a score of {threshold:g} predicts")
-    print(format_report(metrics, arrays["names"], positives))
+    print(format_report(metrics, list(map(one_line, arrays["names"])), positives))
 
 
 def read_scores(path: Path) -> dict:
@@ -48,23 +48,24 @@ def read_scores(path: Path) -> dict:
 
     Raises UserError where it holds no such arrays. Nothing in the file is run.
     """
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise UserError(
+            f"{path} {'is no regular file' if path.exists() else 'is missing: there is no such file'}"
+        )
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no .npz file")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        scores, targets = arrays["scores"].astype(float), arrays["targets"]
-        ignore = arrays.get("ignore", np.zeros(targets.shape, bool)).astype(bool)
-        check_inputs(scores, targets, ignore)
-        names = arrays.get("names", np.arange(scores.shape[1])).astype(str).tolist()
-        paths = arrays.get("paths", np.arange(len(scores))).astype(str).tolist()
+            scores, targets = file["scores"].astype(float), file["targets"]
+            ignore = file["ignore"].astype(bool) if "ignore" in file else np.zeros(targets.shape, bool)
+            check_inputs(scores, targets, ignore)
+            names = (file["names"] if "names" in file else np.arange(scores.shape[1])).astype(str).tolist()
+            paths = (file["paths"] if "paths" in file else np.arange(len(scores))).astype(str).tolist()
         if len(names) != scores.shape[1] or len(paths) != len(scores):
             raise ValueError(f"{len(names)} names and {len(paths)} paths for scores of {scores.shape}")
     except KeyError as error:
-        raise UserError(f"{path} holds no array {error}: it needs scores and targets, both (N, C)") from None
-    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} lacks an array: {error}; it needs scores and targets (N, C)") from None
+    except Exception as error:  # what NumPy raises depends on the bytes
         raise UserError(f"{path} holds no scores as val.py --save_scores writes them: {error}") from None
     return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
 

@@ -21,6 +21,13 @@ def check_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
 
 
+def check_file(path: Path, option: str) -> None:
+    """Check that a file can be written; UserError, naming `option`, if not."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file")
+    check_folder(path.parent, option)
+
+
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that replaces the one at `path` only when complete; UserError if it cannot be written."""
@@ -28,7 +35,8 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}  # names of any bytes
+        with open(part, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

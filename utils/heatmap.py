@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.cli import one_line
+
 # From no attention to the most: black, violet, red, orange, yellow, told apart by brightness alone, too.
 COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], float)
 OPACITY = 0.55
@@ -25,10 +27,12 @@ class ClassMap:
     maximum: str
 
 
-def colour(values: np.ndarray) -> np.ndarray:
-    """Turn values in [0, 1] into RGB (..., 3), 0-255."""
+def colour(values: np.ndarray) -> Image.Image:
+    """Turn values (H, W) in [0, 1] into their colours."""
+    steps = np.linspace(0, 1, 256)
     stops = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(values, stops, COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    table = np.stack([np.interp(steps, stops, COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    return Image.fromarray(table.round().astype(np.uint8)[(values * 255).astype(np.uint8)])
 
 
 def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -39,8 +43,7 @@ def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
     """Lay a map (H, W) over an image, brought to its size; what is below 0 counts as 0."""
     fine = upsample(np.maximum(values, 0), image.size)
-    heat = colour(fine / max(fine.max(), 1e-12))
-    return Image.fromarray((np.asarray(image) * (1 - OPACITY) + heat * OPACITY).round().astype(np.uint8))
+    return Image.blend(image, colour(fine / max(fine.max(), 1e-12)), OPACITY)
 
 
 def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.Image:
@@ -57,13 +60,14 @@ def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.
         most = draw.textlength(found.maximum, font)
         right = width - margin - most
         left = right - margin - bar_width
-        bar = colour(np.tile(np.linspace(0, 1, bar_width), (size, 1))).astype(np.uint8)
-        canvas.paste(Image.fromarray(bar), (round(left), middle - size // 2))
+        bar = colour(np.tile(np.linspace(0, 1, bar_width), (size, 1)))
+        canvas.paste(bar, (round(left), middle - size // 2))
         draw.text((right, middle), found.maximum, INK, font, anchor="lm")
         draw.text((left - margin, middle), "0", INK, font, anchor="rm")
         free = left - 2 * size
     score = f"  {found.score:.2f}" if found else ""
-    text = shorten(draw, found.name if found else title, font, free - draw.textlength(score, font)) + score
+    name = one_line(found.name if found else title)
+    text = shorten(draw, name, font, free - draw.textlength(score, font)) + score
     draw.text((margin, middle), text, INK, font, anchor="lm")
     return canvas
 
@@ -87,8 +91,9 @@ def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, wid
 
 def contact_sheet(image: Image.Image, maps: list[ClassMap], title: str) -> Image.Image:
     """Return the image and all its maps side by side."""
-    scale = PANEL / image.width
-    small = image.resize((PANEL, max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+    scale = min(PANEL / image.width, 2 * PANEL / image.height)
+    size = [max(1, round(side * scale)) for side in image.size]
+    small = image.resize(size, Image.Resampling.BICUBIC)
     panels = [panel(small, None, title), *(panel(small, found) for found in maps)]
     columns, gap = min(COLUMNS, len(panels)), 8
     width, height = panels[0].width + gap, panels[0].height + gap

@@ -15,10 +15,10 @@ from utils.cli import UserError
 from utils.transforms import eval_transform, load_image
 
 
-def find_photos(places: list[str]) -> list[str]:
+def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
     """Return the files that places name, each once: a file, all in a folder and those below it, or a pattern.
 
-    Hidden files in folders are left out. Raises UserError for a place that names none.
+    Hidden files in folders are left out, and all in out_dir. Raises UserError for a place that names none.
     """
     found = []
     for place in places:
@@ -27,7 +27,11 @@ def find_photos(places: list[str]) -> list[str]:
         if not files:
             raise UserError(f"--img_dir {place} names no file: there is none, or only hidden ones")
         found += map(os.path.normpath, files)
-    return list(dict.fromkeys(found))
+    ours = f"{os.path.abspath(out_dir)}{os.sep}" if out_dir else None
+    paths = [path for path in dict.fromkeys(found) if not ours or not os.path.abspath(path).startswith(ours)]
+    if not paths:
+        raise UserError(f"--out_dir {out_dir} holds the images themselves: name another folder")
+    return paths
 
 
 def walk(folder: str) -> list[str]:

@@ -3,6 +3,7 @@
 python utils/plot.py RUN [RUN ...] --out DIR
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -48,8 +49,8 @@ def main() -> None:
             raise UserError(
                 f"{source} is no folder of a run, no .json of val.py --out and no .npz of its scores"
             )
-    for name, (draw, content) in charts.items():
-        figure = draw(*content)
+    figures = {name: draw(*content) for name, (draw, content) in charts.items()}
+    for name, figure in figures.items():
         with whole_file(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
         print(f"written to {args.out / name}.png")
@@ -62,6 +63,7 @@ def load_matplotlib():
     except ImportError:
         raise UserError("charts need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a class may be called $
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {
@@ -85,8 +87,11 @@ def read_run(folder: Path) -> list[dict]:
     if not records:
         raise UserError(f"{folder} holds no log.jsonl: it is no folder of a run, or of one without an epoch")
     for record in records:
-        values = [record.get("train_loss"), record.get("mAP"), *(record.get("lr") or {"": None}).values()]
-        if not all(isinstance(value, int | float) for value in values):
+        rates = record.get("lr")
+        values = [record.get("train_loss"), *(rates.values() if isinstance(rates, dict) else [None])]
+        if record.setdefault("mAP", None) is None:  # no class of the test images has a positive
+            record["mAP"] = math.nan
+        if len(values) < 2 or not all(isinstance(value, int | float) for value in [*values, record["mAP"]]):
             raise UserError(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr")
     return records
 

@@ -110,8 +110,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             f"{path} needs a header, image,labels or image and the class names, and rows below it"
         )
     (_, header), *rows = lines
-    if "image" in header[1:]:
-        raise UserError(f"{path}: the column image must be the first, not the {header.index('image') + 1}th")
+    if header[0] != "image":
+        raise UserError(f"{path}: the first column must be called image, not {header[0]!r:.50}")
     for line, cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{path}, line {line}: {len(cells)} cells, where the header has {len(header)}")
@@ -141,7 +141,7 @@ def find_images(rows: list[tuple[int, list[str]]], folder: Path, path: Path) -> 
     """Return the rows' image paths; UserError where one is missing, leads out of folder or comes twice."""
     paths = []
     for line, (name, *_) in rows:
-        if os.path.normpath(name).startswith(".."):
+        if os.path.normpath(name).split(os.sep)[0] == "..":
             raise UserError(f"{path}, line {line}: {name} leads out of {folder}: give another --img_dir")
         paths.append((folder / name).as_posix())
         if not name or not os.path.isfile(paths[-1]):
@@ -157,29 +157,24 @@ def find_images(rows: list[tuple[int, list[str]]], folder: Path, path: Path) -> 
 def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose which images to hold out, so that each class keeps its share; returns bool (N,).
 
-    positives: (N, C) bool. Iterative stratification (Sechidis et al., 2011): the rarest class first, each of
-    its images to the side that still wants it most.
+    positives: (N, C) bool. Iterative stratification, after Sechidis et al. (2011): class by class, the rarest
+    of what is left first, as many of its images as its share still lacks. A fraction of an image is held out
+    with that probability, and never the only images of a class.
     """
-    order = np.random.default_rng(seed).permutation(len(positives))
-    shares = np.array([1 - fraction, fraction])
-    wanted_images, wanted = shares * len(positives), shares[:, None] * positives.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(positives))
     held_out, left = np.zeros(len(positives), bool), np.ones(len(positives), bool)
     while left.any():
         counts = positives[left].sum(axis=0)
+        members = np.ones(len(positives), bool)  # at last, the images without a class
         if counts.any():
-            rarest = np.where(counts > 0, counts, len(positives) + 1).argmin()
-            chosen, desire = (
-                left & positives[:, rarest],
-                wanted[:, rarest],
-            )  # a view: it changes with each image
-        else:
-            chosen, desire = left, wanted_images
-        for image in order[chosen[order]]:
-            side = max((0, 1), key=lambda s: (desire[s], wanted_images[s]))  # noqa: B023
-            held_out[image] = side == 1
-            wanted_images[side] -= 1
-            wanted[side] -= positives[image]
-        left &= ~chosen
+            members = positives[:, np.where(counts > 0, counts, len(positives) + 1).argmin()]
+        candidates = order[(left & members)[order]]
+        lacking = max(0, fraction * members.sum() - (held_out & members).sum())
+        number_held = int(lacking) + (rng.random() < lacking % 1)
+        kept = (members & ~held_out & ~left).any()
+        held_out[candidates[: min(number_held, len(candidates) - (not kept))]] = True
+        left &= ~members
     return held_out
 
 

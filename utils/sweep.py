@@ -17,7 +17,8 @@ def axis(text: str) -> tuple[str, list[float]]:
     low, allowed = (0, True) if name == "lam" else (0, False)
     parse = number(float, low, allowed)
     if ":" not in values:
-        return name, [math.inf if v in ("inf", "99") and name == "T" else parse(v) for v in values.split(",")]
+        found = (math.inf if v in ("inf", "99") and name == "T" else parse(v) for v in values.split(","))
+        return name, list(dict.fromkeys(found))
     bounds = values.split(":")
     if len(bounds) != 3:
         raise argparse.ArgumentTypeError(f"{text!r}: a range is from:to:step, as in lam=0:1:0.1")
