@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from pipeline.csra import AveragePooling
-from pipeline.resnet_csra import ResNet_CSRA, read_architecture
+from pipeline.models import build, read_architecture, trained_size
 from utils import interrupt
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import (
@@ -24,6 +25,7 @@ from utils.cli import (
     UserError,
     add_max_pixels,
     add_run_arguments,
+    blaming,
     default_workers,
     given_path,
     number,
@@ -45,16 +47,16 @@ def main() -> None:
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
     checkpoint = load_checkpoint(args.load_from)
     config = checkpoint["config"]
-    model = build_model(args, checkpoint)
-    classes = names_of_classes(args, checkpoint)
     # A data set of one's own, which need not be on this machine, has the default form.
     spec = DATASETS.get(args.dataset or config.get("dataset"), DatasetSpec(folder=""))
+    model = build_model(args, checkpoint, spec.img_size)
+    classes = names_of_classes(args, checkpoint)
     device = choose_device(args.device, args.amp)
     if args.compile:
         check_compiler(device)
         model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last).eval()
-    dataset = Photos(paths, args.img_size or config.get("img_size", spec.img_size), args.max_pixels)
+    dataset = Photos(paths, args.img_size, args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
     baseline = isinstance(model.classifier, AveragePooling)
@@ -97,16 +99,17 @@ def main() -> None:
         sys.exit(1)
 
 
-def build_model(args: argparse.Namespace, checkpoint: dict) -> ResNet_CSRA:
-    """Return the network that the checkpoint holds."""
-    try:
-        found = read_architecture(checkpoint["model"])
-    except ValueError as error:
-        raise UserError(f"{args.load_from} is no checkpoint of ResNet with CSRA: {error}") from None
-    trained = checkpoint["config"].get("lam", 0.1 if found["num_heads"] else 0.0)
-    lam = trained if args.lam is None else args.lam
-    model = ResNet_CSRA(lam=lam, **found)
-    load_weights(model, checkpoint["model"], str(args.load_from))
+def build_model(args: argparse.Namespace, checkpoint: dict, default_size: int) -> nn.Module:
+    """Return the network that the checkpoint holds, and set the image size if it was left out."""
+    weights, config = checkpoint["model"], checkpoint["config"]
+    with blaming(args.load_from):
+        held = read_architecture(weights, config.get("model"))
+    if args.img_size is None:
+        args.img_size = config.get("img_size") or trained_size(weights) or default_size
+    trained = config.get("lam", 0.1 if held["num_heads"] else 0.0)
+    with blaming(f"--img_size {args.img_size}"):
+        model = build(**held, lam=trained if args.lam is None else args.lam, img_size=args.img_size)
+    load_weights(model, model.adapt(weights), str(args.load_from))
     return model
 
 
@@ -114,7 +117,7 @@ def names_of_classes(args: argparse.Namespace, checkpoint: dict) -> list[str]:
     """Return the checkpoint's class names, else those of --dataset; UserError if they do not fit."""
     dataset = args.dataset or "voc07"
     names = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
-    count = read_architecture(checkpoint["model"])["num_classes"]
+    count = read_architecture(checkpoint["model"], checkpoint["config"].get("model"))["num_cls"]
     if len(names) != count:
         raise UserError(
             f"{args.load_from} holds {count} classes, --dataset {dataset} has {len(names)}: "

@@ -5,8 +5,10 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 
 import argparse
 import contextlib
+import difflib
 import math
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES
-from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
+from pipeline.models import MODELS, build, check_img_size, torchvision_model
 from utils import distributed, interrupt, prepare_shapes
 from utils.checkpoint import (
     first_not_finite,
@@ -32,6 +34,7 @@ from utils.cli import (
     UserError,
     add_data_arguments,
     add_run_arguments,
+    blaming,
     given_path,
     number,
     run,
@@ -264,13 +267,13 @@ def make_missing_shapes() -> None:
         prepare_shapes.main([])
 
 
-def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
+def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Return the network, random by --seed, its backbone from ImageNet or --cutmix weights if asked for.
 
     All processes hold the same weights.
     """
     torch.manual_seed(args.seed)
-    model = ResNet_CSRA(args.num_heads, args.lam, args.num_cls, depth=int(args.model.removeprefix("resnet")))
+    model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     if not args.resume:  # whose own weights follow
         load_backbone(model, args)
     if args.sync_bn:
@@ -280,17 +283,19 @@ def build_model(args: argparse.Namespace, device: torch.device) -> ResNet_CSRA:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def load_backbone(model: ResNet_CSRA, args: argparse.Namespace) -> None:
-    """Load the backbone's ImageNet or --cutmix weights, if asked for."""
+def load_backbone(model: nn.Module, args: argparse.Namespace) -> None:
+    """Load the backbone's ImageNet weights, or those of --backbone_weights, if asked for."""
     if args.cutmix:
-        weights = load_checkpoint(args.cutmix)["model"]
-        load_weights(model, weights, f"--cutmix {args.cutmix} for {args.model}", backbone_only=True)
+        weights, source = load_checkpoint(args.cutmix)["model"], f"--cutmix {args.cutmix} for {args.model}"
     elif args.pretrained == "imagenet":
-        weights = distributed.first_process_first(lambda: imagenet_weights(args.model))
-        load_weights(model, weights, "ImageNet weights", backbone_only=True)
+        name = torchvision_model(args.model)
+        weights, source = distributed.first_process_first(lambda: imagenet_weights(name)), "ImageNet weights"
+    else:
+        return
+    load_weights(model, model.adapt(weights), source, backbone_only=True)
 
 
-def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
+def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
     """Return SGD, the backbone at --lr and the classifier at ten times it (`base_lr` of each group)."""
     backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
     groups = [
@@ -302,6 +307,14 @@ def build_optimizer(model: ResNet_CSRA, args: argparse.Namespace) -> SGD:
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def model_name(text: str) -> str:
+    """Check the name of a model; an argparse type."""
+    if text not in MODELS:
+        near = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
+        raise argparse.ArgumentTypeError(f"{text!r} is none of --list_models, as {near} are")
+    return text
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -316,7 +329,10 @@ def parse_args() -> argparse.Namespace:
 
     add_data_arguments(parser, "the data set's", "images of a step, all processes' together")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"backbone {own}")
+    group.add_argument(
+        "--model", type=model_name, metavar="NAME", help=f"backbone; --list_models prints them all {own}"
+    )
+    group.add_argument("--list_models", action="store_true", help="print the names of the backbones and end")
     group.add_argument(
         "--num_heads",
         type=int,
@@ -332,7 +348,11 @@ def parse_args() -> argparse.Namespace:
         "--pretrained", choices=["imagenet", "none"], help=f"backbone weights to start from {own}"
     )
     weights.add_argument(
-        "--cutmix", type=given_path, metavar="FILE", help="backbone weights from a checkpoint instead"
+        "--cutmix",
+        "--backbone_weights",
+        type=given_path,
+        metavar="FILE",
+        help="backbone weights from a checkpoint instead, such as ResNet-101's trained with CutMix",
     )
 
     group = parser.add_argument_group("optimisation")
@@ -377,6 +397,9 @@ def parse_args() -> argparse.Namespace:
         help="save after so many steps too [default: after each epoch, and when a signal asks to stop]",
     )
     args = parser.parse_args()
+    if args.list_models:
+        print("\n".join(MODELS))
+        sys.exit()
     if not args.resume:
         return complete(args)
     args = arguments_of_run(parser, args)
@@ -398,6 +421,8 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         args.lam = 0.1 if args.num_heads else 0.0
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out, and give it to val.py")
+    with blaming(f"--img_size {args.img_size}"):
+        check_img_size(args.model, args.img_size)
     if args.overwrite and args.output_dir is None:
         raise UserError("--overwrite replaces the run that --output_dir names: add --output_dir")
     num_cls = len(class_names(spec.folder))

@@ -9,14 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES, logit_terms
-from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
+from pipeline.models import build, read_architecture, trained_size
 from utils import distributed, interrupt
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import Parser, UserError, add_data_arguments, add_run_arguments, given_path, number, run
+from utils.cli import (
+    Parser,
+    UserError,
+    add_data_arguments,
+    add_run_arguments,
+    blaming,
+    given_path,
+    number,
+    run,
+)
 from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, load_split, make_loader
 from utils.device import check_compiler, choose_device
 from utils.evaluation import format_report
@@ -37,9 +46,7 @@ def main() -> None:
             raise UserError(f"--out {args.out} is there already and not from val.py: name another file")
     if args.save_scores:
         check_file(args.save_scores, "--save_scores")
-    model = build_model(args, checkpoint, classes)
-    if args.img_size is None:
-        args.img_size = checkpoint["config"].get("img_size", spec.img_size)
+    model = build_model(args, checkpoint, classes, spec)
     device = choose_device(args.device, args.amp)
     distributed.connect(device)
     if args.compile:
@@ -72,7 +79,7 @@ def main() -> None:
 
 
 def predict_terms(
-    model: ResNet_CSRA,
+    model: nn.Module,
     loader: DataLoader,
     device: torch.device,
     spec: DatasetSpec,
@@ -116,20 +123,16 @@ def holds_metrics(path: Path) -> bool:
         return False
 
 
-def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) -> ResNet_CSRA:
+def build_model(
+    args: argparse.Namespace, checkpoint: dict, classes: list[str], spec: DatasetSpec
+) -> nn.Module:
     """Return the network that the checkpoint holds, and set the arguments left out to what it says.
 
     Raises UserError where an argument or the data set says otherwise.
     """
-    try:
-        found = read_architecture(checkpoint["model"])
-    except ValueError as error:
-        raise UserError(f"{args.load_from} is no checkpoint of ResNet with CSRA: {error}") from None
-    held = {
-        "model": f"resnet{found['depth']}",
-        "num_heads": found["num_heads"],
-        "num_cls": found["num_classes"],
-    }
+    weights, config = checkpoint["model"], checkpoint["config"]
+    with blaming(args.load_from):
+        held = read_architecture(weights, config.get("model"))
     for name, value in held.items():
         if getattr(args, name) not in (None, value):
             raise UserError(
@@ -138,19 +141,22 @@ def build_model(args: argparse.Namespace, checkpoint: dict, classes: list[str]) 
             )
         setattr(args, name, value)
     names = checkpoint.get("classes", classes)
-    if held["num_cls"] != len(classes) or names != classes:
+    if args.num_cls != len(classes) or names != classes:
         pairs = enumerate(zip(names, classes), start=1)
         first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in pairs if a != b), "")
         raise UserError(
-            f"{args.load_from} holds {held['num_cls']} classes{first}, --dataset {args.dataset} has "
+            f"{args.load_from} holds {args.num_cls} classes{first}, --dataset {args.dataset} has "
             f"{len(classes)}: name the data set it was trained for"
         )
     if args.lam is None:
-        args.lam = checkpoint["config"].get("lam", 0.1 if found["num_heads"] else 0.0)
-        if not checkpoint["config"]:
+        args.lam = config.get("lam", 0.1 if args.num_heads else 0.0)
+        if not config:
             print(f"{args.load_from} does not say its lambda: taking {args.lam}, unless --lam gives another")
-    model = ResNet_CSRA(found["num_heads"], args.lam, found["num_classes"], found["depth"])
-    load_weights(model, checkpoint["model"], str(args.load_from))
+    if args.img_size is None:
+        args.img_size = config.get("img_size") or trained_size(weights) or spec.img_size
+    with blaming(f"--img_size {args.img_size}"):
+        model = build(**held, lam=args.lam, img_size=args.img_size)
+    load_weights(model, model.adapt(weights), str(args.load_from))
     return model
 
 
@@ -164,7 +170,7 @@ def parse_args() -> argparse.Namespace:
 
     group = parser.add_argument_group("model")
     group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
-    group.add_argument("--model", choices=[f"resnet{depth}" for depth in DEPTHS], help=f"checked {off_file}")
+    group.add_argument("--model", help=f"checked {off_file}")
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=f"checked {off_file}")
     group.add_argument(
         "--lam",

@@ -26,6 +26,7 @@ import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import cli, plot, prepare_coco, prepare_csv, prepare_voc
 from utils.checkpoint import load_checkpoint
+from utils.datasets import DATASETS
 from utils.distributed import WORLD_SIZE
 from utils.evaluation import evaluate, read_scores
 from utils.label_files import check_names, class_names, read_labels
@@ -118,7 +119,7 @@ def read_csv(path: Path) -> None:
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
     args = call_with(["val.py", "--dataset", "shapes", "--load_from", str(path)], val.parse_args)
-    val.build_model(args, load_checkpoint(path), class_names("shapes"))
+    val.build_model(args, load_checkpoint(path), class_names("shapes"), DATASETS["shapes"])
 
 
 def read_run(path: Path) -> None:

@@ -42,16 +42,15 @@ def main() -> None:
 def pointing_game(path: Path) -> tuple[int, int, float]:
     """Return how many maps of a checkpoint point at an object, of how many, and the share at random."""
     checkpoint = load_checkpoint(path)
-    model = demo.build_model(argparse.Namespace(load_from=path, lam=None), checkpoint).eval()
+    args = argparse.Namespace(load_from=path, lam=None, img_size=None)
     spec, classes = dataset_spec("shapes"), class_names("shapes")
     if checkpoint.get("classes", classes) != classes:
         raise UserError(f"{path} was trained on other classes than those of shapes")
+    model = demo.build_model(args, checkpoint, spec.img_size).eval()
     entries = read_json(label_file(spec, "test"))
     if "objects" not in entries[0]:
         raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
-    loader = make_loader(
-        load_split(spec, "test", checkpoint["config"].get("img_size", spec.img_size)), 50, 0, CPU
-    )
+    loader = make_loader(load_split(spec, "test", args.img_size), 50, 0, CPU)
     with Image.open(entries[0]["img_path"]) as image:
         side = image.width
     hits, areas = 0, []

@@ -113,6 +113,13 @@ class AveragePooling(nn.Module):
         return self.score_maps(x)[0][0]
 
 
+def make_head(num_heads: int, lam: float, input_dim: int, num_classes: int) -> MHA | AveragePooling:
+    """Return the classifier of a network: CSRA, or the plain baseline for num_heads = 0."""
+    if num_heads == 0:
+        return AveragePooling(lam, input_dim, num_classes)
+    return MHA(num_heads, lam, input_dim, num_classes)
+
+
 def csra_scores(x: Tensor, heads: Iterable[CSRA]) -> tuple[Tensor, ...]:
     """Return the score maps (B, C, H, W) of each head over features x (B, D, H, W), from one convolution."""
     # Scores are (m / ||m||) · x (paper, Eq. 5): the unit-norm rows of all heads make one kernel.

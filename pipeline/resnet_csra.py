@@ -1,11 +1,9 @@
 """A torchvision ResNet trunk with a CSRA classifier."""
 
-import re
-
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.csra import MHA, TEMPERATURES, AveragePooling
+from pipeline.csra import make_head
 
 DEPTHS = (18, 34, 50, 101, 152)
 TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -26,11 +24,7 @@ class ResNet_CSRA(nn.Module):
         resnet = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         for name in TRUNK:
             self.add_module(name, getattr(resnet, name))
-        width = resnet.fc.in_features
-        if num_heads:
-            self.classifier = MHA(num_heads, lam, width, num_classes)
-        else:
-            self.classifier = AveragePooling(lam, width, num_classes)
+        self.classifier = make_head(num_heads, lam, resnet.fc.in_features, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the last feature map (B, D, H/32, W/32)."""
@@ -41,28 +35,17 @@ class ResNet_CSRA(nn.Module):
         """Float images (B, 3, H, W) to logits (B, C)."""
         return self.classifier(self.features(images))
 
+    def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict: a ResNet's names are torchvision's everywhere."""
+        return state_dict
 
-def read_architecture(state_dict: dict[str, Tensor]) -> dict[str, int]:
-    """Read the arguments of ResNet_CSRA off its state dict: num_heads, num_classes and depth.
 
-    Raises ValueError where the keys are not those of a ResNet_CSRA.
-    """
-    heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
-    num_heads = len(heads)
-    if not heads and "classifier.head.weight" in state_dict:
-        heads = ["classifier.head.weight"]
-    if not heads:
-        raise ValueError("it has no CSRA head (classifier.multi_head.0.head.weight)")
-    if num_heads not in (0, *TEMPERATURES) or state_dict[heads[0]].ndim != 4:
-        raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(state_dict[heads[0]].shape)}")
+def read_depth(state_dict: dict[str, Tensor]) -> int:
+    """Return the depth of the ResNet that a state dict is of; ValueError where it is of none."""
     # layer3 and the third convolution of a bottleneck block tell the depths apart.
     blocks = len({k.split(".")[1] for k in state_dict if k.startswith("layer3.")})
     bottleneck = "layer1.0.conv3.weight" in state_dict
     depths = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
     if (blocks, bottleneck) not in depths:
         raise ValueError(f"its trunk is no ResNet-{', '.join(map(str, DEPTHS))} ({blocks} blocks in layer3)")
-    return {
-        "num_heads": num_heads,
-        "num_classes": state_dict[heads[0]].shape[0],
-        "depth": depths[blocks, bottleneck],
-    }
+    return depths[blocks, bottleneck]

@@ -40,7 +40,7 @@ RUN = ["--output_dir", "run"]
         (["--total_epoch", "1.5"], ["--total_epoch", "1.5"]),
         (["--img_size", "20"], ["--img_size", "20"]),
         (["--num_cls", "7"], ["--num_cls 7", "8"]),
-        (["--model", "resnet20"], ["resnet20", "resnet101"]),
+        (["--model", "resnet20"], ["resnet20", "resnet50", "--list_models"]),
         (["--modle", "resnet18"], ["--modle"]),
         (["--overwrite"], ["--overwrite", "--output_dir"]),
         (["--dataset", "pascal"], ["pascal", "voc07"]),

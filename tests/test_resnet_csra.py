@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_architecture
+from pipeline.models import read_architecture
+from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
 
 
 def test_trunk_is_torchvisions():
@@ -28,12 +29,12 @@ def test_trunk_is_torchvisions():
 def test_architecture_is_read_off_a_state_dict(depth, num_heads):
     with torch.device("meta"):
         state = ResNet_CSRA(num_heads, 0.1, 20, depth).state_dict()
-    assert read_architecture(state) == {"num_heads": num_heads, "num_classes": 20, "depth": depth}
+    assert read_architecture(state) == {"model": f"resnet{depth}", "num_heads": num_heads, "num_cls": 20}
 
 
 def test_default_is_resnet101():
     with torch.device("meta"):
-        assert read_architecture(ResNet_CSRA(1, 0.1, 20).state_dict())["depth"] == 101
+        assert read_architecture(ResNet_CSRA(1, 0.1, 20).state_dict())["model"] == "resnet101"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """What the commands share: arguments checked as they are read, and mistakes that end in one line."""
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -21,6 +22,15 @@ class Interrupted(Exception):  # noqa: N818
 
 class UserError(Exception):
     """A mistake the user can mend; its message is one line naming the bad value or file and the way out."""
+
+
+@contextlib.contextmanager
+def blaming(what: object) -> Iterator[None]:
+    """Within, a ValueError is a mistake of the user's, in `what`: a UserError that says so."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 class Parser(argparse.ArgumentParser):

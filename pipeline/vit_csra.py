@@ -1,0 +1,73 @@
+"""torchvision's Vision Transformer with a CSRA classifier over its patch tokens."""
+
+import re
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from pipeline.csra import make_head
+
+PATCH = 16
+# Layers, attention heads of a layer, width of a token and of the layer in between.
+SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
+# timm's names, which the released checkpoints carry, as torchvision's.
+TIMM = {
+    r"patch_embed\.proj\.": "conv_proj.",
+    r"cls_token$": "class_token",
+    r"pos_embed$": "encoder.pos_embedding",
+    r"blocks\.(\d+)\.norm1\.": r"encoder.layers.encoder_layer_\1.ln_1.",
+    r"blocks\.(\d+)\.attn\.qkv\.": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_",
+    r"blocks\.(\d+)\.attn\.proj\.": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.",
+    r"blocks\.(\d+)\.norm2\.": r"encoder.layers.encoder_layer_\1.ln_2.",
+    r"blocks\.(\d+)\.mlp\.fc1\.": r"encoder.layers.encoder_layer_\1.mlp.0.",
+    r"blocks\.(\d+)\.mlp\.fc2\.": r"encoder.layers.encoder_layer_\1.mlp.3.",
+    r"norm\.": "encoder.ln.",
+}
+
+
+class ViT_CSRA(nn.Module):
+    """A Vision Transformer whose patch tokens, as a feature map, go to multi-head CSRA as `classifier`.
+
+    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16.
+    The state dict has torchvision's names plus those of `classifier`. Weights start random.
+    """
+
+    def __init__(self, num_heads: int, lam: float, num_classes: int, model: str, img_size: int = 224):
+        super().__init__()
+        layers, attention_heads, width, inner = SIZES[model]
+        vit = VisionTransformer(
+            img_size, PATCH, layers, attention_heads, width, inner, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+        )
+        self.conv_proj, self.class_token, self.encoder = vit.conv_proj, vit.class_token, vit.encoder
+        self.img_size = img_size
+        self.classifier = make_head(num_heads, lam, width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) to the patch tokens after the last norm, as a map (B, D, S/16, S/16)."""
+        patches = self.conv_proj(images)
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        # The class token has played its part in the attention between tokens; CSRA has no use for it.
+        return self.encoder(tokens)[:, 1:].transpose(1, 2).reshape(patches.shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (B, 3, S, S) to logits (B, C)."""
+        return self.classifier(self.features(images))
+
+    def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict under torchvision's names, position embeddings resized to this image size."""
+        adapted = {torchvision_name(key): value for key, value in state_dict.items()}
+        embedding = adapted.get("encoder.pos_embedding")
+        if embedding is None or embedding.ndim != 3 or embedding.shape == self.encoder.pos_embedding.shape:
+            return adapted
+        return dict(interpolate_embeddings(self.img_size, PATCH, adapted))
+
+
+def torchvision_name(key: str) -> str:
+    """Return torchvision's name for a weight that timm names, any other name as it is."""
+    for pattern, name in TIMM.items():
+        if re.match(pattern, key):
+            return re.sub(f"^{pattern}", name, key)
+    return key
