@@ -25,6 +25,7 @@ from utils.cli import (
     UserError,
     add_max_pixels,
     add_run_arguments,
+    add_tta,
     blaming,
     default_workers,
     given_path,
@@ -77,6 +78,8 @@ def main() -> None:
                 with autocast(device, args.amp):
                     features = model.features(to_float(images, device, spec))
                     logits = model.classifier(features)
+                    if args.tta == "flip":
+                        logits = (logits + model(to_float(images.flip(3), device, spec))) / 2
                     maps = model.classifier.attention_maps(features) if args.heatmap else None
                 scores = logits.cpu().double().sigmoid().numpy()
             for row, index in enumerate(indices):
@@ -214,6 +217,8 @@ def parse_args() -> argparse.Namespace:
         type=number(float, 0),
         help="weight lambda of the attention [default: as trained, 0.1 for a released file]",
     )
+
+    add_tta(group)
 
     group = parser.add_argument_group("output")
     group.add_argument(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES
@@ -44,7 +45,7 @@ from utils.device import autocast, check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.inference import evaluate_model
 from utils.label_files import class_names
-from utils.losses import bce_loss
+from utils.losses import LOSSES
 from utils.progress import progress
 from utils.resume import Position, arguments_of_run, restore_run, save_last
 from utils.run_folder import (
@@ -73,9 +74,10 @@ def main() -> None:
     network = distributed.parallel(model)
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    average = running_average(model, optimizer, args.ema)
     run, record, best = Position(), None, None
     if args.resume:
-        run, record, best = restore_run(args.output_dir, classes, model, optimizer, scaler)
+        run, record, best = restore_run(args.output_dir, classes, model, optimizer, scaler, average)
         if run.step > len(train_loader):
             raise UserError(
                 f"{args.output_dir}/last.pth is of an epoch of other than {len(train_loader)} steps"
@@ -94,8 +96,11 @@ def main() -> None:
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     print(f"writing to {folder}", flush=True)
 
+    evaluated = average.module if average else model
+
     def describe() -> dict:
-        return {"model": model.state_dict(), "config": config, "classes": classes, "record": record}
+        weights = {"model": evaluated.state_dict()} | ({"raw": model.state_dict()} if average else {})
+        return weights | {"config": config, "classes": classes, "record": record}
 
     def save() -> None:
         if broken := first_not_finite(model.state_dict()):
@@ -115,9 +120,11 @@ def main() -> None:
             while run.epoch < args.total_epoch:
                 train_one_epoch(network, train_loader, optimizer, scaler, run, args, device, spec, save)
                 distributed.average_buffers(model)
+                if average:
+                    distributed.average_buffers(average.module)
                 save()
                 start = time.perf_counter()
-                metrics = evaluate_model(model, test_loader, device, spec, args.amp)
+                metrics = evaluate_model(evaluated, test_loader, device, spec, args.amp)
                 record = {
                     "epoch": run.epoch + 1,
                     "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
@@ -190,7 +197,7 @@ def train_one_epoch(
                 )
             with autocast(device, args.amp):
                 logits = model(to_float(images, device, spec))
-            loss_sum, labels = bce_loss(logits, targets.to(device, non_blocking=True))
+            loss_sum, labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
             # The processes' gradients are averaged: so the divisor is, though shares of a batch may differ.
             loss = loss_sum / distributed.average(labels).clamp(min=1 / distributed.WORLD_SIZE)
             optimizer.zero_grad()
@@ -317,6 +324,15 @@ def model_name(text: str) -> str:
     return text
 
 
+def running_average(model: nn.Module, optimizer: Optimizer, decay: float | None) -> AveragedModel | None:
+    """Return the exponential moving average of the weights, updated after each step; None without a decay."""
+    if decay is None:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
+    return average
+
+
 def run_name(args: argparse.Namespace) -> str:
     """Return the name of a run's folder in checkpoint/, where --output_dir gives none."""
     return f"{args.dataset}_{args.model}_h{args.num_heads}_lam{args.lam:g}"
@@ -374,6 +390,19 @@ def parse_args() -> argparse.Namespace:
         "--w_d", type=number(float, 0), default=1e-4, help="weight decay [default: %(default)s]"
     )
 
+    group.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default="bce",
+        help="bce: binary cross-entropy, the paper's; asl: asymmetric loss [default: %(default)s]",
+    )
+    group.add_argument(
+        "--ema",
+        type=number(float, 0, low_allowed=False, high=1),
+        metavar="DECAY",
+        help="evaluate and save a moving average of the weights, 0.9997 say, beside them [default: none]",
+    )
+
     group = add_run_arguments(parser)
     group.add_argument(
         "--sync_bn", action="store_true", help="batch-norm statistics over all GPUs' images, not each one's"
@@ -399,7 +428,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.list_models:
         print("\n".join(MODELS))
-        sys.exit()
+        sys.exit(0)
     if not args.resume:
         return complete(args)
     args = arguments_of_run(parser, args)

@@ -21,6 +21,7 @@ from utils.cli import (
     UserError,
     add_data_arguments,
     add_run_arguments,
+    add_tta,
     blaming,
     given_path,
     number,
@@ -30,7 +31,7 @@ from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, l
 from utils.device import check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.files import check_file, check_folder, plain, read_json, whole_file
-from utils.inference import evaluate_scores, predict, sigmoid
+from utils.inference import augmented, evaluate_scores, predict, sigmoid
 from utils.label_files import class_names
 from utils.sweep import axis, format_sweep, sweep
 
@@ -62,10 +63,10 @@ def main() -> None:
     axes = {"T": [None]} | dict(args.sweep or [])
     with interrupt.listening("stopping"):
         if args.sweep:
-            terms = predict_terms(model, loader, device, spec, args.amp, axes["T"])
+            terms = predict_terms(model, loader, device, spec, args, axes["T"])
             logits = terms[:, 0] + args.lam * terms[:, 1]
         else:
-            logits = predict(model, loader, device, spec, args.amp)
+            logits = predict(model, loader, device, spec, args.amp, augmented(model, args.tta))
     scores = sigmoid(logits)
     metrics = evaluate_scores(scores, dataset.targets)
     print(format_report(metrics, classes, dataset.positives()))
@@ -83,7 +84,7 @@ def predict_terms(
     loader: DataLoader,
     device: torch.device,
     spec: DatasetSpec,
-    amp: str,
+    args: argparse.Namespace,
     temperatures: list[float | None],
 ) -> np.ndarray:
     """Return what logits are made of, (N, 2 + T, C): mean scores, attended ones as trained and for each T."""
@@ -91,7 +92,7 @@ def predict_terms(
     def forward(images: Tensor) -> Tensor:
         return logit_terms(model.classifier, model.features(images), [None, *temperatures])
 
-    return predict(model, loader, device, spec, amp, forward)
+    return predict(model, loader, device, spec, args.amp, augmented(forward, args.tta))
 
 
 def write_results(
@@ -178,6 +179,7 @@ def parse_args() -> argparse.Namespace:
         help="weight lambda of the attention [default: as trained, 0.1 for a released file]",
     )
 
+    add_tta(group)
     group = add_run_arguments(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
     group.add_argument(

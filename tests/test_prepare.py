@@ -100,6 +100,18 @@ def test_voc(workdir, command):
     assert {path.name: path.read_bytes() for path in Path("data/voc07").iterdir()} == before
 
 
+def test_voc_2012_has_val_for_a_test(workdir, command):
+    voc = make_voc(workdir / "Dataset")
+    voc.rename(voc.with_name("VOC2012"))
+    result = command(prepare_voc, "--year", "2012")
+    assert result.status == 0, result.err
+    train, trainval, val = (read(f"data/voc12/{name}_voc12.json") for name in ("train", "trainval", "val"))
+    assert list(train.values()) == [target("voc12", 0, car=1)]
+    assert list(val.values()) == [target("voc12", -1, dog=1), target("voc12", -1)]
+    assert len(trainval) == 3
+    assert load_split(DATASETS["voc12"], "test", 32).positives() == target("voc12", 0, dog=1)
+
+
 def test_voc_errors(workdir, fails):
     voc = make_voc(workdir)
 

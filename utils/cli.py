@@ -112,6 +112,16 @@ def add_max_pixels(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_tta(group: argparse._ArgumentGroup) -> None:
+    """Add the option that augments images in testing."""
+    group.add_argument(
+        "--tta",
+        choices=["off", "flip"],
+        default="off",
+        help="flip: mean of image and mirror image [default: off]",
+    )
+
+
 def default_workers() -> int:
     """Return a worker for each CPU core that is this process's own on its machine, at most 8."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,6 +29,7 @@ class DatasetSpec:
     train, test: label files in data/<folder>/. prepare: the command that makes them.
     train_values, test_values: what the numbers in them stand for: 1 positive, 0 negative, or IGNORED.
     decay_step: epochs between tenfold drops of the learning rate.
+    crop: whether training images are cropped at random; else they are only flipped.
     mean, std: pixels in [0, 1] become (pixel - mean) / std.
     model, pretrained, img_size, total_epoch: defaults of main.py's options.
     """
@@ -40,6 +41,7 @@ class DatasetSpec:
     train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
     test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
     decay_step: int = 4
+    crop: bool = True
     mean: float = 0.0
     std: float = 1.0
     model: str = "resnet101"
@@ -69,6 +71,25 @@ DATASETS = {
         test="val_coco2017.json",
         prepare="python utils/prepare_coco.py --data_path Dataset/COCO2017 --year 2017",
         decay_step=5,
+    ),
+    "voc12": DatasetSpec(
+        folder="voc12",
+        train="train_voc12.json",
+        test="val_voc12.json",
+        prepare="python utils/prepare_voc.py --data_path Dataset/VOCdevkit --year 2012",
+        test_values={1: 1, -1: 0, 0: IGNORED},
+    ),
+    "wider": DatasetSpec(
+        folder="wider",
+        train="trainval_wider.json",
+        test="test_wider.json",
+        prepare="python utils/prepare_wider.py --data_path Dataset/WIDER",
+        decay_step=5,
+        crop=False,
+        mean=0.5,
+        std=0.5,
+        model="vit_B16_224",
+        img_size=224,
     ),
     "shapes": DatasetSpec(
         folder="shapes",
@@ -101,6 +122,7 @@ def label_file(spec: DatasetSpec, split: str) -> Path:
 class LabelledImages(Dataset):
     """Images and targets of one split; an item is asked for as (epoch, index, counted).
 
+    boxes: (N, 4) of x, y, w, h, what to cut out of each image, or None for all of it.
     The augmentation is a function of (seed, epoch, index) alone, so that neither the number of workers nor an
     interruption changes a sample. Without a seed there is none: the test transform.
     """
@@ -112,12 +134,16 @@ class LabelledImages(Dataset):
         img_size: int,
         seed: int | None = None,
         max_pixels: float = math.inf,
+        boxes: np.ndarray | None = None,
+        crop: bool = True,
     ):
         self.paths = paths
         self.targets = targets
         self.img_size = img_size
         self.seed = seed
         self.max_pixels = max_pixels
+        self.boxes = boxes
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -126,11 +152,13 @@ class LabelledImages(Dataset):
         """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and its index."""
         epoch, index, counted = key
         image = load_image(os.fsdecode(self.paths[index]), self.max_pixels)
+        if self.boxes is not None:
+            image = cut_out(image, self.boxes[index].tolist(), os.fsdecode(self.paths[index]))
         if self.seed is None:
             image = eval_transform(image, self.img_size)
         else:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
-            image = train_transform(image, self.img_size, rng)
+            image = train_transform(image, self.img_size, rng, self.crop)
         target = torch.from_numpy(self.targets[index])
         return image, target if counted else torch.full_like(target, IGNORED), index
 
@@ -151,7 +179,7 @@ def load_split(
     if not path.exists():
         way_out = f"make it with: {spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
         raise UserError(f"{path} is missing; {way_out}")
-    paths, targets = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
+    paths, targets, boxes = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
     missing = [image for image in paths if not os.path.isfile(image)]
     if missing:
         way_out = f", or prepare it again: {spec.prepare}" if spec.prepare else ""
@@ -159,7 +187,16 @@ def load_split(
             f"{os.fsdecode(missing[0])}, named in {path}, is missing ({len(missing)} of {len(paths)} are): "
             f"run the command in the folder that relative paths count from{way_out}"
         )
-    return LabelledImages(paths, targets, img_size, seed, max_pixels)
+    return LabelledImages(paths, targets, img_size, seed, max_pixels, boxes, spec.crop)
+
+
+def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
+    """Return the part of an image (3, H, W) in a box of x, y, w, h; UserError where there is none."""
+    x, y, w, h = box
+    part = image[:, y : y + h, x : x + w]
+    if not part.numel():
+        raise UserError(f"{path} is {image.shape[2]} x {image.shape[1]}: its box {box} lies outside")
+    return part
 
 
 class EpochBatches(Sampler):

@@ -52,6 +52,11 @@ def predict(
     return logits
 
 
+def augmented(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
+    """Return a function of images (B, 3, S, S), for "flip" its mean over images and their mirror images."""
+    return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if tta == "flip" else forward
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Turn logits into scores, in float64: in float32 every logit above 17 gives exactly 1."""
     return torch.from_numpy(logits).double().sigmoid().numpy()

@@ -45,17 +45,22 @@ def is_line(name: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(
+    path: Path, num_classes: int, values: dict[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Read a label file; UserError where an entry is not as it must be.
 
     values: what each number in the file's targets stands for.
-    Returns paths (N,) as UTF-8 bytes and targets (N, C) int8: two flat arrays, whose memory worker processes
-    share, while of a million Python objects each worker would make copies as it touches them.
+    Returns paths (N,) as UTF-8 bytes, targets (N, C) int8 and, where entries have a "bbox" to cut out, boxes
+    (N, 4) int32 of x, y, w, h in pixels, else None: flat arrays, whose memory worker processes share, while
+    of a million Python objects each worker would make copies as it touches them.
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a JSON list of {FORM}, and not an empty one")
     targets = np.empty((len(entries), num_classes), dtype=np.int8)
+    boxed = isinstance(entries[0], dict) and "bbox" in entries[0]
+    boxes = np.empty((len(entries), 4), dtype=np.int32) if boxed else None
     paths = []
     for index, entry in enumerate(entries):
         try:
@@ -64,15 +69,25 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> tuple[n
                 raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
             targets[index] = [values[value] for value in target]
             paths.append(os.fsencode(img_path))
+            if boxed:
+                boxes[index] = checked_box(entry["bbox"])
             if not 0 < len(paths[-1]) <= LONGEST_PATH:
                 raise ValueError
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             known = ", ".join(map(str, sorted(values)))
             fault = f"{type(error).__name__} {str(error)[:50]}".strip()
             raise UserError(
                 f"{path}, entry {index} is not {FORM} with targets of {known} ({fault}): {str(entry)[:100]}"
             ) from None
-    return np.array(paths), targets
+    return np.array(paths), targets, boxes
+
+
+def checked_box(box: list[int]) -> list[int]:
+    """Return a box [x, y, w, h] of whole pixels; ValueError where it is none."""
+    x, y, w, h = box
+    if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
+        raise ValueError(f"bbox {box}")
+    return box
 
 
 def write_labels(folder: Path, classes: list[str], splits: dict[str, list[dict[str, Any]]]) -> None:

@@ -18,7 +18,7 @@ from utils.files import check_folder, write_json_list
 from utils.label_files import check_names, write_labels
 from utils.verify import add_verify_arguments, verify
 
-BUILT_IN = ("voc07", "coco", "coco2017", "shapes")
+BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")
 UNKNOWN = 99  # a target that counts in no loss and no metric
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 where others are empty
 

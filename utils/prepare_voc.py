@@ -1,6 +1,6 @@
-"""Make the label files of Pascal VOC 2007.
+"""Make the label files of Pascal VOC 2007 or 2012.
 
-python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--download] [--verify]
+python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--year 2007|2012] [--download] [--verify]
 """
 
 import os
@@ -17,61 +17,72 @@ from utils.label_files import class_names, write_labels
 from utils.verify import add_verify_arguments, verify
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1
+# The label files of a year, for training and for evaluation, and the lists of images that each takes.
+YEARS = {
+    "2007": ({"trainval": ["train", "val"]}, {"test": ["test"]}),
+    "2012": ({"train": ["train"], "trainval": ["train", "val"]}, {"val": ["val"]}),
+}
 
 
 def main() -> None:
-    parser = Parser(
-        description="Make data/voc07/trainval_voc07.json and test_voc07.json from Pascal VOC 2007."
-    )
+    parser = Parser(description="Make the label files of Pascal VOC, in data/voc07/ or data/voc12/.")
     parser.add_argument(
         "--data_path",
         type=given_path,
         default=Path("Dataset/VOCdevkit"),
-        help="the folder VOCdevkit, which holds VOC2007/ [default: %(default)s]",
+        help="the folder VOCdevkit, which holds VOC2007/ or VOC2012/ [default: %(default)s]",
     )
     parser.add_argument(
-        "--download", action="store_true", help="first download VOC2007 to --data_path (0.9 GB)"
+        "--year",
+        choices=YEARS,
+        default="2007",
+        help="the test labels of 2012 are not public: its val is for evaluation [default: %(default)s]",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="first download it to --data_path (0.9 GB; 2012: 2 GB)"
     )
     add_verify_arguments(parser)
     args = parser.parse_args()
 
-    check_folder(Path("data/voc07"), "label files")
+    name = f"voc{args.year[2:]}"
+    check_folder(Path("data", name), "label files")
     if args.download:
-        download(args.data_path)
-    voc = args.data_path / "VOC2007"
+        download(args.data_path, args.year)
+    voc = args.data_path / f"VOC{args.year}"
     if not voc.is_dir():
         raise UserError(
-            f"{voc} is missing: --data_path names the folder that holds VOC2007/; --download fetches it"
+            f"{voc} is missing: --data_path names the folder that holds {voc.name}/; --download fetches it"
         )
-    classes = class_names("voc07")
-    trainval = read_split(voc, ["train", "val"], classes)
-    test = read_split(voc, ["test"], classes)
-    both = {entry["img_path"] for entry in trainval} & {entry["img_path"] for entry in test}
+    classes = class_names(name)
+    training, evaluation = YEARS[args.year]
+    splits = {split: read_split(voc, lists, classes) for split, lists in (training | evaluation).items()}
+    (train, *_), (test,) = training, evaluation
+    both = {entry["img_path"] for entry in splits[train]} & {entry["img_path"] for entry in splits[test]}
     if both:
-        raise UserError(f"{min(both)} is listed for training and for the test: unpack the data set again")
-    verify(trainval + test, args)
-    ignored = sum(entry["target"].count(DIFFICULT) for entry in test)
+        raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
+    verify(sum(splits.values(), []), args)
+    ignored = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
     # In training, difficult objects alone count as absence.
-    for entry in trainval:
+    for entry in (entry for split in training for entry in splits[split]):
         entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
 
-    write_labels(Path("data/voc07"), classes, {"trainval_voc07.json": trainval, "test_voc07.json": test})
-    print(f"no images left out; {ignored} test labels, with only difficult objects, count in no metric")
+    write_labels(Path("data", name), classes, {f"{split}_{name}.json": splits[split] for split in splits})
+    print(f"no images left out; {ignored} {test} labels, with only difficult objects, count in no metric")
 
 
-def download(data_path: Path) -> None:
-    """Fetch and unpack VOC2007, trainval and test, by torchvision, which knows the checksums."""
+def download(data_path: Path, year: str) -> None:
+    """Fetch and unpack VOC by torchvision, which knows the checksums."""
     if data_path.name != "VOCdevkit":
         raise UserError(
             f"--download unpacks to a folder named VOCdevkit, so --data_path cannot be {data_path}"
         )
     from torchvision.datasets import VOCDetection
 
-    for split in ("trainval", "test"):
+    for split in ("trainval", "test") if year == "2007" else ("trainval",):
         try:
-            VOCDetection(data_path.parent, year="2007", image_set=split, download=True)
+            VOCDetection(data_path.parent, year=year, image_set=split, download=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot download VOC2007 {split} to {data_path}: {error}") from None
+            raise UserError(f"cannot download VOC{year} {split} to {data_path}: {error}") from None
 
 
 def read_split(voc: Path, names: list[str], classes: list[str]) -> list[dict]:
@@ -129,7 +140,7 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
     for item in root.findall("object"):
         name = (item.findtext("name") or "").strip()
         if name not in classes:
-            raise UserError(f"{path}: the class {name!r} is not in data/voc07/classes.json")
+            raise UserError(f"{path}: the class {name!r} is not in classes.json")
         difficult = (item.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
             raise UserError(f"{path}: <difficult> must be 0 or 1, not {difficult!r}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import is_plain, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import Parser, UserError
@@ -125,7 +126,12 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
 
 
 def restore_run(
-    folder: Path, classes: list[str], model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+    folder: Path,
+    classes: list[str],
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    average: AveragedModel | None = None,
 ) -> tuple[Position, dict | None, dict | None]:
     """Load last.pth into model, optimizer and scaler; returns position, last log record and best one.
 
@@ -137,7 +143,12 @@ def restore_run(
         raise UserError(
             f"{folder}/last.pth was trained on other classes than the data set now has: start anew"
         )
-    load_weights(model, checkpoint["model"], str(folder / "last.pth"))
+    source = str(folder / "last.pth")
+    if average:
+        load_weights(average.module, checkpoint["model"], source)
+        average.module.load_state_dict(checkpoint["model"], strict=False)  # the batch counters, too
+        average.n_averaged.fill_(1)  # nothing is saved before the first step
+    load_weights(model, checkpoint["raw" if average else "model"], source)
     try:
         restore_optimizer(optimizer, checkpoint["optimizer"])
         restore_scaler(scaler, checkpoint["scaler"])

@@ -77,10 +77,12 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
     return left, top, left + w, top + h
 
 
-def train_transform(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """Crop, resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
-    left, top, right, bottom = random_crop(image.shape[2], image.shape[1], rng)
-    image = eval_transform(image[:, top:bottom, left:right], size)
+def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bool = True) -> Tensor:
+    """Crop, if asked to, resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
+    if crop:
+        left, top, right, bottom = random_crop(image.shape[2], image.shape[1], rng)
+        image = image[:, top:bottom, left:right]
+    image = eval_transform(image, size)
     return image.flip(2) if rng.random() < 0.5 else image
 
 

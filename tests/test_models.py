@@ -1,0 +1,199 @@
+"""Vision Transformers against the equations, and every other trunk by name."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+
+import demo
+import main
+import val
+from conftest import OWN, TINY, make_own
+from pipeline import vit_csra
+from pipeline.csra import MHA
+from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture, trained_size
+from pipeline.vit_csra import ViT_CSRA, torchvision_name
+
+LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A Vision Transformer of two layers under the name vit_B16_224."""
+    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
+
+
+def timm_weights(grid: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
+    """A random state dict of the small network under timm's names, as the released checkpoints have them."""
+    generator = torch.manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64) / 3
+
+    state = {
+        "cls_token": random(1, 1, WIDTH),
+        "pos_embed": random(1, 1 + grid**2, WIDTH),
+        "patch_embed.proj.weight": random(WIDTH, 3, 16, 16),
+        "patch_embed.proj.bias": random(WIDTH),
+    }
+    for i in range(LAYERS):
+        for name, shape in {
+            "norm1": (WIDTH,),
+            "attn.qkv": (3 * WIDTH, WIDTH),
+            "attn.proj": (WIDTH, WIDTH),
+            "norm2": (WIDTH,),
+            "mlp.fc1": (INNER, WIDTH),
+            "mlp.fc2": (WIDTH, INNER),
+        }.items():
+            state |= {
+                f"blocks.{i}.{name}.weight": random(*shape),
+                f"blocks.{i}.{name}.bias": random(shape[0]),
+            }
+    state |= {"norm.weight": random(WIDTH), "norm.bias": random(WIDTH)}
+    return state | {"classifier.multi_head.0.head.weight": random(num_classes, WIDTH, 1, 1)}
+
+
+def norm(x: torch.Tensor, state: dict, name: str) -> torch.Tensor:
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+    return (x - mean) / (variance + 1e-6).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def linear(x: torch.Tensor, state: dict, name: str) -> torch.Tensor:
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def equations(image: torch.Tensor, state: dict) -> torch.Tensor:
+    """The features (D, h, w) of one image (3, H, W), as the paper of the Vision Transformer writes them."""
+    patches = [
+        (state["patch_embed.proj.weight"] * image[:, y : y + 16, x : x + 16]).sum((1, 2, 3))
+        for y in range(0, image.shape[1], 16)
+        for x in range(0, image.shape[2], 16)
+    ]
+    patches = torch.stack(patches) + state["patch_embed.proj.bias"]
+    z = torch.cat([state["cls_token"][0], patches]) + state["pos_embed"][0]
+    for i in range(LAYERS):
+        q, k, v = linear(norm(z, state, f"blocks.{i}.norm1"), state, f"blocks.{i}.attn.qkv").chunk(3, dim=1)
+        size = WIDTH // HEADS
+        heads = []
+        for h in range(HEADS):
+            part = slice(h * size, (h + 1) * size)
+            weights = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(size), dim=1)
+            heads.append(weights @ v[:, part])
+        z = z + linear(torch.cat(heads, dim=1), state, f"blocks.{i}.attn.proj")
+        inner = linear(norm(z, state, f"blocks.{i}.norm2"), state, f"blocks.{i}.mlp.fc1")
+        gelu = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
+        z = z + linear(gelu, state, f"blocks.{i}.mlp.fc2")
+    side = image.shape[1] // 16
+    return norm(z, state, "norm")[1:].T.reshape(WIDTH, side, side)
+
+
+def test_a_vision_transformer_is_the_equations(tiny):
+    state = timm_weights(grid=3)
+    model = ViT_CSRA(1, 0.3, 3, "vit_B16_224", img_size=48).double().eval()
+    model.load_state_dict(model.adapt(state))
+    images = torch.rand(2, 3, 48, 48, dtype=torch.float64)
+    features = torch.stack([equations(image, state) for image in images])
+    torch.testing.assert_close(model.features(images), features)
+    head = MHA(1, 0.3, WIDTH, 3).double()
+    head.load_state_dict({"multi_head.0.head.weight": state["classifier.multi_head.0.head.weight"]})
+    torch.testing.assert_close(model(images), head(features))
+
+
+def test_released_and_timm_names_are_torchvisions():
+    state = build("vit_L16_224", 1, 0.3, 14, 224).state_dict()
+    names = {"conv_proj.weight", "class_token", "encoder.pos_embedding", "encoder.ln.bias"}
+    for i in range(24):
+        for name in ("ln_1.weight", "self_attention.in_proj_bias", "mlp.3.bias"):
+            names.add(f"encoder.layers.encoder_layer_{i}.{name}")
+    assert names <= state.keys()
+    assert torchvision_name("patch_embed.proj.weight") == "conv_proj.weight"
+    assert torchvision_name("blocks.23.attn.qkv.bias").endswith("_layer_23.self_attention.in_proj_bias")
+    assert torchvision_name("blocks.0.mlp.fc2.bias") == "encoder.layers.encoder_layer_0.mlp.3.bias"
+    assert torchvision_name("norm.bias") == "encoder.ln.bias"
+    assert torchvision_name("classifier.multi_head.0.head.weight") == "classifier.multi_head.0.head.weight"
+
+
+def test_position_embeddings_are_resized_to_the_images(tiny):
+    state = timm_weights(grid=2)
+    model = ViT_CSRA(1, 0.3, 3, "vit_B16_224", img_size=64)
+    resized = model.adapt(state)["encoder.pos_embedding"]
+    assert resized.shape == (1, 17, WIDTH)
+    assert torch.equal(resized[:, 0], state["pos_embed"][:, 0])
+    grid = state["pos_embed"][0, 1:].T.reshape(1, WIDTH, 2, 2)
+    expected = F.interpolate(grid, (4, 4), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(resized[0, 1:], expected[0].flatten(1).T)
+    assert trained_size(state) == 32
+
+
+def test_architectures_are_read_off_the_names():
+    head = {"classifier.multi_head.0.head.weight": torch.zeros(14, 768, 1, 1)}
+    state = head | {"cls_token": torch.zeros(1, 1, 768)}
+    assert read_architecture(state) == {"model": "vit_B16_224", "num_heads": 1, "num_cls": 14}
+    assert read_architecture(state | {"cls_token": torch.zeros(1, 1, 1024)})["model"] == "vit_L16_224"
+    state = {"head1.weight": torch.zeros(1), "head1.bias": torch.zeros(1), "conv1.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"no CSRA head .*but head1.weight, head1.bias"):
+        read_architecture(state)
+
+
+def test_sizes_that_do_not_fit():
+    check_img_size("resnet101", 450)
+    check_img_size("vit_B16_224", 448)
+    with pytest.raises(ValueError, match="multiple of 16, not 450"):
+        check_img_size("vit_B16_224", 450)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "densenet121", "googlenet"],
+)
+def test_any_trunk_takes_its_own_weights(model):
+    network = build(model, 2, 0.3, 5, 64).eval()
+    plain = {"aux_logits": False, "init_weights": False} if model == "googlenet" else {}
+    whole = torchvision.models.get_model(model, weights=None, **plain)
+    adapted = network.adapt(whole.state_dict())
+    trunk = {key for key in network.state_dict() if not key.startswith("classifier.")}
+    assert trunk <= adapted.keys()
+    network.load_state_dict({key: adapted[key] for key in trunk}, strict=False)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        features = network.features(images)
+        assert network(images).shape == (2, 5)
+    assert features.ndim == 4
+    assert features.shape[2:] == (3, 3)
+    network.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_names(command):
+    assert {"resnet101", "vit_B16_224", "vit_L16_224", "convnext_base", "swin_v2_b"} <= set(MODELS)
+    assert len(set(MODELS)) == len(MODELS) > 60
+    result = command(main, "--list_models")
+    assert (result.status, result.out.split()) == (0, list(MODELS))
+
+
+@pytest.mark.parametrize("model", ["vit_B16_224", "mobilenet_v3_small"])
+def test_they_train_validate_and_label(tiny, workdir, command, fails, model):
+    make_own(workdir)
+    arguments = [*OWN, *TINY, "--model", model, "--num_workers", 0]
+    if model in OTHERS:
+        size = 40
+    else:
+        size = 48
+        fails(main, *arguments, says=["--img_size 40", "multiple of 16"])
+    result = command(main, *arguments, "--img_size", size, "--output_dir", "run")
+    assert result.status == 0, result.err
+    options = ["--num_workers", 0, "--device", "cpu", "--load_from", "run/last.pth"]
+    logged = json.loads((workdir / "run" / "log.jsonl").read_text().splitlines()[-1])["mAP"]
+    result = command(val, "--dataset", "mine", *options, "--out", "r.json")
+    assert result.status == 0, result.err
+    assert json.loads((workdir / "r.json").read_text())["mAP"] == logged
+    result = command(demo, *options, "--img_dir", "0.png", "--heatmap", "--top", 1)
+    assert result.status == 0, result.err
+    with Image.open("heatmaps/0.png/sheet.png") as image:
+        assert np.asarray(image).std() > 0
+    assert command(main, "--resume", "--output_dir", "run", "--total_epoch", 3).status == 0

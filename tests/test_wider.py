@@ -1,0 +1,99 @@
+"""WIDER Attribute: a sample per person, cut out of the image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils import prepare_wider
+from utils.cli import UserError
+from utils.datasets import DATASETS, IGNORED, LabelledImages, load_split
+from utils.prepare_wider import clip
+
+
+@pytest.fixture
+def wider(workdir) -> Path:
+    """A data set of one image a split, with people in and out of it."""
+    folder = workdir / "Dataset" / "WIDER"
+    (folder / "Annotations").mkdir(parents=True)
+    for split in ("trainval", "test"):
+        name = f"{split}/0--Parade/a b.png"
+        pixels = np.zeros((40, 60, 3), np.uint8)
+        pixels[10:30, 20:50] = (200, 100, 50)
+        (folder / "Image" / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / "Image" / name)
+        people = [
+            {"attribute": [1, -1, 0] + [-1] * 11, "bbox": [20, 10, 30, 20]},
+            {"attribute": [0] * 14, "bbox": [-5.5, 30.2, 20, 50]},
+            {"attribute": [1] * 14, "bbox": [70, 10, 30, 20]},
+        ]
+        content = {"images": [{"file_name": name, "targets": people}]}
+        (folder / "Annotations" / f"wider_attribute_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_labels_and_boxes(wider, command):
+    result = command(prepare_wider)
+    assert result.status == 0, result.err
+    assert "hold nothing of the image: 2 people" in result.out
+    files = [Path(f"data/wider/{name}_wider.json") for name in ("trainval", "test")]
+    trainval, test = (json.loads(file.read_text()) for file in files)
+    assert [entry["bbox"] for entry in trainval] == [[20, 10, 30, 20], [0, 30, 14, 10]]
+    assert trainval[0]["target"] == [1, 0, 0] + [0] * 11
+    assert trainval[1]["target"] == [0] * 14
+    assert test[0]["target"] == [1, 0, 99] + [0] * 11
+    assert test[1]["target"] == [99] * 14
+    assert test[0]["img_path"] == "Dataset/WIDER/Image/test/0--Parade/a b.png"
+
+    spec = DATASETS["wider"]
+    dataset = load_split(spec, "test", 32)
+    assert (dataset.targets[1] == IGNORED).all()
+    image, _, _ = dataset[0, 0, True]
+    assert (image == torch.tensor([200, 100, 50]).view(3, 1, 1)).all()  # the person alone
+    train = load_split(spec, "train", 32, seed=0)
+    assert all(
+        (train[epoch, 0, True][0] == image).all() for epoch in range(5)
+    )  # flipped at most, not cropped
+    assert (spec.mean, spec.std, spec.decay_step) == (0.5, 0.5, 5)
+    assert (spec.model, spec.img_size) == ("vit_B16_224", 224)
+
+
+def test_boxes_are_clipped():
+    assert clip([1, 2, 3, 4], 10, 10) == [1, 2, 3, 4]
+    assert clip([-3, -4, 5, 6], 10, 10) == [0, 0, 2, 2]
+    assert clip([8.6, 8, 9, 9], 10, 10) == [8, 8, 2, 2]
+    assert clip([10, 0, 5, 5], 10, 10) is None
+    assert clip([3, 3, 0, 5], 10, 10) is None
+    assert clip([3, 3, -2, 5], 10, 10) is None
+
+
+def test_a_box_outside_of_its_image_is_told(wider):
+    path = str(wider / "Image" / "test" / "0--Parade" / "a b.png").encode()
+    dataset = LabelledImages(np.array([path]), np.zeros((1, 1), np.int8), 32, boxes=np.array([[90, 0, 5, 5]]))
+    with pytest.raises(UserError, match=r"a b.png is 60 x 40: its box .* lies outside"):
+        dataset[0, 0, True]
+
+
+def test_mistakes(wider, fails):
+    path = wider / "Annotations" / "wider_attribute_test.json"
+    good = path.read_text()
+
+    def refused(content: str, *says: str) -> None:
+        path.write_text(content)
+        fails(prepare_wider, says=["wider_attribute_test.json", *says])
+
+    refused("{", "JSON")
+    refused("{}", "images")
+    refused(good.replace('"bbox"', '"box"'), "bbox")
+    refused(good.replace("[20, 10, 30, 20]", "[20, 10, 30]"), "WIDER")
+    refused(good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "WIDER")
+    refused(good.replace("[1, -1, 0", "[1, -1, 7"), "7")
+    refused(good.replace("[1, -1, 0, ", "[1, -1, "), "13 attributes")
+    refused(good.replace("test/0--Parade", "../test"), "leads out of Image/")
+    refused(good.replace("a b.png", "c.png"), "c.png is missing")
+    refused('{"images": []}', "nobody")
+    path.unlink()
+    fails(prepare_wider, says=["wider_attribute_test.json is missing"])
