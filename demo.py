@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from pipeline.csra import AveragePooling
-from pipeline.models import build, read_architecture, trained_size
+from pipeline.models import restore
 from utils import interrupt
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import load_checkpoint, load_weights, names_of_classes
 from utils.cli import (
     Parser,
     UserError,
@@ -33,11 +32,10 @@ from utils.cli import (
     one_line,
     run,
 )
-from utils.datasets import DATASETS, DatasetSpec, dataset_spec, to_float
+from utils.datasets import DATASETS, DatasetSpec, to_float
 from utils.device import autocast, check_compiler, choose_device
 from utils.files import check_file, check_folder, whole_file
 from utils.heatmap import ClassMap, contact_sheet, panel
-from utils.label_files import class_names
 from utils.photos import Photos, find_photos, make_photo_loader
 from utils.progress import progress
 from utils.transforms import load_image
@@ -50,14 +48,18 @@ def main() -> None:
     config = checkpoint["config"]
     # A data set of one's own, which need not be on this machine, has the default form.
     spec = DATASETS.get(args.dataset or config.get("dataset"), DatasetSpec(folder=""))
-    model = build_model(args, checkpoint, spec.img_size)
-    classes = names_of_classes(args, checkpoint)
+    with blaming(args.load_from):
+        model, weights, settings = restore(
+            checkpoint["model"], config, args.lam, args.img_size, spec.img_size
+        )
+    load_weights(model, weights, str(args.load_from))
+    classes = names_of_classes(checkpoint, args.load_from, settings["num_cls"], args.dataset or "voc07")
     device = choose_device(args.device, args.amp)
     if args.compile:
         check_compiler(device)
         model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last).eval()
-    dataset = Photos(paths, args.img_size, args.max_pixels)
+    dataset = Photos(paths, settings["img_size"], args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
     baseline = isinstance(model.classifier, AveragePooling)
@@ -100,33 +102,6 @@ def main() -> None:
             f"{skipped} of {len(paths)} files were skipped, being no images that can be read", file=sys.stderr
         )
         sys.exit(1)
-
-
-def build_model(args: argparse.Namespace, checkpoint: dict, default_size: int) -> nn.Module:
-    """Return the network that the checkpoint holds, and set the image size if it was left out."""
-    weights, config = checkpoint["model"], checkpoint["config"]
-    with blaming(args.load_from):
-        held = read_architecture(weights, config.get("model"))
-    if args.img_size is None:
-        args.img_size = config.get("img_size") or trained_size(weights) or default_size
-    trained = config.get("lam", 0.1 if held["num_heads"] else 0.0)
-    with blaming(f"--img_size {args.img_size}"):
-        model = build(**held, lam=trained if args.lam is None else args.lam, img_size=args.img_size)
-    load_weights(model, model.adapt(weights), str(args.load_from))
-    return model
-
-
-def names_of_classes(args: argparse.Namespace, checkpoint: dict) -> list[str]:
-    """Return the checkpoint's class names, else those of --dataset; UserError if they do not fit."""
-    dataset = args.dataset or "voc07"
-    names = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
-    count = read_architecture(checkpoint["model"], checkpoint["config"].get("model"))["num_cls"]
-    if len(names) != count:
-        raise UserError(
-            f"{args.load_from} holds {count} classes, --dataset {dataset} has {len(names)}: "
-            "name the data set it was trained for"
-        )
-    return names
 
 
 def best_classes(scores: np.ndarray, threshold: float | None, top: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES, logit_terms
-from pipeline.models import build, read_architecture, trained_size
+from pipeline.models import read_architecture, restore
 from utils import distributed, interrupt
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import (
@@ -149,15 +149,12 @@ def build_model(
             f"{args.load_from} holds {args.num_cls} classes{first}, --dataset {args.dataset} has "
             f"{len(classes)}: name the data set it was trained for"
         )
-    if args.lam is None:
-        args.lam = config.get("lam", 0.1 if args.num_heads else 0.0)
-        if not config:
-            print(f"{args.load_from} does not say its lambda: taking {args.lam}, unless --lam gives another")
-    if args.img_size is None:
-        args.img_size = config.get("img_size") or trained_size(weights) or spec.img_size
-    with blaming(f"--img_size {args.img_size}"):
-        model = build(**held, lam=args.lam, img_size=args.img_size)
-    load_weights(model, model.adapt(weights), str(args.load_from))
+    if args.lam is None and not config:
+        print(f"{args.load_from} does not say its lambda: taking the usual one, unless --lam gives another")
+    with blaming(args.load_from):
+        model, weights, settings = restore(weights, config, args.lam, args.img_size, spec.img_size)
+    args.lam, args.img_size = settings["lam"], settings["img_size"]
+    load_weights(model, weights, str(args.load_from))
     return model
 
 

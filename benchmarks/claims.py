@@ -34,7 +34,9 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda item: train(*item, args), runs))
     with contextlib.chdir(args.out):
-        rows = {f"CSRA, {heads} heads": judge(heads, args.seeds) for heads in HEADS if heads}
+        rows = {
+            f"CSRA, {heads} head{'s' * (heads > 1)}": judge(heads, args.seeds) for heads in HEADS if heads
+        }
         free = [without_training(seed) for seed in range(args.seeds)]
         rows = {"average pooling": judge(0, args.seeds), "with attention, untrained": (free, None)} | rows
     print("| model | mAP, % | maps that point at their object, % |\n|---|---|---|")

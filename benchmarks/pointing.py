@@ -3,7 +3,6 @@
 python benchmarks/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-import demo
-from utils.checkpoint import load_checkpoint
-from utils.cli import Parser, UserError, given_path, run
+from pipeline.models import restore
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.cli import Parser, UserError, blaming, given_path, run
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
 from utils.files import read_json
 from utils.label_files import class_names
@@ -42,15 +41,16 @@ def main() -> None:
 def pointing_game(path: Path) -> tuple[int, int, float]:
     """Return how many maps of a checkpoint point at an object, of how many, and the share at random."""
     checkpoint = load_checkpoint(path)
-    args = argparse.Namespace(load_from=path, lam=None, img_size=None)
     spec, classes = dataset_spec("shapes"), class_names("shapes")
     if checkpoint.get("classes", classes) != classes:
         raise UserError(f"{path} was trained on other classes than those of shapes")
-    model = demo.build_model(args, checkpoint, spec.img_size).eval()
+    with blaming(path):
+        model, weights, settings = restore(checkpoint["model"], checkpoint["config"])
+    load_weights(model.eval(), weights, str(path))
     entries = read_json(label_file(spec, "test"))
     if "objects" not in entries[0]:
         raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
-    loader = make_loader(load_split(spec, "test", args.img_size), 50, 0, CPU)
+    loader = make_loader(load_split(spec, "test", settings["img_size"]), 50, 0, CPU)
     with Image.open(entries[0]["img_path"]) as image:
         side = image.width
     hits, areas = 0, []

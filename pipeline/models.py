@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -66,6 +67,27 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
     if model not in OTHERS:
         model = read_vit(state_dict) or f"resnet{read_depth(state_dict)}"
     return {"model": model, "num_heads": num_heads, "num_cls": state_dict[heads[0]].shape[0]}
+
+
+def restore(
+    weights: dict[str, Tensor],
+    trained: dict[str, Any],
+    lam: float | None = None,
+    img_size: int | None = None,
+    default_size: int = 448,
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    """Return the network that weights are of, the weights under its names, and the arguments of `build`.
+
+    trained: the options that the file says it was trained with, if any. What is None becomes as trained;
+    λ is else 0.1, or 0 for average pooling, and the image size that of the position embeddings, if there are
+    any, or default_size. Raises ValueError where there is no such network.
+    """
+    settings = read_architecture(weights, trained.get("model"))
+    usual_lam = 0.1 if settings["num_heads"] else 0.0
+    settings["lam"] = trained.get("lam", usual_lam) if lam is None else lam
+    settings["img_size"] = img_size or trained.get("img_size") or trained_size(weights) or default_size
+    network = build(**settings)
+    return network, network.adapt(weights), settings
 
 
 def trained_size(state_dict: dict[str, Tensor]) -> int | None:

@@ -45,16 +45,15 @@ def one_thread():
 
 def test_gradients_weights_and_loss_are_those_of_one_process(shapes, tmp_path):
     results = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):
         finish(torchrun(processes, "tests/distributed_step.py", tmp_path / "result.pth"))
         results.append(torch.load(tmp_path / "result.pth", weights_only=True))
-    alone = results[0]
-    for together in results[1:]:
-        assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-        for kind in ("gradients", "weights"):
-            for name, expected in alone[kind].items():
-                difference = (together[kind][name] - expected).double().norm()
-                assert difference <= 1e-6 * expected.double().norm(), name
+    alone, together = results
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for kind in ("gradients", "weights"):
+        for name, expected in alone[kind].items():
+            difference = (together[kind][name] - expected).double().norm()
+            assert difference <= 1e-6 * expected.double().norm(), name
 
 
 def test_a_run_of_two_processes_writes_once_and_evaluates_as_one(shapes, tmp_path, command, one_thread):
@@ -117,7 +116,7 @@ def test_a_damaged_image_is_all_that_is_said(shapes_folder, tmp_path, index):
     shutil.copytree(shapes_folder / "data", tmp_path / "data")
     damaged = tmp_path / "data" / "shapes" / "images" / "train" / f"0000{index}.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])
-    command = torchrun(3, "main.py", *SHARED)
+    command = torchrun(2, "main.py", *SHARED)
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert result.stderr.count("main.py: error:") == result.stderr.count(f"0000{index}.jpg") == 1

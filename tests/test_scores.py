@@ -120,7 +120,7 @@ def test_a_bare_baseline_has_no_attention(trained, shapes, command, tmp_path):
         state | {"classifier.head.weight": weight, "classifier.head.bias": torch.zeros(8)}, tmp_path / "b.pth"
     )
     result = command(val, *SHAPES, "--load_from", tmp_path / "b.pth", "--img_size", 40)
-    assert "taking 0.0" in result.out
+    assert "lam          0.0" in result.out
 
 
 def test_unknown_labels_are_saved_as_ignored(workdir, command):

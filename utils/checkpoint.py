@@ -15,8 +15,9 @@ import torchvision
 from torch import Tensor, nn
 
 from utils.cli import UserError, number
+from utils.datasets import dataset_spec
 from utils.files import whole_file
-from utils.label_files import is_line
+from utils.label_files import class_names, is_line
 
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 
@@ -60,6 +61,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         own = checkpoint
         check_own(checkpoint, path)
     return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
+
+
+def names_of_classes(checkpoint: dict[str, Any], path: Path, count: int, dataset: str) -> list[str]:
+    """Return a checkpoint's class names, else those of a data set; UserError if these are not so many."""
+    names = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
+    if len(names) != count:
+        raise UserError(
+            f"{path} holds {count} classes, --dataset {dataset} has {len(names)}: "
+            "name the data set it was trained for"
+        )
+    return names
 
 
 def is_plain(value: Any) -> bool:

@@ -136,6 +136,7 @@ def draw_curves(runs: list[tuple[str, list[dict]]]):
     rates = [next(iter(record["lr"].values())) for _, records in runs for record in records]
     if 0 < 10 * min(rates) <= max(rates):
         axes[2].set_yscale("log")
+        axes[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
     return figure
 

@@ -1,0 +1,73 @@
+"""Exported files give what the checkpoint gives."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import export
+from conftest import REPOSITORY
+from pipeline.models import restore
+from utils.checkpoint import load_checkpoint
+
+
+def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """The logits of a checkpoint on images in [0, 1]."""
+    checkpoint = load_checkpoint(path)
+    model, weights, _ = restore(checkpoint["model"], checkpoint["config"])
+    model.load_state_dict(weights)
+    with torch.inference_mode():
+        return model.eval()(images)
+
+
+def test_pt2(trained, command, tmp_path):
+    options = ["--load_from", trained / "best.pth", "--dynamic_batch"]
+    result = command(export, *options, "--out", tmp_path / "m.pt2")
+    assert result.status == 0, result.err
+    files = {"classes.json": ""}
+    network = torch.export.load(tmp_path / "m.pt2", extra_files=files).module()
+    images = torch.rand(5, 3, 40, 40)
+    torch.testing.assert_close(network(images), outputs(trained / "best.pth", images), rtol=0, atol=1e-5)
+    assert json.loads(files["classes.json"]) == load_checkpoint(trained / "best.pth")["classes"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_and_the_readmes_example(trained, shapes, command, tmp_path, monkeypatch, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    options = ["--dynamic_batch", "--probabilities"]
+    result = command(export, "--load_from", trained / "best.pth", "--out", tmp_path / "model.onnx", *options)
+    assert result.status == 0, result.err
+    assert "differ by up to" in result.out
+    with Image.open("data/shapes/images/test/00000.jpg") as image:
+        image.save(tmp_path / "photo.jpg", quality=100)
+    monkeypatch.chdir(tmp_path)
+    example = re.search(
+        r"```python\n(import json\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL
+    )
+    exec(example.group(1), {})
+    lines = capsys.readouterr().out.splitlines()
+    with Image.open("photo.jpg") as image:
+        pixels = np.asarray(image.convert("RGB").resize((40, 40), Image.Resampling.BILINEAR))
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    scores = outputs(trained / "best.pth", images).sigmoid()[0].tolist()
+    names = load_checkpoint(trained / "best.pth")["classes"]
+    assert lines == [f"{name} {score:.2f}" for name, score in zip(names, scores)]
+
+
+def test_mistakes(trained, fails, tmp_path, monkeypatch):
+    checkpoint = ["--load_from", trained / "best.pth"]
+    fails(export, *checkpoint, "--out", tmp_path / "m.pth", says=["m.pth", ".onnx or .pt2"])
+    fails(export, *checkpoint, "--out", "/proc/m.pt2", says=["--out", "/proc"])
+    fails(export, "--load_from", tmp_path / "x.pth", "--out", tmp_path / "m.pt2", says=["x.pth"])
+    monkeypatch.setattr(export, "TOLERANCE", 0)
+    fails(export, *checkpoint, "--out", tmp_path / "m.pt2", says=["differ", "nothing is written"])
+    assert not (tmp_path / "m.pt2").exists()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    fails(export, *checkpoint, "--out", tmp_path / "m.onnx", says=["pip install onnx onnxscript"])
