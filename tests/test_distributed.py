@@ -81,11 +81,9 @@ def test_a_run_of_two_processes_writes_once_and_evaluates_as_one(shapes, tmp_pat
 
 
 # 10 test images: batches of 4, 4 and 2, or one batch for three processes.
-@pytest.mark.parametrize("batch_size", [4, 16])
-def test_metrics_of_three_processes_are_those_of_one(
-    shapes, trained, tmp_path, command, one_thread, batch_size
-):
-    arguments = [*SHAPES, "--load_from", trained / "best.pth", "--batch_size", batch_size, "--out"]
+def test_metrics_of_three_processes_are_those_of_one(shapes, trained, tmp_path, command, one_thread):
+    # Two batches: one process has none.
+    arguments = [*SHAPES, "--load_from", trained / "best.pth", "--batch_size", 8, "--out"]
     assert command(val, *arguments, tmp_path / "one.json").status == 0
     out = finish(torchrun(3, "val.py", *arguments, tmp_path / "three.json"))
     assert out.count("mAP") == 1
@@ -110,16 +108,15 @@ def test_a_process_that_dies_ends_the_run(shapes, tmp_path):
         launcher.kill()
 
 
-@pytest.mark.parametrize("index", [0, 5])
-def test_a_damaged_image_is_all_that_is_said(shapes_folder, tmp_path, index):
-    """Whichever process meets it, the others do not add how they lost that one."""
+def test_a_damaged_image_is_all_that_is_said(shapes_folder, tmp_path):
+    """The process that does not meet it does not add how it lost the other."""
     shutil.copytree(shapes_folder / "data", tmp_path / "data")
-    damaged = tmp_path / "data" / "shapes" / "images" / "train" / f"0000{index}.jpg"
+    damaged = tmp_path / "data" / "shapes" / "images" / "train" / "00005.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])
     command = torchrun(2, "main.py", *SHARED)
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
-    assert result.stderr.count("main.py: error:") == result.stderr.count(f"0000{index}.jpg") == 1
+    assert result.stderr.count("main.py: error:") == result.stderr.count("00005.jpg") == 1
     assert result.stderr.count("Traceback") == 1  # torchrun's own
 
 

@@ -130,6 +130,23 @@ def test_position_embeddings_are_resized_to_the_images(tiny):
     assert trained_size(state) == 32
 
 
+def test_timms_files_are_a_backbone_at_any_size(tiny, workdir, command):
+    make_own(workdir)
+    weights = timm_weights(grid=2)
+    del weights["classifier.multi_head.0.head.weight"]
+    torch.save(
+        weights | {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}, "timm.pth"
+    )
+    arguments = ["--dataset", "mine", *TINY, "--model", "vit_B16_224", "--img_size", 64, "--lr", 1e-9]
+    result = command(main, *arguments, "--backbone_weights", "timm.pth", "--output_dir", "run")
+    assert result.status == 0, result.err
+    trained = torch.load("run/last.pth", weights_only=True)["model"]
+    expected = weights["blocks.1.attn.qkv.weight"].float()
+    name = "encoder.layers.encoder_layer_1.self_attention.in_proj_weight"
+    torch.testing.assert_close(trained[name], expected, rtol=0, atol=1e-6)
+    assert trained["encoder.pos_embedding"].shape == (1, 17, WIDTH)
+
+
 def test_architectures_are_read_off_the_names():
     head = {"classifier.multi_head.0.head.weight": torch.zeros(14, 768, 1, 1)}
     state = head | {"cls_token": torch.zeros(1, 1, 768)}
