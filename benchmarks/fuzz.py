@@ -341,7 +341,7 @@ def fuzz(name: str, folder: Path, count: int, first_seed: int = 0) -> tuple[int,
         else:
             taken += 1
 
-    while refused < count and refused + taken < 10 * count:
+    while refused < count and refused + taken < 30 * count:
         trial = given(malformed(parser))(one)
         trial = settings(
             max_examples=min(count, 1000),

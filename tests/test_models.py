@@ -134,9 +134,8 @@ def test_timms_files_are_a_backbone_at_any_size(tiny, workdir, command):
     make_own(workdir)
     weights = timm_weights(grid=2)
     del weights["classifier.multi_head.0.head.weight"]
-    torch.save(
-        weights | {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}, "timm.pth"
-    )
+    head = {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}
+    torch.save(weights | head, "timm.pth")
     arguments = ["--dataset", "mine", *TINY, "--model", "vit_B16_224", "--img_size", 64, "--lr", 1e-9]
     result = command(main, *arguments, "--backbone_weights", "timm.pth", "--output_dir", "run")
     assert result.status == 0, result.err
