@@ -1,4 +1,4 @@
-"""Train a ResNet with class-specific residual attention (CSRA) for multi-label recognition.
+"""Train a network with class-specific residual attention (CSRA) for multi-label recognition.
 
 python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 """
@@ -280,7 +280,8 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     All processes hold the same weights.
     """
     torch.manual_seed(args.seed)
-    model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
+    with blaming(f"--img_size {args.img_size}"):
+        model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     if not args.resume:  # whose own weights follow
         load_backbone(model, args)
     if args.sync_bn:
@@ -299,7 +300,9 @@ def load_backbone(model: nn.Module, args: argparse.Namespace) -> None:
         weights, source = distributed.first_process_first(lambda: imagenet_weights(name)), "ImageNet weights"
     else:
         return
-    load_weights(model, model.adapt(weights), source, backbone_only=True)
+    with blaming(source):
+        weights = model.adapt(weights)
+    load_weights(model, weights, source, backbone_only=True)
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
@@ -325,10 +328,13 @@ def model_name(text: str) -> str:
 
 
 def running_average(model: nn.Module, optimizer: Optimizer, decay: float | None) -> AveragedModel | None:
-    """Return the exponential moving average of the weights, updated after each step; None without a decay."""
+    """Return the exponential moving average of the weights, updated after each step; None without a decay.
+
+    Batch-norm statistics, averages themselves, are those of the last step.
+    """
     if decay is None:
         return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
     return average
 
@@ -429,6 +435,7 @@ def parse_args() -> argparse.Namespace:
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
+    del args.list_models
     if not args.resume:
         return complete(args)
     args = arguments_of_run(parser, args)

@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -13,8 +14,8 @@ from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS)
-# Those of a fixed image size, or whose last map is one per ImageNet class already.
-UNFIT = ("vit_", "maxvit", "squeezenet")
+# Those of a fixed image size, whose last map is one per ImageNet class already, or without such weights.
+UNFIT = ("vit_", "maxvit", "squeezenet", "regnet_y_128gf")
 OTHERS = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
@@ -41,7 +42,13 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
         return ResNet_CSRA(num_heads, lam, num_cls, depth=int(model.removeprefix("resnet")))
     if model in SIZES:
         return ViT_CSRA(num_heads, lam, num_cls, model, img_size)
-    return Trunk_CSRA(num_heads, lam, num_cls, model)
+    network = Trunk_CSRA(num_heads, lam, num_cls, model)
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, img_size, img_size))
+    except RuntimeError:
+        raise ValueError(f"{model} does not take images as small as {img_size} x {img_size}") from None
+    return network.train()
 
 
 def torchvision_model(model: str) -> str:
@@ -101,7 +108,7 @@ def trained_size(state_dict: dict[str, Tensor]) -> int | None:
 def read_vit(state_dict: dict[str, Tensor]) -> str | None:
     """Return which Vision Transformer a state dict is of, None if of none."""
     for key in ("class_token", "cls_token"):
-        if key in state_dict:
+        if key in state_dict and state_dict[key].ndim == 3:
             widths = {SIZES[model][2]: model for model in SIZES}
             width = state_dict[key].shape[-1]
             if width not in widths:

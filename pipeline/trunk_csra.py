@@ -7,7 +7,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from pipeline.csra import make_head
 
-PROBE = 128  # side, in pixels, of the image of zeros by which feature maps are found
+PROBES = (128, 256)  # sides, in pixels, of the images of zeros by which feature maps are found
 
 
 class Trunk_CSRA(nn.Module):
@@ -39,18 +39,21 @@ class Trunk_CSRA(nn.Module):
 
 
 def cut_behind_last_map(network: nn.Module) -> tuple[nn.Module, int]:
-    """Return the network up to its last feature map (B, D, H, W), which it gives as "map", and D."""
+    """Return the network up to its last feature map (B, D, H, W), which it gives as "map", and D.
+
+    A map grows with the image; what is pooled to a fixed size is none.
+    """
     network.eval()
     _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
     every_node = create_feature_extractor(network, nodes, suppress_diff_warning=True).eval()
     with torch.inference_mode():
-        outputs = every_node(torch.zeros(1, 3, PROBE, PROBE))
-    maps = {
-        node: value
-        for node, value in outputs.items()
-        if isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
-    }
+        small, large = (every_node(torch.zeros(1, 3, side, side)) for side in PROBES)
+    maps = [
+        node
+        for node, value in small.items()
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] < large[node].shape[2:]
+    ]
     if not maps:
         raise ValueError("the network has no feature map")
-    last = list(maps)[-1]
-    return create_feature_extractor(network, {last: "map"}, suppress_diff_warning=True), maps[last].shape[1]
+    cut = create_feature_extractor(network, {maps[-1]: "map"}, suppress_diff_warning=True)
+    return cut, small[maps[-1]].shape[1]

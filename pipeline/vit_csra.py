@@ -48,7 +48,7 @@ class ViT_CSRA(nn.Module):
         """Images (B, 3, S, S) to the patch tokens after the last norm, as a map (B, D, S/16, S/16)."""
         patches = self.conv_proj(images)
         tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         # The class token has played its part in the attention between tokens; CSRA has no use for it.
         return self.encoder(tokens)[:, 1:].transpose(1, 2).reshape(patches.shape)
 

@@ -12,8 +12,10 @@ from PIL import Image
 
 import export
 from conftest import REPOSITORY
-from pipeline.models import restore
+from pipeline import vit_csra
+from pipeline.models import build, restore
 from utils.checkpoint import load_checkpoint
+from utils.label_files import class_names
 
 
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
@@ -34,6 +36,23 @@ def test_pt2(trained, command, tmp_path):
     images = torch.rand(5, 3, 40, 40)
     torch.testing.assert_close(network(images), outputs(trained / "best.pth", images), rtol=0, atol=1e-5)
     assert json.loads(files["classes.json"]) == load_checkpoint(trained / "best.pth")["classes"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("model", ["vit_B16_224", "mobilenet_v3_small"])
+def test_batches_of_any_size(command, tmp_path, monkeypatch, suffix, model):
+    """Which export.py itself tries, with 1 and 3 images."""
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (2, 2, 768, 16))
+    state = build(model, 2, 0.3, 20, 64).state_dict()
+    config = {"model": model, "lam": 0.3, "img_size": 64}
+    names = class_names("voc07")
+    torch.save({"model": state, "config": config, "classes": names, "record": {}}, tmp_path / "m.pth")
+    out = tmp_path / f"m.{suffix}"
+    result = command(export, "--load_from", tmp_path / "m.pth", "--out", out, "--dynamic_batch")
+    assert result.status == 0, result.err
+    assert "batches of any size" in result.out
 
 
 @pytest.mark.filterwarnings("ignore")

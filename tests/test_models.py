@@ -156,7 +156,17 @@ def test_architectures_are_read_off_the_names():
         read_architecture(state)
 
 
-def test_sizes_that_do_not_fit():
+def test_files_and_sizes_that_do_not_fit(tiny, workdir, fails):
+    make_own(workdir)
+    torch.save(timm_weights(grid=2) | {"pos_embed": torch.zeros(1, 7, WIDTH)}, "odd.pth")
+    arguments = ["--dataset", "mine", *TINY, "--output_dir", "run"]
+    vit = ["--model", "vit_B16_224", "--img_size", 64, "--cutmix", "odd.pth"]
+    fails(main, *arguments, *vit, says=["odd.pth", "perfect square"])
+    small = ["--model", "inception_v3", "--img_size", 64, "--pretrained", "none"]
+    fails(main, *arguments, *small, says=["--img_size 64", "inception_v3 does not take images as small"])
+
+
+def test_sizes_of_vision_transformers():
     check_img_size("resnet101", 450)
     check_img_size("vit_B16_224", 448)
     with pytest.raises(ValueError, match="multiple of 16, not 450"):
@@ -165,7 +175,7 @@ def test_sizes_that_do_not_fit():
 
 @pytest.mark.parametrize(
     "model",
-    ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "densenet121", "googlenet"],
+    ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "googlenet", "vgg11"],
 )
 def test_any_trunk_takes_its_own_weights(model):
     network = build(model, 2, 0.3, 5, 64).eval()

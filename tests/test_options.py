@@ -50,7 +50,29 @@ def run(command, folder: Path, *options) -> dict:
 
 
 def test_asl_trains(shapes, command, tmp_path):
-    assert run(command, tmp_path / "run", "--loss", "asl")["config"]["loss"] == "asl"
+    ours = run(command, tmp_path / "asl", "--loss", "asl")
+    theirs = run(command, tmp_path / "bce")
+    assert ours["config"]["loss"] == "asl"
+    assert 0 < ours["record"]["train_loss"] < theirs["record"]["train_loss"]
+
+
+def test_a_run_from_before_an_option_has_its_default(shapes, command, fails, tmp_path):
+    checkpoint = run(command, tmp_path / "run")
+    for option in ("ema", "loss", "max_pixels"):
+        del checkpoint["config"][option]
+    torch.save(checkpoint, tmp_path / "run" / "last.pth")
+    resume = ["--resume", "--output_dir", tmp_path / "run"]
+    assert command(main, *resume).status == 0
+    fails(main, *resume, "--ema", 0.9, says=["--ema 0.9 (it has None)"])
+    fails(main, *resume, "--loss", "asl", says=["--loss asl (it has bce)"])
+
+
+def test_an_average_without_its_weights_is_told(shapes, command, fails, tmp_path):
+    checkpoint = run(command, tmp_path / "run", "--ema", 0.9)
+    for raw in (3, {"a": 1}, None):
+        torch.save(checkpoint | {"raw": raw}, tmp_path / "run" / "last.pth")
+        (tmp_path / "run" / "previous.pth").unlink(missing_ok=True)
+        fails(main, "--resume", "--output_dir", tmp_path / "run", says=["last.pth lacks the weights"])
 
 
 def test_a_moving_average_is_one_of_the_weights(shapes, command, tmp_path, monkeypatch):

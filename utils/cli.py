@@ -78,8 +78,8 @@ def add_data_arguments(parser: Parser, otherwise: str, batch: str) -> argparse._
     group.add_argument(
         "--dataset",
         default="voc07",
-        help="voc07, coco, coco2017, shapes, or NAME for a folder data/NAME/ with train.json, test.json and "
-        "classes.json [default: %(default)s]",
+        help="voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/ with train.json, "
+        "test.json and classes.json [default: %(default)s]",
     )
     group.add_argument(
         "--num_cls", type=number(int, 1), help=f"number of classes, checked [default: {otherwise}]"

@@ -59,7 +59,7 @@ def read_labels(
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a JSON list of {FORM}, and not an empty one")
     targets = np.empty((len(entries), num_classes), dtype=np.int8)
-    boxed = isinstance(entries[0], dict) and "bbox" in entries[0]
+    boxed = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
     boxes = np.empty((len(entries), 4), dtype=np.int32) if boxed else None
     paths = []
     for index, entry in enumerate(entries):

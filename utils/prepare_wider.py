@@ -42,7 +42,7 @@ def main() -> None:
         empty += left_out
     verify(sum(splits.values(), []), args)
     write_labels(Path("data/wider"), classes, splits)
-    print(f"left out, as their boxes hold nothing of the image: {empty} people")
+    print(f"people left out, as their boxes hold nothing of the image: {empty}")
 
 
 def read_split(
@@ -96,7 +96,7 @@ def image_size(path: Path, annotations: Path) -> tuple[int, int]:
 def clip(box: list[float], width: int, height: int) -> list[int] | None:
     """Return the part of a box [x, y, w, h] that lies in the image, in whole pixels; None if nothing does."""
     x, y, w, h = box
-    left, top = max(0, int(x)), max(0, int(y))
+    left, top = max(0, round(x)), max(0, round(y))
     right, bottom = min(width, round(x + w)), min(height, round(y + h))
     return [left, top, right - left, bottom - top] if right > left and bottom > top else None
 

@@ -20,7 +20,12 @@ from utils.cli import Parser, UserError
 from utils.distributed import RANK, WORLD_SIZE
 from utils.evaluation import format_report
 
-OWN = {"output_dir", "overwrite", "resume"}  # options of the command, the others being of the run
+OWN = {
+    "output_dir",
+    "overwrite",
+    "resume",
+    "list_models",
+}  # options of the command, the others being of the run
 FREE = {
     "save_every",
     "num_workers",
@@ -96,7 +101,8 @@ def arguments_of_run(parser: Parser, args: argparse.Namespace) -> argparse.Names
         raise UserError("--resume goes on with the run that --output_dir names: add it, without --overwrite")
     load_last.cache_clear()
     config = load_last(args.output_dir)["config"]
-    old = {name: config[name] for name in vars(args) if name in config and name not in OWN}
+    # What a run from before an option was not asked, it had as the default.
+    old = {name: config.get(name, parser.get_default(name)) for name in vars(args) if name not in OWN}
     # Read like a command line, since the file may be a stranger's.
     words = [
         f"--{name}" if value is True else f"--{name}={value}"
@@ -148,7 +154,10 @@ def restore_run(
         load_weights(average.module, checkpoint["model"], source)
         average.module.load_state_dict(checkpoint["model"], strict=False)  # the batch counters, too
         average.n_averaged.fill_(1)  # nothing is saved before the first step
-    load_weights(model, checkpoint["raw" if average else "model"], source)
+    raw = checkpoint.get("raw") if average else checkpoint["model"]
+    if not isinstance(raw, dict) or not all(map(is_plain, raw.values())):
+        raise UserError(f"{source} lacks the weights of which it holds the average: start anew")
+    load_weights(model, raw, source)
     try:
         restore_optimizer(optimizer, checkpoint["optimizer"])
         restore_scaler(scaler, checkpoint["scaler"])
