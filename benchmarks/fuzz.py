@@ -348,6 +348,6 @@ def fuzz(name: str, folder: Path, count: int, first_seed: int = 0) -> tuple[int,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
-        )(seed(first_seed + refused)(trial))
+        )(seed(first_seed + refused + taken)(trial))
         trial()
     return refused, taken

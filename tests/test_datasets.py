@@ -225,7 +225,7 @@ def read_through(dataset: LabelledImages, queue: multiprocessing.Queue) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_many_images_load_and_workers_memory_stays_flat(tmp_path):
-    count, target = 300_000, [1] + [0] * 79
+    count, target = 150_000, [1] + [0] * 79
     line = json.dumps({"target": target, "img_path": "Dataset/COCO2014/images/train2014/000000000001.jpg"})
     path = tmp_path / "train.json"
     path.write_text("[" + ",\n".join([line] * count) + "]")

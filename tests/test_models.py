@@ -105,9 +105,9 @@ def test_a_vision_transformer_is_the_equations(tiny):
 
 
 def test_released_and_timm_names_are_torchvisions():
-    state = build("vit_L16_224", 1, 0.3, 14, 224).state_dict()
+    state = build("vit_B16_224", 1, 0.3, 14, 224).state_dict()
     names = {"conv_proj.weight", "class_token", "encoder.pos_embedding", "encoder.ln.bias"}
-    for i in range(24):
+    for i in range(12):
         for name in ("ln_1.weight", "self_attention.in_proj_bias", "mlp.3.bias"):
             names.add(f"encoder.layers.encoder_layer_{i}.{name}")
     assert names <= state.keys()
@@ -175,7 +175,7 @@ def test_sizes_of_vision_transformers():
 
 @pytest.mark.parametrize(
     "model",
-    ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "googlenet", "vgg11"],
+    ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "googlenet", "alexnet"],
 )
 def test_any_trunk_takes_its_own_weights(model):
     network = build(model, 2, 0.3, 5, 64).eval()
@@ -190,7 +190,7 @@ def test_any_trunk_takes_its_own_weights(model):
         features = network.features(images)
         assert network(images).shape == (2, 5)
     assert features.ndim == 4
-    assert features.shape[2:] == (3, 3)
+    assert features.shape[2:] == ((2, 2) if model == "alexnet" else (3, 3))
     network.train()(images).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 

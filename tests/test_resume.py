@@ -89,7 +89,7 @@ def test_a_resumed_run_is_the_undisturbed_one(undisturbed, shapes, tmp_path, com
     assert_same(results(folder), results(undisturbed))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])  # SIGTERM comes to the runs above
 def test_signals_save_and_end_the_run(undisturbed, shapes, tmp_path, number):
     """In a process of its own, with workers, to all of which a terminal sends the signal."""
     folder = tmp_path / "run"
