@@ -435,7 +435,6 @@ def parse_args() -> argparse.Namespace:
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
-    del args.list_models
     if not args.resume:
         return complete(args)
     args = arguments_of_run(parser, args)
@@ -447,6 +446,7 @@ def parse_args() -> argparse.Namespace:
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Give the arguments left out the data set's own defaults; UserError where some do not go together."""
+    del args.list_models  # it has been answered, and is no part of a run
     spec = dataset_spec(args.dataset)
     for name in ("model", "img_size", "total_epoch", "decay_step"):
         if getattr(args, name) is None:
