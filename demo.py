@@ -17,9 +17,12 @@ from PIL import Image
 
 from pipeline.csra import AveragePooling
 from pipeline.models import restore
-from utils import interrupt
 from utils.checkpoint import load_checkpoint, load_weights, names_of_classes
-from utils.cli import (
+from utils.datasets import DATASETS, DatasetSpec, to_float
+from utils.heatmap import ClassMap, contact_sheet, panel
+from utils.photos import Photos, find_photos, make_photo_loader
+from utils.runtime import interrupt
+from utils.runtime.cli import (
     Parser,
     UserError,
     add_max_pixels,
@@ -32,12 +35,9 @@ from utils.cli import (
     one_line,
     run,
 )
-from utils.datasets import DATASETS, DatasetSpec, to_float
-from utils.device import autocast, check_compiler, choose_device
-from utils.files import check_file, check_folder, whole_file
-from utils.heatmap import ClassMap, contact_sheet, panel
-from utils.photos import Photos, find_photos, make_photo_loader
-from utils.progress import progress
+from utils.runtime.device import autocast, check_compiler, choose_device
+from utils.runtime.files import check_file, check_folder, whole_file
+from utils.runtime.progress import progress
 from utils.transforms import load_image
 
 

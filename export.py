@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pipeline.models import restore
 from utils.checkpoint import load_checkpoint, load_weights, names_of_classes
-from utils.cli import Parser, UserError, blaming, given_path, number, run
 from utils.datasets import DATASETS, DatasetSpec
-from utils.files import check_file, whole_file
+from utils.runtime.cli import Parser, UserError, blaming, given_path, number, run
+from utils.runtime.files import check_file, whole_file
 
 TOLERANCE = 1e-4  # largest difference between the checkpoint's outputs and the exported file's
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS, build, check_img_size, torchvision_model
-from utils import distributed, interrupt, prepare_shapes
+from utils import prepare_shapes
 from utils.checkpoint import (
     first_not_finite,
     imagenet_weights,
@@ -29,24 +29,11 @@ from utils.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from utils.cli import (
-    Interrupted,
-    Parser,
-    UserError,
-    add_data_arguments,
-    add_run_arguments,
-    blaming,
-    given_path,
-    number,
-    run,
-)
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split, make_loader, to_float
-from utils.device import autocast, check_compiler, choose_device
 from utils.evaluation import format_report
 from utils.inference import evaluate_model
 from utils.label_files import class_names
 from utils.losses import LOSSES
-from utils.progress import progress
 from utils.resume import Position, arguments_of_run, restore_run, save_last
 from utils.run_folder import (
     RUN_FILES,
@@ -57,6 +44,20 @@ from utils.run_folder import (
     remove_if_empty,
     remove_parts,
 )
+from utils.runtime import distributed, interrupt
+from utils.runtime.cli import (
+    Interrupted,
+    Parser,
+    UserError,
+    add_data_arguments,
+    add_run_arguments,
+    blaming,
+    given_path,
+    number,
+    run,
+)
+from utils.runtime.device import autocast, check_compiler, choose_device
+from utils.runtime.progress import progress
 from utils.schedule import learning_rate
 
 

@@ -14,9 +14,13 @@ from torch.utils.data import DataLoader
 
 from pipeline.csra import TEMPERATURES, logit_terms
 from pipeline.models import read_architecture, restore
-from utils import distributed, interrupt
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import (
+from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, load_split, make_loader
+from utils.evaluation import format_report
+from utils.inference import augmented, evaluate_scores, predict, sigmoid
+from utils.label_files import class_names
+from utils.runtime import distributed, interrupt
+from utils.runtime.cli import (
     Parser,
     UserError,
     add_data_arguments,
@@ -27,12 +31,8 @@ from utils.cli import (
     number,
     run,
 )
-from utils.datasets import IGNORED, DatasetSpec, LabelledImages, dataset_spec, load_split, make_loader
-from utils.device import check_compiler, choose_device
-from utils.evaluation import format_report
-from utils.files import check_file, check_folder, plain, read_json, whole_file
-from utils.inference import augmented, evaluate_scores, predict, sigmoid
-from utils.label_files import class_names
+from utils.runtime.device import check_compiler, choose_device
+from utils.runtime.files import check_file, check_folder, plain, read_json, whole_file
 from utils.sweep import axis, format_sweep, sweep
 
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from benchmarks import network, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row
-from utils.cli import Parser, UserError, add_run_arguments, default_workers, given_path, number, run
-from utils.device import choose_device
-from utils.files import check_folder, whole_file
+from utils.runtime.cli import Parser, UserError, add_run_arguments, default_workers, given_path, number, run
+from utils.runtime.device import choose_device
+from utils.runtime.files import check_folder, whole_file
 from utils.transforms import load_image
 
 STAGES = {

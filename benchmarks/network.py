@@ -21,9 +21,9 @@ from benchmarks import textbook
 from benchmarks.inputs import CLASSES, IMG_SIZE, our_images, random_targets
 from benchmarks.timing import Row, in_child, synchronize
 from utils.datasets import DATASETS, make_loader
-from utils.device import choose_device
 from utils.inference import predict, sigmoid
 from utils.resume import Position
+from utils.runtime.device import choose_device
 
 SPEC = DATASETS["coco"]
 

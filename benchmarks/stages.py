@@ -28,8 +28,8 @@ from benchmarks.inputs import (
 from benchmarks.timing import Row, in_turns, run_measured, synchronize
 from pipeline.csra import MHA
 from utils.datasets import LabelledImages, make_loader
-from utils.device import choose_device
 from utils.evaluation import evaluate
+from utils.runtime.device import choose_device
 from utils.transforms import load_image, random_crop, train_transform
 
 REPOSITORY = Path(__file__).resolve().parents[1]

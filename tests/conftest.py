@@ -11,7 +11,7 @@ from PIL import Image
 
 import main
 from utils import prepare_shapes
-from utils.cli import run
+from utils.runtime.cli import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = ["--dataset", "mine", "--model", "resnet18", "--pretrained", "none"]

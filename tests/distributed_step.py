@@ -11,9 +11,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
-from utils import distributed
 from utils.datasets import DATASETS, load_split, make_loader
 from utils.resume import Position
+from utils.runtime import distributed
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils.checkpoint import load_checkpoint
-from utils.cli import UserError
+from utils.runtime.cli import UserError
 
 
 def flip(content: bytearray, rng: random.Random) -> bytearray:

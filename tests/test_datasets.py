@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, make_own
-from utils.cli import UserError
 from utils.datasets import (
     DATASETS,
     IGNORED,
@@ -23,6 +22,7 @@ from utils.datasets import (
     to_float,
 )
 from utils.label_files import class_names, read_labels
+from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")
 

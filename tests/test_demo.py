@@ -13,8 +13,8 @@ from PIL import Image
 
 import demo
 import val
-from benchmarks.pointing import box_mask, highest
 from conftest import SHAPES
+from experiments.pointing import box_mask, highest
 from utils.heatmap import ClassMap, contact_sheet, overlay, panel
 from utils.photos import find_photos
 

@@ -1,8 +1,8 @@
-"""Every parser tells a malformed file in one line; benchmarks/torture.py --fuzz tries many more."""
+"""Every parser tells a malformed file in one line; tests/stress/torture.py --fuzz tries many more."""
 
 import pytest
 
-from benchmarks.fuzz import PARSERS, fuzz
+from stress.fuzz import PARSERS, fuzz
 
 
 @pytest.mark.parametrize("name", PARSERS)

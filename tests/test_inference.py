@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.resnet_csra import ResNet_CSRA
-from utils.cli import UserError
 from utils.datasets import DATASETS, LabelledImages, load_split, make_loader
 from utils.evaluation import evaluate
 from utils.inference import evaluate_model, predict
+from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import val
 from conftest import SHAPES, TINY
 from pipeline import csra
 from utils.datasets import DATASETS
-from utils.device import choose_device
 from utils.resume import Position
+from utils.runtime.device import choose_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

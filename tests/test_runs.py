@@ -12,9 +12,9 @@ import main
 import val
 from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils.checkpoint import save_checkpoint
-from utils.cli import UserError
 from utils.datasets import DATASETS, EpochBatches, load_split
 from utils.run_folder import make_run
+from utils.runtime.cli import UserError
 
 
 def log(folder: Path) -> list[dict]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY, SHAPES
-from utils.progress import LogLines
+from utils.runtime.progress import LogLines
 
 
 def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from utils.cli import UserError
+from utils.runtime.cli import UserError
 from utils.transforms import eval_transform, load_image, random_crop, train_transform
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from utils import prepare_wider
-from utils.cli import UserError
 from utils.datasets import DATASETS, IGNORED, LabelledImages, load_split
 from utils.prepare_wider import clip
+from utils.runtime.cli import UserError
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from utils.cli import UserError, number
 from utils.datasets import dataset_spec
-from utils.files import whole_file
 from utils.label_files import class_names, is_line
+from utils.runtime.cli import UserError, number
+from utils.runtime.files import whole_file
 
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from utils import interrupt
-from utils.cli import UserError
-from utils.distributed import RANK, WORLD_SIZE
 from utils.label_files import FORM, class_names, read_labels
+from utils.runtime import interrupt
+from utils.runtime.cli import UserError
+from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.transforms import eval_transform, load_image, train_transform
 
 IGNORED = -1  # a target that counts in no loss and no metric

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, number, one_line, run
+from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.cli import one_line
+from utils.runtime.cli import one_line
 
 # From no attention to the most: black, violet, red, orange, yellow, told apart by brightness alone, too.
 COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], float)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.cli import UserError
 from utils.datasets import IGNORED, DatasetSpec, to_float
-from utils.device import autocast
-from utils.distributed import WORLD_SIZE, gather
 from utils.evaluation import evaluate
-from utils.interrupt import stop_if_asked
-from utils.progress import progress
+from utils.runtime.cli import UserError
+from utils.runtime.device import autocast
+from utils.runtime.distributed import WORLD_SIZE, gather
+from utils.runtime.interrupt import stop_if_asked
+from utils.runtime.progress import progress
 
 
 @torch.inference_mode()

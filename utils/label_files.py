@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.cli import UserError
-from utils.files import read_json, write_json_list
+from utils.runtime.cli import UserError
+from utils.runtime.files import read_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORM = '{"target": [...], "img_path": "..."}'

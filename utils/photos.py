@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from utils import interrupt
-from utils.cli import UserError
+from utils.runtime import interrupt
+from utils.runtime.cli import UserError
 from utils.transforms import eval_transform, load_image
 
 

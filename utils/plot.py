@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, run
 from utils.evaluation import read_scores
-from utils.files import check_folder, read_json, whole_file
 from utils.run_folder import read_log
+from utils.runtime.cli import Parser, UserError, given_path, run
+from utils.runtime.files import check_folder, read_json, whole_file
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart; beyond it, other dashes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, number, run
-from utils.files import check_folder, write_json_list
 from utils.label_files import check_names, write_labels
+from utils.runtime.cli import Parser, UserError, given_path, number, run
+from utils.runtime.files import check_folder, write_json_list
 from utils.verify import add_verify_arguments, verify
 
 BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, number, run
-from utils.files import check_folder, read_json, write_json_list
 from utils.label_files import write_labels
+from utils.runtime.cli import Parser, UserError, given_path, number, run
+from utils.runtime.files import check_folder, read_json, write_json_list
 
 SUPERSAMPLING = 4  # scenes are drawn this many times larger and averaged down, so that edges are smooth
 

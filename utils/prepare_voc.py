@@ -11,9 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.cli import Parser, UserError, given_path, run
-from utils.files import check_folder
 from utils.label_files import class_names, write_labels
+from utils.runtime.cli import Parser, UserError, given_path, run
+from utils.runtime.files import check_folder
 from utils.verify import add_verify_arguments, verify
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1

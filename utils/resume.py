@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import is_plain, load_checkpoint, load_weights, save_checkpoint
-from utils.cli import Parser, UserError
-from utils.distributed import RANK, WORLD_SIZE
 from utils.evaluation import format_report
+from utils.runtime.cli import Parser, UserError
+from utils.runtime.distributed import RANK, WORLD_SIZE
 
 OWN = {
     "output_dir",

@@ -5,8 +5,8 @@ import itertools
 import json
 from pathlib import Path
 
-from utils.cli import UserError
-from utils.files import check_folder, plain, whole_file
+from utils.runtime.cli import UserError
+from utils.runtime.files import check_folder, plain, whole_file
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth")
 

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from utils.cli import number
 from utils.inference import evaluate_scores, sigmoid
+from utils.runtime.cli import number
 
 
 def axis(text: str) -> tuple[str, list[float]]:

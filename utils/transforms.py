@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.runtime.cli import UserError
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.cli import Parser, UserError, add_max_pixels, default_workers
+from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers
 
 
 def add_verify_arguments(parser: Parser) -> None:

@@ -1,6 +1,6 @@
 """The pointing game on shapes: how often the highest point of a class's map lies in one of its objects.
 
-python benchmarks/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...]
+python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...]
 """
 
 import sys
@@ -13,10 +13,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from pipeline.models import restore
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.cli import Parser, UserError, blaming, given_path, run
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
-from utils.files import read_json
 from utils.label_files import class_names
+from utils.runtime.cli import Parser, UserError, blaming, given_path, run
+from utils.runtime.files import read_json
 
 CPU = torch.device("cpu")
 

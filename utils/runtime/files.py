@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from utils.cli import UserError
+from utils.runtime.cli import UserError
 
 
 def check_folder(folder: Path, option: str) -> None:

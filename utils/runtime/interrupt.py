@@ -7,8 +7,8 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from utils.cli import Interrupted, UserError
-from utils.distributed import RANK, WORLD_SIZE, any_process
+from utils.runtime.cli import Interrupted, UserError
+from utils.runtime.distributed import RANK, WORLD_SIZE, any_process
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 received: list[int] = []

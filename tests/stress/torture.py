@@ -1,6 +1,6 @@
 """Kill training runs at random moments, resume them, and compare with a run that nothing disturbed.
 
-python benchmarks/torture.py [--rounds 100] [--fuzz 1000] [--seed 0]
+python tests/stress/torture.py [--rounds 100] [--fuzz 1000] [--seed 0]
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
 from utils.checkpoint import load_checkpoint
-from utils.cli import Parser, UserError, number, run
+from utils.runtime.cli import Parser, UserError, number, run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 # Saved at every step; on one thread, so that sums are the same whatever else the machine does.
 OPTIONS = ["--dataset", "shapes", "--img_size", "40", "--batch_size", "8", "--num_workers", "1"]
 OPTIONS += ["--total_epoch", "12", "--save_every", "1", "--device", "cpu"]
@@ -39,7 +39,7 @@ def main() -> None:
 def fuzz_parsers(count: int, seed: int) -> None:
     """Feed every parser of outside data so many malformed files, and print what became of them."""
     try:
-        from benchmarks.fuzz import PARSERS, fuzz
+        from fuzz import PARSERS, fuzz
     except ImportError as error:
         raise UserError(f"--fuzz needs {error.name}: pip install -r requirements-dev.txt") from None
     for name in PARSERS:

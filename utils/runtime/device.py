@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from utils.cli import UserError
-from utils.distributed import LOCAL_RANK, WORLD_SIZE
+from utils.runtime.cli import UserError
+from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

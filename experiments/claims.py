@@ -1,6 +1,6 @@
 """The paper's claim on the data set that everyone has: average pooling, attention without training, and CSRA.
 
-python benchmarks/claims.py --out FOLDER [--seeds 3] [--jobs 2]
+python experiments/claims.py --out FOLDER [--seeds 3] [--jobs 2]
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from benchmarks.pointing import pointing_game
-from utils.cli import Parser, UserError, given_path, number, run
-from utils.files import read_json
+from experiments.pointing import pointing_game
 from utils.run_folder import read_log
+from utils.runtime.cli import Parser, UserError, given_path, number, run
+from utils.runtime.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEADS = (0, 1, 2, 4, 6)

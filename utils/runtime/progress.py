@@ -5,7 +5,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from utils.distributed import RANK
+from utils.runtime.distributed import RANK
 
 
 def progress(total: int, description: str) -> tqdm:

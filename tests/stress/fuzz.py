@@ -1,6 +1,6 @@
 """Malformed files for every parser of outside data: each must be told in one line that names the file.
 
-python benchmarks/torture.py --fuzz 1000
+python tests/stress/torture.py --fuzz 1000
 """
 
 import contextlib
@@ -24,13 +24,14 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import cli, plot, prepare_coco, prepare_csv, prepare_voc
+from utils import plot, prepare_coco, prepare_csv, prepare_voc
 from utils.checkpoint import load_checkpoint
 from utils.datasets import DATASETS
-from utils.distributed import WORLD_SIZE
 from utils.evaluation import evaluate, read_scores
 from utils.label_files import check_names, class_names, read_labels
 from utils.resume import Position, restore_run
+from utils.runtime import cli
+from utils.runtime.distributed import WORLD_SIZE
 from utils.transforms import load_image
 
 HANG = 20  # seconds after which a parser counts as hanging
