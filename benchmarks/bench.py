@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from benchmarks import network, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row
-from utils.runtime.cli import Parser, UserError, add_run_arguments, default_workers, given_path, number, run
+from utils.options import add_run_options
+from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import check_folder, whole_file
 from utils.transforms import load_image
@@ -125,7 +126,7 @@ def parse_args() -> argparse.Namespace:
         help="of train and val [default: as main.py for a GPU, else 0]",
     )
     parser.add_argument("--out", type=given_path, metavar="FILE", help="write the figures to this JSON file")
-    add_run_arguments(parser)
+    add_run_options(parser)
     args = parser.parse_args()
     if args.out:
         check_folder(args.out.parent, "--out")
@@ -135,4 +136,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

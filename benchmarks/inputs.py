@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from utils.datasets import LabelledImages
-from utils.label_files import class_names
+from utils.label_files import Labels, class_names
 
 PHOTO_SIZES = ((500, 375), (640, 480))  # of VOC and COCO, width x height
 CLASSES, IMG_SIZE = 80, 448
@@ -22,9 +22,10 @@ def random_targets(count: int) -> np.ndarray:
     return targets.astype(np.int8)
 
 
-def our_images(photos: list[str], seed: int | None) -> LabelledImages:
+def our_images(photos: list[str], train: bool) -> LabelledImages:
+    """Return photographs as main.py loads them."""
     paths = np.array([path.encode() for path in photos])
-    return LabelledImages(paths, random_targets(len(photos)), IMG_SIZE, seed)
+    return LabelledImages(Labels(paths, random_targets(len(photos)), None), IMG_SIZE, train)
 
 
 def make_photos(folder: Path, count: int) -> list[str]:

@@ -20,12 +20,12 @@ import main
 from benchmarks import textbook
 from benchmarks.inputs import CLASSES, IMG_SIZE, our_images, random_targets
 from benchmarks.timing import Row, in_child, synchronize
-from utils.datasets import DATASETS, make_loader
+from pipeline.resnet_csra import ResNet_CSRA
+from utils.datasets import make_loader
 from utils.inference import predict, sigmoid
-from utils.resume import Position
+from utils.label_files import class_names
+from utils.run import Run
 from utils.runtime.device import choose_device
-
-SPEC = DATASETS["coco"]
 
 
 class Timed(NamedTuple):
@@ -94,7 +94,7 @@ def our_model(args: argparse.Namespace, batch_size: int) -> tuple[argparse.Names
     options = ["--dataset", "coco", "--pretrained", "none", "--lr", "1e-4", "--warmup_epoch", "0"]
     options += ["--batch_size", str(batch_size), "--device", args.device, "--amp", args.amp]
     sys.argv = ["main.py", *options, *(["--compile"] if args.compile else [])]
-    arguments = main.parse_args()
+    arguments, _ = main.parse_args()
     return arguments, calm(main.build_model(arguments, choose_device(args.device, args.amp)))
 
 
@@ -103,7 +103,7 @@ def textbook_model(args: argparse.Namespace) -> tuple[textbook.Network, torch.de
     device = torch.device(args.device)
     network = textbook.Network(101, 1, 0.1, CLASSES)
     torch.manual_seed(0)
-    textbook.copy_weights(network, calm(main.ResNet_CSRA(1, 0.1, CLASSES, depth=101)))
+    textbook.copy_weights(network, calm(ResNet_CSRA(1, 0.1, CLASSES, depth=101)))
     return network.to(device), device
 
 
@@ -149,9 +149,11 @@ def our_training(files: list[str], batch_size: int, args: argparse.Namespace) ->
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=args.amp == "fp16")
 
     def epoch(source: Any) -> None:
-        main.train_one_epoch(model, source, optimizer, scaler, Position(), arguments, device, SPEC, save=None)
+        run = Run(arguments, class_names("coco"), model, optimizer, scaler)
+        run.save = lambda: None
+        main.train_one_epoch(run, model, source, device)
 
-    loader = make_loader(our_images(files, seed=0), batch_size, args.num_workers, device)
+    loader = make_loader(our_images(files, train=True), batch_size, args.num_workers, device)
     images, targets = small_batch(files, device)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         epoch(InMemory(loader, (images, targets, None), 1))
@@ -165,7 +167,7 @@ def our_training(files: list[str], batch_size: int, args: argparse.Namespace) ->
 
 def small_batch(files: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return two images, uint8, and their targets on the device."""
-    dataset = our_images(files[:2], seed=None)
+    dataset = our_images(files[:2], train=False)
     images, targets, _ = next(iter(make_loader(dataset, 2, 0, torch.device("cpu"))))
     return images.to(device), targets.to(device)
 
@@ -188,10 +190,10 @@ def our_validation(files: list[str], batch_size: int, args: argparse.Namespace) 
     """Time val.py's scores."""
     _, model = our_model(args, batch_size)
     device = torch.device(args.device)
-    loader = make_loader(our_images(files, seed=None), batch_size, args.num_workers, device)
+    loader = make_loader(our_images(files, train=False), batch_size, args.num_workers, device)
 
     def scores(source: Any) -> np.ndarray:
-        return sigmoid(predict(model, source, device, SPEC, args.amp))
+        return sigmoid(predict(model, source, device, args.amp))
 
     result = scores(loader)
     taken = milliseconds(lambda: scores(loader), device)

@@ -40,10 +40,10 @@ def time_loader(args: argparse.Namespace) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     count, cpu = len(args.photos), torch.device("cpu")
-    for name, seed, target in (("train", 0, 2.0), ("test", None, 2.1)):
-        plain = textbook.Photos(args.photos, random_targets(count), IMG_SIZE, train=seed is not None)
-        ours = our_images(args.photos, seed)
-        loaders = DataLoader(plain, 16, shuffle=seed is not None), make_loader(ours, 16, 0, cpu)
+    for name, train, target in (("train", True, 2.0), ("test", False, 2.1)):
+        plain = textbook.Photos(args.photos, random_targets(count), IMG_SIZE, train=train)
+        ours = our_images(args.photos, train)
+        loaders = DataLoader(plain, 16, shuffle=train), make_loader(ours, 16, 0, cpu)
         seconds = in_turns(
             3 if args.quick else 9,
             lambda a=loaders[0]: [None for _ in a],
@@ -67,7 +67,7 @@ def time_loader(args: argparse.Namespace) -> Iterator[Row]:
 
 def pixel_difference(plain: textbook.Photos, ours: LabelledImages, index: int) -> float:
     """Return the largest difference of a sample in 1/255; random crops and flips are given to both alike."""
-    if ours.seed is None:
+    if not ours.train:
         expected, image = plain[index][0], ours[0, index, True][0]
     else:
         decoded = load_image(plain.paths[index])

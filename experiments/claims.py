@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from experiments.pointing import pointing_game
-from utils.run_folder import read_log
-from utils.runtime.cli import Parser, UserError, given_path, number, run
+from utils.log import read_log
+from utils.runtime.cli import Parser, UserError, given_path, number, run_script
 from utils.runtime.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -126,4 +126,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from pipeline.models import restore
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import load_model
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
 from utils.label_files import class_names
-from utils.runtime.cli import Parser, UserError, blaming, given_path, run
+from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.files import read_json
 
 CPU = torch.device("cpu")
@@ -40,24 +39,20 @@ def main() -> None:
 @torch.inference_mode()
 def pointing_game(path: Path) -> tuple[int, int, float]:
     """Return how many maps of a checkpoint point at an object, of how many, and the share at random."""
-    checkpoint = load_checkpoint(path)
-    spec, classes = dataset_spec("shapes"), class_names("shapes")
-    if checkpoint.get("classes", classes) != classes:
+    spec, model = dataset_spec("shapes"), load_model(path)
+    if model.classes != class_names("shapes"):
         raise UserError(f"{path} was trained on other classes than those of shapes")
-    with blaming(path):
-        model, weights, settings = restore(checkpoint["model"], checkpoint["config"])
-    load_weights(model.eval(), weights, str(path))
     entries = read_json(label_file(spec, "test"))
     if "objects" not in entries[0]:
         raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
-    loader = make_loader(load_split(spec, "test", settings["img_size"]), 50, 0, CPU)
+    loader = make_loader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
     with Image.open(entries[0]["img_path"]) as image:
         side = image.width
     hits, areas = 0, []
     for images, _, indices in loader:
-        maps = model.classifier.attention_maps(model.features(to_float(images, CPU, spec))).numpy()
+        maps = model.classifier.attention_maps(model.features(to_float(images, CPU))).numpy()
         for index, of_image in zip(indices.tolist(), maps):
-            for c, name in enumerate(classes):
+            for c, name in enumerate(model.classes):
                 boxes = [item["bbox"] for item in entries[index]["objects"] if item["name"] == name]
                 if boxes:
                     inside = box_mask(boxes, side)
@@ -82,4 +77,4 @@ def box_mask(boxes: list[list[float]], side: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

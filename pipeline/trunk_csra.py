@@ -1,56 +1,48 @@
-"""Any classifier of torchvision, cut behind its last feature map, with CSRA in place of the rest."""
+"""Any torchvision classifier, cut behind its last feature map, with CSRA in place of the rest."""
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from pipeline.csra import make_head
-
-PROBES = (128, 256)  # sides, in pixels, of the images of zeros by which feature maps are found
+from pipeline.network import Network, make_classifier
 
 
-class Trunk_CSRA(nn.Module):
+class Trunk_CSRA(Network):
     """torchvision's network `model` up to its last feature map, as `trunk`, and a CSRA `classifier`.
 
-    The state dict has torchvision's names behind `trunk.`. Raises ValueError where the network has no such
-    map. Weights start random.
+    The state dict has torchvision's names behind `trunk.`. Weights start random.
+    Raises ValueError if the network has no feature map.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str):
         super().__init__()
         plain = {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
         self.trunk, width = cut_behind_last_map(torchvision.models.get_model(model, weights=None, **plain))
-        self.classifier = make_head(num_heads, lam, width, num_classes)
+        self.classifier = make_classifier(num_heads, lam, width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the last feature map (B, D, h, w)."""
-        return self.trunk(images)["map"]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images (B, 3, H, W) to logits (B, C)."""
-        return self.classifier(self.features(images))
+        """Images (B, 3, H, W) in [0, 1] to the last feature map (B, D, h, w)."""
+        return self.trunk(self.normalize(images))["map"]
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of this network, or torchvision's own, whose names lack `trunk.`."""
+        """Return a state dict under this network's names; torchvision's own lack the prefix `trunk.`."""
         if any(key.startswith("trunk.") for key in state_dict):
             return state_dict
         return {f"trunk.{key}": value for key, value in state_dict.items()}
 
 
 def cut_behind_last_map(network: nn.Module) -> tuple[nn.Module, int]:
-    """Return the network up to its last feature map (B, D, H, W), which it gives as "map", and D.
-
-    A map grows with the image; what is pooled to a fixed size is none.
-    """
+    """Return the network up to its last feature map (B, D, H, W), which it outputs as "map", and D."""
     network.eval()
     _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
     every_node = create_feature_extractor(network, nodes, suppress_diff_warning=True).eval()
     with torch.inference_mode():
-        small, large = (every_node(torch.zeros(1, 3, side, side)) for side in PROBES)
+        small, large = (every_node(torch.zeros(1, 3, side, side)) for side in (128, 256))
     maps = [
         node
         for node, value in small.items()
+        # A feature map grows with the image; the output of adaptive pooling does not.
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] < large[node].shape[2:]
     ]
     if not maps:

@@ -1,5 +1,6 @@
 """torchvision's Vision Transformer with a CSRA classifier over its patch tokens."""
 
+import math
 import re
 from functools import partial
 
@@ -7,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from pipeline.csra import make_head
+from pipeline.network import Network, make_classifier
 
 PATCH = 16
-# Layers, attention heads of a layer, width of a token and of the layer in between.
+# Layers, attention heads per layer, width of a token, width of the MLP.
 SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
-# timm's names, which the released checkpoints carry, as torchvision's.
+# timm's names, which the released checkpoints use, and torchvision's.
 TIMM = {
     r"patch_embed\.proj\.": "conv_proj.",
     r"cls_token$": "class_token",
@@ -27,37 +28,32 @@ TIMM = {
 }
 
 
-class ViT_CSRA(nn.Module):
+class ViT_CSRA(Network):
     """A Vision Transformer whose patch tokens, as a feature map, go to multi-head CSRA as `classifier`.
 
-    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16.
     The state dict has torchvision's names plus those of `classifier`. Weights start random.
+    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str, img_size: int = 224):
         super().__init__()
-        layers, attention_heads, width, inner = SIZES[model]
-        vit = VisionTransformer(
-            img_size, PATCH, layers, attention_heads, width, inner, norm_layer=partial(nn.LayerNorm, eps=1e-6)
-        )
+        layers, heads, width, mlp = SIZES[model]
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        vit = VisionTransformer(img_size, PATCH, layers, heads, width, mlp, norm_layer=norm)
         self.conv_proj, self.class_token, self.encoder = vit.conv_proj, vit.class_token, vit.encoder
         self.img_size = img_size
-        self.classifier = make_head(num_heads, lam, width, num_classes)
+        self.classifier = make_classifier(num_heads, lam, width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) to the patch tokens after the last norm, as a map (B, D, S/16, S/16)."""
-        patches = self.conv_proj(images)
+        """Images (B, 3, S, S) in [0, 1] to the patch tokens after the last norm, (B, D, S/16, S/16)."""
+        patches = self.conv_proj(self.normalize(images))
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        # The class token has played its part in the attention between tokens; CSRA has no use for it.
+        # CSRA uses the patch tokens alone; the class token only takes part in the self-attention.
         return self.encoder(tokens)[:, 1:].transpose(1, 2).reshape(patches.shape)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images (B, 3, S, S) to logits (B, C)."""
-        return self.classifier(self.features(images))
-
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict under torchvision's names, position embeddings resized to this image size."""
+        """Return a state dict with torchvision's names and position embeddings resized to this image size."""
         adapted = {torchvision_name(key): value for key, value in state_dict.items()}
         embedding = adapted.get("encoder.pos_embedding")
         if embedding is None or embedding.ndim != 3 or embedding.shape == self.encoder.pos_embedding.shape:
@@ -66,8 +62,26 @@ class ViT_CSRA(nn.Module):
 
 
 def torchvision_name(key: str) -> str:
-    """Return torchvision's name for a weight that timm names, any other name as it is."""
+    """Return torchvision's name for a weight that timm names; any other name stays."""
     for pattern, name in TIMM.items():
         if re.match(pattern, key):
             return re.sub(f"^{pattern}", name, key)
     return key
+
+
+def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
+    """Return the name and image size of the Vision Transformer in a state dict, None for what is unknown.
+
+    Raises ValueError if its width is unknown.
+    """
+    tensors = {torchvision_name(key): value for key, value in state_dict.items()}
+    token, embedding = tensors.get("class_token"), tensors.get("encoder.pos_embedding")
+    if token is None or token.ndim != 3:
+        return None, None
+    models = {SIZES[model][2]: model for model in SIZES}  # by their width
+    if token.shape[2] not in models:
+        raise ValueError(
+            f"its Vision Transformer has width {token.shape[2]}, not {' or '.join(map(str, models))}"
+        )
+    has_size = embedding is not None and embedding.ndim == 3
+    return models[token.shape[2]], PATCH * math.isqrt(embedding.shape[1] - 1) if has_size else None

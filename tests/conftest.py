@@ -11,7 +11,7 @@ from PIL import Image
 
 import main
 from utils import prepare_shapes
-from utils.runtime.cli import run
+from utils.runtime.cli import run_script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = ["--dataset", "mine", "--model", "resnet18", "--pretrained", "none"]
@@ -40,7 +40,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         capsys.readouterr()
         try:
-            run(script.main)
+            run_script(script.main)
             status = 0
         except SystemExit as end:
             status = end.code

@@ -12,7 +12,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 from utils.datasets import DATASETS, load_split, make_loader
-from utils.resume import Position
+from utils.label_files import Labels, class_names
+from utils.run import Run
 from utils.runtime import distributed
 
 CPU = torch.device("cpu")
@@ -21,24 +22,23 @@ CPU = torch.device("cpu")
 def train(path: str) -> None:
     torch.set_num_threads(1)
     sys.argv = ["main.py", "--dataset", "shapes", "--batch_size", "6", "--warmup_epoch", "0", "--lr", "1e-3"]
-    args = main.parse_args()
+    args, _ = main.parse_args()
     distributed.connect(CPU)
     # Batches of 6, 6 and 1: of the last one only the first process has a share.
-    dataset = load_split(DATASETS["shapes"], "train", 64, seed=0)
-    dataset.paths, dataset.targets = dataset.paths[:13], dataset.targets[:13]
+    dataset = load_split(DATASETS["shapes"], "train", 64, train=True)
+    dataset.labels = Labels(dataset.labels.paths[:13], dataset.labels.targets[:13], None)
     loader = make_loader(dataset, args.batch_size, 0, CPU)
     # In float64: float32's rounding turns a ReLU here and there, which would hide a small mistake.
-    main.to_float = lambda images, device, spec: images.double() / 255
+    main.to_float = lambda images, device: images.double() / 255
     model = main.build_model(args, CPU).double()
     model.train = lambda mode=True: nn.Module.train(model, False)
-    network, optimizer = distributed.parallel(model), main.build_optimizer(model, args)
+    ddp_model, optimizer = distributed.wrap(model), main.build_optimizer(model, args)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     losses = []
     for epoch in (0, 6):  # iteration 20, at which the loss is read, is one of the last small batch
-        run = Position(epoch)
-        main.train_one_epoch(
-            network, loader, optimizer, scaler, run, args, CPU, DATASETS["shapes"], save=None
-        )
+        run = Run(args, class_names("shapes"), model, optimizer, scaler, epoch=epoch)
+        run.save = lambda: None
+        main.train_one_epoch(run, ddp_model, loader, CPU)
         losses.append(run.mean_loss())
     if distributed.RANK == 0:
         gradients = {name: p.grad for name, p in model.named_parameters()}

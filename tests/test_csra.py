@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.csra import CSRA, MHA, TEMPERATURES, AveragePooling, attention, logit_terms, residual_attention
+from pipeline.csra import CSRA, MHA, TEMPERATURES, AveragePooling, attention, residual_attention
+from utils.inference import logit_terms
 
 LAM = 0.3
 

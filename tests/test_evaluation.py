@@ -1,4 +1,4 @@
-"""Metrics on cases worked by hand, against scikit-learn, and on the awkward inputs."""
+"""Test the metrics on examples computed by hand, against scikit-learn, and on edge cases."""
 
 import math
 import warnings
@@ -26,18 +26,18 @@ def column(*values):
     return np.array(values, float)[:, None]
 
 
-def test_ap_by_hand():
-    # Ranking: + - + - +; precision at the positives 1/1, 2/3, 3/5.
+def test_ap_of_an_example_computed_by_hand():
+    # The ranking is + - + - +, so the precision at the positives is 1/1, 2/3 and 3/5.
     metrics = evaluate(column(0.9, 0.8, 0.7, 0.6, 0.5), column(1, 0, 1, 0, 1))
     assert metrics["AP"] == [pytest.approx((1 + 2 / 3 + 3 / 5) / 3, abs=1e-15)]
     assert metrics["mAP"] == metrics["AP"][0]
     assert list(metrics) == NAMES
 
 
-def test_precision_and_recall_by_hand():
+def test_precision_and_recall_of_an_example_computed_by_hand():
     scores = np.array([[0.9, 0.6, 0.1], [0.8, 0.4, 0.5], [0.2, 0.7, 0.49]])
     targets = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0]])
-    # By class: tp 1, 1, 1; predicted 2, 2, 1; positives 2, 2, 2.
+    # The classes have 1, 1, 1 true positives, 2, 2, 1 predictions and 2, 2, 2 positives.
     metrics = evaluate(scores, targets)
     assert metrics["CP"] == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     assert metrics["CR"] == pytest.approx(1 / 2)
@@ -47,11 +47,11 @@ def test_precision_and_recall_by_hand():
     assert metrics["OF1"] == pytest.approx(2 * 0.6 * 0.5 / 1.1)
 
 
-def test_top_3_takes_the_three_highest_that_are_predicted():
+def test_top_3_counts_only_predicted_labels_among_the_three_highest():
     scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.1], [0.9, 0.4, 0.3, 0.2, 0.1]])
     targets = np.array([[0, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
     metrics = evaluate(scores, targets)
-    # Image 0 keeps classes 0, 1, 2 and loses 3; image 1 keeps class 0 alone, the others being below 0.5.
+    # Image 0 keeps classes 0, 1, 2 and loses 3. Image 1 keeps only class 0: its other scores are below 0.5.
     assert metrics["OP_3"] == pytest.approx(3 / 4)
     assert metrics["OR_3"] == pytest.approx(3 / 5)
     assert metrics["CP_3"] == pytest.approx((1 / 2 + 1 + 1 + 0 + 0) / 5)
@@ -59,12 +59,12 @@ def test_top_3_takes_the_three_highest_that_are_predicted():
     assert metrics["OP"] == pytest.approx(4 / 5)
 
 
-def test_ignored_entries_count_nowhere():
+def test_ignored_labels_change_no_metric():
     scores = np.array([[0.9, 0.8], [0.7, 0.6], [0.2, 0.9]])
     targets = np.array([[1, 0], [0, 1], [1, 1]])
     ignore = np.array([[False, True], [True, False], [False, False]])
     metrics = evaluate(scores, targets, ignore)
-    # Class 0 keeps images 0, 2 (both positive); class 1 keeps images 1, 2 (both positive).
+    # Class 0 keeps images 0 and 2, class 1 keeps images 1 and 2; all of these are positive.
     assert metrics["AP"] == [1, 1]
     assert metrics["OP"] == 1
     assert metrics["OR"] == pytest.approx(3 / 4)
@@ -72,13 +72,13 @@ def test_ignored_entries_count_nowhere():
     assert evaluate(scores, targets, ignore) == metrics
 
 
-def test_ignored_entries_take_no_place_among_the_three_highest():
+def test_ignored_labels_are_not_among_the_three_highest():
     scores, targets = np.array([[0.9, 0.8, 0.7, 0.6]]), np.array([[0, 1, 1, 1]])
     metrics = evaluate(scores, targets, np.array([[True, False, False, False]]))
     assert (metrics["OP_3"], metrics["OR_3"]) == (1, 1)
 
 
-def test_a_class_without_positives_is_left_out_of_map():
+def test_map_leaves_out_a_class_without_positives():
     metrics = evaluate(np.array([[0.9, 0.9], [0.1, 0.8]]), np.array([[1, 0], [0, 0]]))
     assert metrics["AP"][0] == 1
     assert math.isnan(metrics["AP"][1])
@@ -86,27 +86,27 @@ def test_a_class_without_positives_is_left_out_of_map():
     assert metrics["CP"] == 0.5
     assert metrics["CR"] == 0.5
     report = format_report(metrics, ["cat", "dog"], [1, 0])
-    assert "having no positives: dog" in report
+    assert "left out of mAP for having no positives: dog" in report
 
 
-def test_no_positives_at_all():
+def test_without_any_positives_map_is_nan():
     metrics = evaluate(np.array([[0.9, 0.2]]), np.array([[0, 0]]))
     assert math.isnan(metrics["mAP"])
     assert all(metrics[name] == 0 for name in NAMES[2:])
 
 
-def test_nothing_predicted():
+def test_without_any_predictions_precision_and_recall_are_zero():
     metrics = evaluate(column(0.4, 0.3), column(1, 0))
     assert metrics["mAP"] == 1
     assert all(metrics[name] == 0 for name in NAMES[2:])
 
 
-def test_one_image():
+def test_a_single_image_can_be_evaluated():
     metrics = evaluate(np.array([[0.7, 0.2]]), np.array([[1, 0]]))
     assert (metrics["mAP"], metrics["OF1"]) == (1, 1)
 
 
-def test_scores_of_other_types():
+def test_scores_may_be_integers_booleans_or_infinite():
     targets = column(0, 1, 1)
     for scores in (np.array([[0], [1], [1]], np.uint8), np.array([[False], [True], [True]])):
         assert evaluate(scores, targets)["mAP"] == 1
@@ -114,11 +114,11 @@ def test_scores_of_other_types():
     assert evaluate(column(math.inf, math.inf), column(1, 0))["mAP"] == 0.5
 
 
-def test_half_is_predicted():
+def test_a_score_equal_to_the_threshold_is_predicted():
     assert evaluate(column(0.5), column(1))["OR"] == 1
 
 
-def test_equal_scores_share_the_last_rank():
+def test_equal_scores_share_the_lowest_rank():
     assert evaluate(column(0.5, 0.5), column(1, 0))["mAP"] == 0.5
     assert evaluate(column(0.5, 0.5), column(0, 1))["mAP"] == 0.5
     assert evaluate(column(0.9, 0.5, 0.5, 0.5), column(1, 1, 0, 0))["mAP"] == pytest.approx((1 + 2 / 4) / 2)
@@ -128,7 +128,7 @@ def test_equal_scores_share_the_last_rank():
 @given(
     seed=st.integers(0, 2**32 - 1), ties=st.booleans(), images=st.integers(1, 40), classes=st.integers(1, 6)
 )
-def test_against_scikit_learn(seed, ties, images, classes):
+def test_metrics_match_scikit_learn(seed, ties, images, classes):
     rng = np.random.default_rng(seed)
     scores = rng.random((images, classes))
     if ties:
@@ -156,7 +156,7 @@ def test_against_scikit_learn(seed, ties, images, classes):
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_order_of_images_does_not_matter(seed):
+def test_the_order_of_the_images_does_not_matter(seed):
     rng = np.random.default_rng(seed)
     scores, targets = rng.random((20, 3)).round(1), rng.integers(0, 2, (20, 3))
     ignore = rng.random((20, 3)) < 0.2
@@ -177,6 +177,6 @@ def test_the_order_of_images_does_not_matter(seed):
         (np.zeros((0, 3)), np.zeros((0, 3)), None, "nothing to evaluate"),
     ],
 )
-def test_unusable_input_is_an_error(scores, targets, ignore, says):
+def test_invalid_input_raises_an_error(scores, targets, ignore, says):
     with pytest.raises(ValueError, match=says):
         evaluate(np.array(scores), np.array(targets), None if ignore is None else np.array(ignore))

@@ -13,18 +13,15 @@ from PIL import Image
 import export
 from conftest import REPOSITORY
 from pipeline import vit_csra
-from pipeline.models import build, restore
-from utils.checkpoint import load_checkpoint
+from pipeline.models import build
+from utils.checkpoint import load_checkpoint, load_model
 from utils.label_files import class_names
 
 
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
     """The logits of a checkpoint on images in [0, 1]."""
-    checkpoint = load_checkpoint(path)
-    model, weights, _ = restore(checkpoint["model"], checkpoint["config"])
-    model.load_state_dict(weights)
     with torch.inference_mode():
-        return model.eval()(images)
+        return load_model(path)(images)
 
 
 def test_pt2(trained, command, tmp_path):

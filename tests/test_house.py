@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, and a README whose commands exist."""
+"""The structure of the repository: imports, sizes of functions, and options that the documents name."""
 
 import ast
 import re
@@ -10,45 +10,94 @@ import pytest
 from conftest import REPOSITORY
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
-BENCHMARKS = list((REPOSITORY / "benchmarks").glob("*.py"))
-FILES = [
+SHIPPED = [
     *REPOSITORY.glob("*.py"),
-    *(REPOSITORY / "pipeline").glob("*.py"),
-    *(REPOSITORY / "utils").glob("*.py"),
+    *(REPOSITORY / "pipeline").rglob("*.py"),
+    *(REPOSITORY / "utils").rglob("*.py"),
+]
+OTHERS = [
+    path for name in ("benchmarks", "experiments", "tests") for path in REPOSITORY.glob(f"{name}/**/*.py")
 ]
 
 
 def imports(path: Path) -> set[str]:
-    """The first name of every module that a file imports."""
+    """The dotted names of all modules that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_imports(path):
-    assert not imports(path) & SCRIPTS
-    other = {"pipeline": "utils", "utils": "pipeline"}.get(path.parent.name)
-    assert other not in imports(path)
+def packages(path: Path) -> set[str]:
+    """The first part of every module name that a file imports."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
-def test_metrics_need_only_numpy():
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_go_one_way(path):
+    """Scripts import pipeline and utils, utils imports pipeline, and pipeline imports neither."""
+    assert not packages(path) & (SCRIPTS | {"benchmarks", "experiments", "tests"})
+    if path.parent.name == "pipeline":
+        assert "utils" not in packages(path)
+    if path.parent.name == "runtime":
+        own = {name for name in imports(path) if name.startswith(("utils", "pipeline"))}
+        assert all(name.startswith("utils.runtime") for name in own)
+
+
+def test_imports_have_no_circle():
+    graph = {module_name(path): imports(path) for path in SHIPPED}
+    graph = {name: graph[name] & graph.keys() for name in graph}
+    while graph:
+        leaves = [name for name in graph if not graph[name]]
+        assert leaves, f"these import each other: {sorted(graph)}"
+        graph = {name: graph[name] - set(leaves) for name in graph if name not in leaves}
+
+
+def test_some_files_need_few_packages():
     def third_party(file: str) -> set[str]:
-        return imports(REPOSITORY / "utils" / file) - sys.stdlib_module_names
+        return packages(REPOSITORY / file) - set(sys.stdlib_module_names)
 
-    assert third_party("evaluation.py") == {"numpy", "utils"}
-    assert third_party("cli.py") == set()
+    assert third_party("pipeline/csra.py") == {"torch"}  # so that it can be copied
+    assert third_party("utils/evaluation.py") == third_party("utils/scores.py") == {"numpy", "utils"}
+    assert third_party("utils/runtime/cli.py") == set()
 
 
-def test_the_readme_names_only_options_that_exist():
-    readme = (REPOSITORY / "README.md").read_text()
-    defined = set(re.findall(r'"(--[a-z_]+)"', "".join(path.read_text() for path in FILES + BENCHMARKS)))
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_functions_take_at_most_six_parameters(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+            assert len(names) <= 6, f"{node.name} takes {', '.join(names)}"
+
+
+def test_the_training_loop_fits_on_one_screen():
+    tree = ast.parse((REPOSITORY / "main.py").read_text())
+    main, step = (node for node in tree.body if getattr(node, "name", "") in ("main", "train_one_epoch"))
+    loop = next(node for node in ast.walk(main) if isinstance(node, ast.While))
+    assert loop.lineno - main.lineno <= 60
+    assert step.lineno - main.lineno <= 60
+    assert (loop.end_lineno - loop.lineno + 1) + (step.end_lineno - step.lineno + 1) <= 60
+
+
+@pytest.mark.parametrize(
+    "document",
+    [REPOSITORY / "README.md", *REPOSITORY.glob("[bet]*/**/README.md")],
+    ids=lambda path: path.parent.name,
+)
+def test_documents_name_only_options_that_exist(document):
+    source = "".join(path.read_text() for path in SHIPPED + OTHERS)
+    defined = set(re.findall(r'"(--[a-z_]+)"', source))
     torchruns = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", readme)) <= defined | torchruns
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", document.read_text()))
+    assert named <= defined | torchruns
 
 
 def test_the_readme_starts_with_two_commands():

@@ -16,8 +16,8 @@ import val
 from conftest import OWN, TINY, make_own
 from pipeline import vit_csra
 from pipeline.csra import MHA
-from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture, trained_size
-from pipeline.vit_csra import ViT_CSRA, torchvision_name
+from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
+from pipeline.vit_csra import ViT_CSRA, read_vit, torchvision_name
 
 LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
 
@@ -127,7 +127,7 @@ def test_position_embeddings_are_resized_to_the_images(tiny):
     grid = state["pos_embed"][0, 1:].T.reshape(1, WIDTH, 2, 2)
     expected = F.interpolate(grid, (4, 4), mode="bicubic", align_corners=True)
     torch.testing.assert_close(resized[0, 1:], expected[0].flatten(1).T)
-    assert trained_size(state) == 32
+    assert read_vit(state) == ("vit_B16_224", 32)
 
 
 def test_timms_files_are_a_backbone_at_any_size(tiny, workdir, command):
@@ -149,7 +149,8 @@ def test_timms_files_are_a_backbone_at_any_size(tiny, workdir, command):
 def test_architectures_are_read_off_the_names():
     head = {"classifier.multi_head.0.head.weight": torch.zeros(14, 768, 1, 1)}
     state = head | {"cls_token": torch.zeros(1, 1, 768)}
-    assert read_architecture(state) == {"model": "vit_B16_224", "num_heads": 1, "num_cls": 14}
+    expected = {"model": "vit_B16_224", "num_heads": 1, "num_cls": 14, "img_size": None}
+    assert read_architecture(state) == expected
     assert read_architecture(state | {"cls_token": torch.zeros(1, 1, 1024)})["model"] == "vit_L16_224"
     state = {"head1.weight": torch.zeros(1), "head1.bias": torch.zeros(1), "conv1.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"no CSRA head .*but head1.weight, head1.bias"):

@@ -69,27 +69,28 @@ def test_a_run_from_before_an_option_has_its_default(shapes, command, fails, tmp
 
 def test_an_average_without_its_weights_is_told(shapes, command, fails, tmp_path):
     checkpoint = run(command, tmp_path / "run", "--ema", 0.9)
-    for raw in (3, {"a": 1}, None):
+    for raw, says in ((3, "start a new run"), ({"a": 1}, "last.pth lacks"), (None, "start a new run")):
         torch.save(checkpoint | {"raw": raw}, tmp_path / "run" / "last.pth")
         (tmp_path / "run" / "previous.pth").unlink(missing_ok=True)
-        fails(main, "--resume", "--output_dir", tmp_path / "run", says=["last.pth lacks the weights"])
+        fails(main, "--resume", "--output_dir", tmp_path / "run", says=["last.pth", says])
 
 
 def test_a_moving_average_is_one_of_the_weights(shapes, command, tmp_path, monkeypatch):
     """Against an average kept by hand, after every step."""
     mine, decay = {}, 0.9
-    running_average = main.running_average
+    build_optimizer = main.build_optimizer
 
     def watch(optimizer, *args) -> None:
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             now = parameter.detach().double()
             mine[index] = mine[index] * decay + now * (1 - decay) if index in mine else now.clone()
 
-    def watched(model, optimizer, decay):
+    def watched(*args) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(*args)
         optimizer.register_step_post_hook(watch)
-        return running_average(model, optimizer, decay)
+        return optimizer
 
-    monkeypatch.setattr(main, "running_average", watched)
+    monkeypatch.setattr(main, "build_optimizer", watched)
     checkpoint = run(command, tmp_path / "run", "--ema", decay)
     averaged = [checkpoint["model"][name] for name in ("conv1.weight", "classifier.multi_head.0.head.weight")]
     torch.testing.assert_close(averaged[0].double(), mine[0], rtol=0, atol=1e-6)

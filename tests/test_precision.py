@@ -11,7 +11,8 @@ import val
 from conftest import SHAPES, TINY
 from pipeline import csra
 from utils.datasets import DATASETS
-from utils.resume import Position
+from utils.label_files import class_names
+from utils.run import Run
 from utils.runtime.device import choose_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -52,7 +53,7 @@ def test_val_compiling_without_a_compiler_says_so(trained, shapes, fails, monkey
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_network_computes_the_same(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--compile"])
-    args = main.parse_args()
+    args, _ = main.parse_args()
     model = main.build_model(args, torch.device("cpu")).eval()
     images = torch.rand(2, 3, 40, 40)
     with torch.inference_mode():
@@ -77,7 +78,7 @@ def test_training_and_validation_on_a_gpu(shapes, command, tmp_path, options):
 def test_a_first_step_that_overflows_leaves_no_momentum(monkeypatch):
     """As with fp16, whose scaler skips such steps: the fused optimiser once took memory as it found it."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes"])
-    args = main.parse_args()
+    args, _ = main.parse_args()
     model = main.build_model(args, torch.device("cpu"))
     optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cpu")
     before = model.conv1.weight.detach().clone()
@@ -92,13 +93,12 @@ def test_a_first_step_that_overflows_leaves_no_momentum(monkeypatch):
 @needs_gpu
 def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--batch_size", "4"])
-    args, device = main.parse_args(), choose_device("cuda")
+    (args, _), device = main.parse_args(), choose_device("cuda")
     model = main.build_model(args, device)
     loader, _ = main.make_loaders(args, DATASETS["shapes"], device)
     optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cuda", enabled=False)
-    run = (model, loader, optimizer, scaler)
-    # The first step of an epoch and its end read the loss; the steps between must not.
-    monkeypatch.setattr(main, "check_loss", lambda loss, *_: loss)
+    run = Run(args, class_names("shapes"), model, optimizer, scaler)
+    run.save = lambda: None
     forward = model.forward
     steps = iter(range(1000))
 
@@ -107,7 +107,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
         return forward(images)
 
     model.forward = watched
-    main.train_one_epoch(*run, Position(), args, device, DATASETS["shapes"], save=None)
+    main.train_one_epoch(run, model, loader, device)
     torch.cuda.set_sync_debug_mode("default")
 
 

@@ -1,4 +1,4 @@
-"""The preparers on small data sets of known content."""
+"""The preparers on small data sets with known content."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from utils.datasets import DATASETS, load_split
 from utils.label_files import class_names
 
 VOC_IMAGES = {
-    # split, then objects as (class, difficult)
+    # image id: split and objects (class, difficult)
     "000012": ("train", [("car", 0), ("car", 1), ("person", 1)]),
     "000005": ("val", [("dog", 0)]),
     "000007": ("val", []),
@@ -23,7 +23,7 @@ VOC_IMAGES = {
 
 
 def make_voc(root: Path) -> Path:
-    """Write a VOC2007 of five images; returns its folder."""
+    """Write a VOC2007 with five images; return its folder."""
     voc = root / "VOCdevkit" / "VOC2007"
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (voc / folder).mkdir(parents=True)
@@ -41,10 +41,10 @@ def make_voc(root: Path) -> Path:
 
 
 def make_coco(root: Path, year: str = "2014") -> Path:
-    """Write a COCO of five images, one of each split without annotation; returns its folder."""
+    """Write a COCO with five images; one image of each split has no annotation. Return its folder."""
     coco = root / f"COCO{year}"
     (coco / "annotations").mkdir(parents=True)
-    # As in COCO, category ids leave gaps, and nothing is in order.
+    # As in the real COCO, the category ids have gaps and the lists are not sorted.
     categories = [{"id": 2 * i + 1, "name": name} for i, name in enumerate(class_names("coco"))][::-1]
     for split, ids in {"train": [30, 10, 20], "val": [5, 4]}.items():
         images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in ids]
@@ -65,17 +65,18 @@ def make_coco(root: Path, year: str = "2014") -> Path:
 
 
 def read(path: str) -> dict[str, list[int]]:
-    """Read a label file as {path of the image: target}, checking that it is whole."""
+    """Read a label file as {image path: target}; check that its entries have no other keys."""
     entries = json.loads(Path(path).read_text())
     assert all(set(entry) == {"target", "img_path"} for entry in entries)
     return {entry["img_path"]: entry["target"] for entry in entries}
 
 
 def target(folder: str, absent: int, **values: int) -> list[int]:
+    """Return the target with these values of some classes and `absent` for all others."""
     return [values.get(name, absent) for name in class_names(folder)]
 
 
-def test_voc(workdir, command):
+def test_voc_targets_and_order(workdir, command):
     make_voc(workdir / "Dataset")
     result = command(prepare_voc, "--data_path", "Dataset/VOCdevkit")
     assert result.status == 0
@@ -91,7 +92,7 @@ def test_voc(workdir, command):
     assert list(test.values()) == [target("voc07", -1, person=1), target("voc07", -1, cat=0, sofa=1)]
     assert "3 images, 2 labels" in result.out
     assert "1 test labels" in result.out
-    # What it wrote is what the loaders read.
+    # load_split reads the same targets from the file.
     assert load_split(DATASETS["voc07"], "test", 32).positives() == target("voc07", 0, person=1, sofa=1)
 
     before = {path.name: path.read_bytes() for path in Path("data/voc07").iterdir()}
@@ -100,7 +101,7 @@ def test_voc(workdir, command):
     assert {path.name: path.read_bytes() for path in Path("data/voc07").iterdir()} == before
 
 
-def test_voc_2012_has_val_for_a_test(workdir, command):
+def test_voc_2012_is_evaluated_on_val(workdir, command):
     voc = make_voc(workdir / "Dataset")
     voc.rename(voc.with_name("VOC2012"))
     result = command(prepare_voc, "--year", "2012")
@@ -112,7 +113,7 @@ def test_voc_2012_has_val_for_a_test(workdir, command):
     assert load_split(DATASETS["voc12"], "test", 32).positives() == target("voc12", 0, dog=1)
 
 
-def test_voc_errors(workdir, fails):
+def test_voc_errors_name_the_file(workdir, fails):
     voc = make_voc(workdir)
 
     def refused(*says: str) -> None:
@@ -150,7 +151,7 @@ def test_voc_errors(workdir, fails):
     fails(prepare_voc, "--data_path", "elsewhere", "--download", says=["elsewhere", "VOCdevkit"])
 
 
-def test_a_data_set_of_odd_names_and_line_ends(workdir, command):
+def test_voc_accepts_unicode_folders_links_and_crlf(workdir, command):
     voc = make_voc(workdir / "Bilder von früher 猫")
     for path in (voc / "Annotations").iterdir():
         path.write_text(path.read_text().replace("><", ">\r\n<"), encoding="utf-8-sig", newline="")
@@ -167,7 +168,7 @@ def test_a_data_set_of_odd_names_and_line_ends(workdir, command):
 
 
 @pytest.mark.parametrize("preparer", [prepare_voc, prepare_coco])
-def test_verify_lists_the_images_that_are_bad(workdir, command, preparer):
+def test_verify_lists_bad_images(workdir, command, preparer):
     make_voc(workdir)
     make_coco(workdir)
     options = ["--data_path", "VOCdevkit" if preparer is prepare_voc else "COCO2014"]
@@ -182,7 +183,7 @@ def test_verify_lists_the_images_that_are_bad(workdir, command, preparer):
     assert command(preparer, *options).status == 0
 
 
-def test_voc_download_is_torchvisions(workdir, command, fails, monkeypatch):
+def test_voc_download_uses_torchvision(workdir, command, fails, monkeypatch):
     import torchvision.datasets
 
     calls = []
@@ -204,7 +205,7 @@ def test_voc_download_is_torchvisions(workdir, command, fails, monkeypatch):
 
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
-def test_coco(workdir, command, year):
+def test_coco_targets_and_order(workdir, command, year):
     make_coco(workdir / "Dataset", year)
     result = command(
         prepare_coco, "--data_path", f"Dataset/COCO{year}", *(["--year", year] * (year != "2014"))
@@ -222,7 +223,7 @@ def test_coco(workdir, command, year):
     assert len(load_split(DATASETS[name], "train", 32)) == 2
 
 
-def test_coco_errors(workdir, fails):
+def test_coco_errors_name_the_file(workdir, fails):
     coco = make_coco(workdir)
     path = coco / "annotations" / "instances_val2014.json"
     good = json.loads(path.read_text())
@@ -247,8 +248,8 @@ def test_coco_errors(workdir, fails):
     refused(json.dumps({**good, "annotations": unknown}), "1000")
     unknown = [{**item, "image_id": 1000} for item in good["annotations"]]
     refused(json.dumps({**good, "annotations": unknown}), "image_id 1000")
-    refused(json.dumps({**good, "images": good["images"] * 2}), "the id 5 stands twice")
-    refused(json.dumps({**good, "categories": good["categories"] * 2}), "stands twice in its categories")
+    refused(json.dumps({**good, "images": good["images"] * 2}), "the id 5 appears twice in its images")
+    refused(json.dumps({**good, "categories": good["categories"] * 2}), "appears twice in its categories")
     outside = [{**item, "file_name": f"../train2014/{item['file_name']}"} for item in good["images"]]
     refused(json.dumps({**good, "images": outside}), "../train2014/000000000005.jpg", "leads out")
     (coco / "images" / "val2014" / "000000000005.jpg").unlink()
@@ -259,13 +260,13 @@ def test_coco_errors(workdir, fails):
     fails(prepare_coco, "--year", "2017", says=["Dataset/COCO2017"])
 
 
-def test_coco_names_the_package_that_is_missing(workdir, fails, monkeypatch):
+def test_coco_reports_that_pycocotools_is_missing(workdir, fails, monkeypatch):
     make_coco(workdir)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     fails(prepare_coco, "--data_path", "COCO2014", says=["pip install pycocotools"])
 
 
-def test_label_files_appear_whole_or_not_at_all(workdir, command, monkeypatch):
+def test_a_full_disk_leaves_the_old_label_file(workdir, command, monkeypatch):
     make_voc(workdir / "Dataset")
     command(prepare_voc)
     before = Path("data/voc07/trainval_voc07.json").read_bytes()
@@ -281,7 +282,7 @@ def test_label_files_appear_whole_or_not_at_all(workdir, command, monkeypatch):
     assert sorted(p.name for p in Path("data/voc07").iterdir()) == ["test_voc07.json", "trainval_voc07.json"]
 
 
-def test_shapes_are_the_same_for_the_same_seed(workdir, command):
+def test_the_same_seed_makes_the_same_shapes(workdir, command):
     def make(folder: str, *options: str) -> dict[str, bytes]:
         command(prepare_shapes, "--num_train", 6, "--num_test", 3, "--out_dir", folder, *options)
         return {
@@ -301,7 +302,7 @@ def test_shapes_are_the_same_for_the_same_seed(workdir, command):
 
 
 @pytest.mark.parametrize("difficulty", prepare_shapes.DIFFICULTIES)
-def test_shapes_scenes(workdir, command, difficulty):
+def test_shapes_labels_match_the_objects(workdir, command, difficulty):
     assert command(prepare_shapes, "--difficulty", difficulty, "--num_train", 60, "--num_test", 1).status == 0
     entries = json.loads(Path("data/shapes/train.json").read_text())
     classes = json.loads(Path("data/shapes/classes.json").read_text())
@@ -321,7 +322,7 @@ def test_shapes_scenes(workdir, command, difficulty):
         assert (image.format, image.size) == ("JPEG", (64, 64))
 
 
-def test_shapes_errors(workdir, fails):
+def test_shapes_errors_name_the_option(workdir, fails):
     fails(prepare_shapes, "--difficulty", "absurd", says=["absurd", "easy"])
     fails(prepare_shapes, "--num_train", 0, says=["--num_train", "'0'"])
     (workdir / "file").touch()

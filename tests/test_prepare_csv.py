@@ -1,4 +1,4 @@
-"""A data set of one's own from a table."""
+"""Data sets from a table of your own."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ CELLS = "image,dog,cat\na.png,1,0\nb.png,0,1\nc.png,,1\nd.png,1.0,0.0\ne.png,0,\
 
 @pytest.fixture
 def table(workdir):
-    """Write photos/labels.csv with its images; returns a function that does so with other content."""
+    """Make the images photos/a.png to e.png; return a function that writes photos/labels.csv."""
     (workdir / "photos").mkdir()
     for name in "abcde":
         Image.new("RGB", (50, 40)).save(workdir / "photos" / f"{name}.png")
@@ -32,7 +32,7 @@ def table(workdir):
 
 
 def read_entries(name: str = "mine") -> dict[str, list[int]]:
-    """All entries of both label files, {image: target}, in no order."""
+    """Return the entries of both label files as {image name: target}."""
     entries = [
         entry
         for split in ("train", "test")
@@ -41,16 +41,16 @@ def read_entries(name: str = "mine") -> dict[str, list[int]]:
     return {Path(entry["img_path"]).stem: entry["target"] for entry in entries}
 
 
-def test_lists_of_labels(table, command):
+def test_a_column_of_label_lists(table, command):
     result = command(prepare_csv, table(LISTS), "--dataset", "mine")
     assert result.status == 0, result.err
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["bird", "cat", "dog"]
     assert read_entries() == {"a": [0, 1, 1], "b": [0, 0, 0], "c": [0, 0, 1], "d": [1, 1, 0], "e": [1, 0, 0]}
-    assert "bird" in result.out
+    assert "no image in test.json has " in result.out
     assert len(json.loads(Path("data/mine/test.json").read_text())) == 1
 
 
-def test_a_cell_per_class_and_unknown_labels(table, command):
+def test_a_column_per_class_with_unknown_labels(table, command):
     path = table(CELLS.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
     result = command(prepare_csv, path, "--dataset", "mine", "--val_fraction", 0.4)
     assert result.status == 0, result.err
@@ -59,10 +59,10 @@ def test_a_cell_per_class_and_unknown_labels(table, command):
     assert "2 of 10 labels are unknown" in result.out
     splits = [load_split(dataset_spec("mine"), split, 40) for split in ("train", "test")]
     assert [len(split) for split in splits] == [3, 2]
-    assert sum((split.targets == IGNORED).sum() for split in splits) == 2
+    assert sum((split.labels.targets == IGNORED).sum() for split in splits) == 2
 
 
-def test_unknown_labels_train_nothing(table, command):
+def test_unknown_labels_count_in_no_loss(table, command):
     table(CELLS)
     command(prepare_csv, "photos/labels.csv", "--dataset", "mine")
     arguments = ["--dataset", "mine", *TINY, "--model", "resnet18", "--pretrained", "none", "--batch_size", 1]
@@ -73,11 +73,11 @@ def test_unknown_labels_train_nothing(table, command):
     for entry in entries:
         entry["target"] = [99, 99]
     Path("data/mine/train.json").write_text(json.dumps(entries))
-    assert command(main, *arguments, "--output_dir", "none").status == 0
-    assert json.loads(Path("none/log.jsonl").read_text().splitlines()[0])["train_loss"] == 0
+    assert command(main, *arguments, "--output_dir", "unknown").status == 0
+    assert json.loads(Path("unknown/log.jsonl").read_text().splitlines()[0])["train_loss"] == 0
 
 
-def test_a_semicolon_or_anything_else_separates(table, command):
+def test_other_delimiters_and_separators(table, command):
     path = table('image;labels\na.png;"dog, big"\nb.png;cat\nc.png;dog\nd.png;cat, dog\n')
     result = command(prepare_csv, path, "--dataset", "mine", "--separator", ", ", "--val_fraction", 0.5)
     assert result.status == 0, result.err
@@ -95,7 +95,7 @@ def test_the_split_keeps_the_share_of_every_class():
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
-def test_rare_classes_are_held_out_too_but_never_whole(images):
+def test_a_rare_class_keeps_an_image_for_training(images):
     positives = np.kron(np.eye(40, dtype=bool), np.ones((images, 1), bool))
     held_out = prepare_csv.split(positives, 0.3, seed=0)
     assert (positives[~held_out].sum(axis=0) >= 1).all()
@@ -103,7 +103,7 @@ def test_rare_classes_are_held_out_too_but_never_whole(images):
         assert abs(held_out.mean() - 0.3) < 0.1
 
 
-def test_another_seed_splits_otherwise():
+def test_another_seed_makes_another_split():
     positives = np.random.default_rng(0).random((1000, 12)) < 0.2
     held_out = prepare_csv.split(positives, 0.2, seed=3)
     assert (held_out != prepare_csv.split(positives, 0.2, seed=4)).any()
@@ -130,21 +130,22 @@ def test_another_seed_splits_otherwise():
         ('image,dog\n"a.png,1\n', ["labels.csv", "comma-separated"]),
     ],
 )
-def test_mistakes_in_the_table(table, fails, content, says):
+def test_a_malformed_table_is_reported(table, fails, content, says):
     table(content)
     fails(prepare_csv, "photos/labels.csv", "--dataset", "mine", says=says)
 
 
-def test_other_mistakes(table, fails, command, workdir):
+def test_other_errors_are_reported(table, fails, command, workdir):
     path = table(LISTS)
     (workdir / "photos" / "latin.csv").write_bytes("image,labels\nä.png,x\n".encode("latin-1"))
     fails(prepare_csv, "photos/latin.csv", "--dataset", "mine", says=["latin.csv", "UTF-8"])
     fails(prepare_csv, "none.csv", "--dataset", "mine", says=["none.csv", "No such file"])
     for name in ("voc07", "coco", "a/b", "..", ""):
-        fails(prepare_csv, path, "--dataset", name, says=[f"--dataset {name}", "a name of its own"])
+        says = [f"--dataset {name}", "choose a folder name"]
+        fails(prepare_csv, path, "--dataset", name, says=says)
     fails(prepare_csv, path, "--dataset", "mine", "--val_fraction", 1.5, says=["--val_fraction", "1.5"])
     fails(prepare_csv, path, "--dataset", "mine", "--img_dir", "data", says=["data/a.png"])
-    (workdir / "photos" / "b.png").write_bytes(b"no image")
+    (workdir / "photos" / "b.png").write_bytes(b"not an image")
     fails(prepare_csv, path, "--dataset", "mine", "--verify", says=["1 of 5 images are bad", "b.png"])
     assert command(prepare_csv, path, "--dataset", "mine").status == 0
     fails(prepare_csv, path, "--dataset", "mine", says=["data/mine", "--overwrite"])

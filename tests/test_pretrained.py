@@ -17,7 +17,7 @@ def test_cutmix_weights_fill_the_trunk(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["main.py", "--dataset", "shapes", "--cutmix", str(tmp_path / "cutmix.pth")]
     )
-    state = main.build_model(main.parse_args(), torch.device("cpu")).state_dict()
+    state = main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()
     for name, tensor in resnet.state_dict().items():
         assert name.startswith("fc.") or torch.equal(state[name], tensor)
 
@@ -53,6 +53,6 @@ def test_imagenet_weights_are_torchvisions(shapes, monkeypatch, fails, tmp_path)
     torch.save(state, cached)
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
     assert torch.equal(
-        main.build_model(main.parse_args(), torch.device("cpu")).state_dict()["conv1.weight"],
+        main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()["conv1.weight"],
         state["conv1.weight"],
     )

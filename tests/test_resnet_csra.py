@@ -24,12 +24,13 @@ def test_trunk_is_torchvisions():
     assert model(images).shape == (2, 5)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", DEPTHS.values())
 @pytest.mark.parametrize("num_heads", [1, 6])
 def test_architecture_is_read_off_a_state_dict(depth, num_heads):
     with torch.device("meta"):
         state = ResNet_CSRA(num_heads, 0.1, 20, depth).state_dict()
-    assert read_architecture(state) == {"model": f"resnet{depth}", "num_heads": num_heads, "num_cls": 20}
+    held = {"model": f"resnet{depth}", "num_heads": num_heads, "num_cls": 20, "img_size": None}
+    assert read_architecture(state) == held
 
 
 def test_default_is_resnet101():
@@ -42,7 +43,7 @@ def test_default_is_resnet101():
     [
         ({}, "no CSRA head"),
         (torchvision.models.resnet18(weights=None).state_dict(), "no CSRA head"),
-        ({"classifier.multi_head.0.head.weight": torch.zeros(3, 8, 1, 1)}, "no ResNet"),
+        ({"classifier.multi_head.0.head.weight": torch.zeros(3, 8, 1, 1)}, "not a ResNet"),
         (
             {f"classifier.multi_head.{i}.head.weight": torch.zeros(3, 8, 1, 1) for i in range(3)},
             "3 CSRA heads",

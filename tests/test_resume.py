@@ -18,7 +18,7 @@ from conftest import TINY
 from test_distributed import torchrun
 from utils import inference
 from utils.checkpoint import load_checkpoint
-from utils.run_folder import log_epoch
+from utils.log import log_epoch
 
 RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]  # 3 steps of training and 2 of evaluation an epoch
 
@@ -159,7 +159,7 @@ def test_a_data_set_that_changed_is_refused(finished, shapes, fails, monkeypatch
 
 
 def test_another_number_of_processes_is_refused(finished, fails, monkeypatch):
-    monkeypatch.setattr("utils.resume.WORLD_SIZE", 2)
+    monkeypatch.setattr("utils.run.WORLD_SIZE", 2)
     fails(main, "--resume", "--output_dir", finished, says=["has 1 processes", "with 2", "torchrun"])
 
 

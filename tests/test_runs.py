@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 import main
 import val
 from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
+from utils import prepare_shapes
 from utils.checkpoint import save_checkpoint
 from utils.datasets import DATASETS, EpochBatches, load_split
-from utils.run_folder import make_run
+from utils.run import make_folder
 from utils.runtime.cli import UserError
 
 
@@ -111,14 +113,14 @@ def test_same_seed_same_weights_with_any_number_of_workers(trained, shapes, comm
 def test_training_is_the_textbook_loop(trained, shapes, monkeypatch):
     """The run again, written out: SGD on the mean loss of each batch, the rate by the formula."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY])
-    model = main.build_model(main.parse_args(), torch.device("cpu"))
-    dataset = load_split(DATASETS["shapes"], "train", 40, seed=0)
+    model = main.build_model(main.parse_args()[0], torch.device("cpu"))
+    dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
     *backbone, head = model.parameters()
     groups = [{"params": backbone}, {"params": [head]}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     model.train()
     for epoch in range(2):
-        batches = EpochBatches(20, 16, seed=0)
+        batches = EpochBatches(dataset, 16)
         batches.epoch = epoch
         total = 0
         for k, batch in enumerate(batches):
@@ -161,7 +163,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
 
 
 def test_two_runs_at_once_get_two_folders(workdir):
-    assert [str(make_run(None, "run")) for _ in range(3)] == [f"checkpoint/run{s}" for s in ("", "-2", "-3")]
+    args = Namespace(output_dir=None, dataset="voc07", model="resnet18", num_heads=1, lam=0.1)
+    name = "checkpoint/voc07_resnet18_h1_lam0.1"
+    assert [str(make_folder(args)) for _ in range(3)] == [f"{name}{s}" for s in ("", "-2", "-3")]
 
 
 def test_runs_never_overwrite_each_other_unasked(trained, shapes, command, fails):
@@ -180,7 +184,7 @@ def test_runs_never_overwrite_each_other_unasked(trained, shapes, command, fails
 
 def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
     made = []
-    monkeypatch.setattr(main.prepare_shapes, "make_shapes", lambda *args: made.append(args))
+    monkeypatch.setattr(prepare_shapes, "make_shapes", lambda *args: made.append(args))
     result = command(main, "--dataset", "shapes", *TINY)
     assert made[0][0] == Path("data/shapes")
     assert "making it with utils/prepare_shapes.py" in result.out
@@ -192,7 +196,7 @@ def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
 def test_the_recipe_is_the_default(monkeypatch):
     def values(*arguments: str) -> dict:
         monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        return vars(main.parse_args())
+        return vars(main.parse_args()[0])
 
     paper = {"batch_size": 16, "lr": 0.01, "momentum": 0.9, "w_d": 1e-4, "warmup_epoch": 2, "total_epoch": 30}
     paper |= {"img_size": 448, "model": "resnet101", "pretrained": "imagenet", "cutmix": None}
@@ -210,7 +214,7 @@ def test_the_recipe_is_the_default(monkeypatch):
 
 def test_the_classifier_learns_ten_times_faster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02"])
-    args = main.parse_args()
+    args, _ = main.parse_args()
     optimizer = main.build_optimizer(main.build_model(args, torch.device("cpu")), args)
     backbone, classifier = optimizer.param_groups
     assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx([0.02, 0.2])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from utils.schedule import learning_rate
+from main import learning_rate
 
 
 @pytest.mark.parametrize("decay_step", [1, 4, 5])

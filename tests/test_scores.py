@@ -1,8 +1,9 @@
-"""Scores written and read back, and many values of λ and T from one pass."""
+"""Test saved scores, and sweeps over λ and T."""
 
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import main
 import val
 from conftest import OWN, SHAPES, TINY, make_own
 from utils import evaluation
-from utils.evaluation import evaluate, read_scores
+from utils.evaluation import evaluate
+from utils.scores import read_scores, write_scores
 from utils.sweep import axis
 
 
@@ -36,7 +38,23 @@ def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
     assert again.out.splitlines()[1:-1] == result.out.splitlines()[-len(again.out.splitlines()) - 1 : -3]
 
 
-def test_another_threshold_and_scores_of_others(tmp_path, command, fails):
+def test_written_scores_are_read_back_the_same(workdir):
+    scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[True, False], [False, True]])
+    paths = np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"])
+    write_scores(Path("s.npz"), scores, targets, ~targets, ["cat", "dög"], paths)
+    arrays = read_scores(Path("s.npz"))
+    assert (arrays["scores"] == scores).all()
+    assert (arrays["targets"] == targets).all()
+    assert (arrays["ignore"] == ~targets).all()
+    assert arrays["names"] == ["cat", "dög"]
+    assert arrays["paths"] == [os.fsdecode(path) for path in paths]
+    with np.load("s.npz") as file:
+        assert list(file) == ["scores", "targets", "ignore", "names", "paths"]
+        assert (file["targets"].dtype, file["ignore"].dtype) == (np.int8, bool)
+    assert os.listdir() == ["s.npz"]
+
+
+def test_logits_of_another_program_need_a_threshold(tmp_path, command, fails):
     path, names = tmp_path / "logits.npz", np.array(["a", "b"])
     scores, targets = np.array([[2.0, -1], [-3, 4], [0.2, 0.1]]), np.array([[1, 0], [0, 1], [0, 1]])
     np.savez(path, scores=scores, targets=targets, names=names)
@@ -47,7 +65,7 @@ def test_another_threshold_and_scores_of_others(tmp_path, command, fails):
     assert last_line(result.out) == "mAP 100.0000 %"
 
 
-def test_ignored_entries_stay_out_of_saved_scores_too(tmp_path, command):
+def test_ignored_labels_of_saved_scores_change_no_metric(tmp_path, command):
     arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]])}
     np.savez(tmp_path / "a.npz", **arrays, ignore=np.array([[True], [False], [False]]))
     assert last_line(command(evaluation, tmp_path / "a.npz").out) == "mAP 100.0000 %"
@@ -61,12 +79,17 @@ def test_ignored_entries_stay_out_of_saved_scores_too(tmp_path, command):
         ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 3))}, "(2, 2)"),
         ({"scores": np.full((2, 2), math.nan), "targets": np.zeros((2, 2))}, "NaN"),
         ({"scores": np.zeros((2, 2)), "targets": np.full((2, 2), 7)}, "0 or 1"),
-        ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "names": np.array(["a"])}, "1 names"),
+        (
+            {"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "names": np.array(["a"])},
+            "names are (1,)",
+        ),
+        ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "paths": np.array(["a"])}, "paths (1,)"),
+        ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "names": np.eye(2)}, "names are (2, 2)"),
         ({"scores": np.array([["a", "b"]]), "targets": np.zeros((1, 2))}, "could not convert"),
         ({"scores": np.array([object()]), "targets": np.zeros((1, 2))}, "allow_pickle"),
     ],
 )
-def test_files_that_hold_no_scores(tmp_path, fails, arrays, says):
+def test_files_without_usable_scores_are_reported(tmp_path, fails, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
     fails(evaluation, tmp_path / "a.npz", says=["a.npz", says])
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nonsense")
@@ -74,7 +97,7 @@ def test_files_that_hold_no_scores(tmp_path, fails, arrays, says):
     fails(evaluation, tmp_path / "b.npz", says=["b.npz", "no such file"])
 
 
-def test_a_sweep_is_many_evaluations(trained, shapes, command, tmp_path):
+def test_a_sweep_matches_separate_evaluations(trained, shapes, command, tmp_path):
     def evaluated(*options) -> dict:
         arguments = [*SHAPES, "--load_from", trained / "best.pth", "--out", tmp_path / "r.json", *options]
         result = command(val, *arguments)
@@ -98,7 +121,7 @@ def test_a_sweep_is_many_evaluations(trained, shapes, command, tmp_path):
     assert "no fair result" in swept["out"]
 
 
-def test_average_pooling_trains_and_takes_attention_afterwards(shapes, command, fails, tmp_path):
+def test_attention_can_be_added_to_a_trained_average_pooling_model(shapes, command, fails, tmp_path):
     options = ["--dataset", "shapes", *TINY, "--num_heads", 0, "--output_dir", tmp_path / "run"]
     fails(main, *options, "--lam", 0.1, says=["--num_heads 0", "--lam"])
     assert command(main, *options).status == 0
@@ -113,7 +136,7 @@ def test_average_pooling_trains_and_takes_attention_afterwards(shapes, command, 
     assert json.loads((tmp_path / "r.json").read_text())["mAP"] == pytest.approx(swept[1]["mAP"], abs=1e-6)
 
 
-def test_a_bare_baseline_has_no_attention(trained, shapes, command, tmp_path):
+def test_a_baseline_state_dict_is_evaluated_without_attention(trained, shapes, command, tmp_path):
     state = torch.load(trained / "best.pth", weights_only=True)["model"]
     weight = state.pop("classifier.multi_head.0.head.weight")
     torch.save(
@@ -133,7 +156,7 @@ def test_unknown_labels_are_saved_as_ignored(workdir, command):
     assert read_scores(Path("s.npz"))["ignore"].tolist() == [[True, False], *[[False, False]] * 3]
 
 
-def test_axes_of_a_sweep():
+def test_sweep_axes_are_parsed():
     assert axis("lam=0:1:0.1") == ("lam", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     assert axis("lam=0.3") == ("lam", [0.3])
     assert axis("T=1,2.5,inf,99") == ("T", [1, 2.5, math.inf])
@@ -163,5 +186,5 @@ def test_axes_of_a_sweep():
         (["--save_scores", "/proc/scores.npz"], "--save_scores"),
     ],
 )
-def test_mistakes(trained, shapes, fails, options, says):
+def test_invalid_options_are_reported_in_one_line(trained, shapes, fails, options, says):
     fails(val, *SHAPES, "--load_from", trained / "best.pth", *options, says=[says])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, SHAPES
-from utils.runtime.progress import LogLines
+from conftest import REPOSITORY, SHAPES, TINY
 
 
 def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -36,12 +35,18 @@ def test_scripts_run_from_another_folder_and_keep_stderr_clean(shapes_folder, tr
     assert result.stderr.count("\n") == 1
 
 
-def test_progress_in_a_log_is_plain_lines(capsys, monkeypatch):
-    with LogLines(total=4, desc="epoch 1/2", unit="img", leave=False) as bar:
-        bar.mininterval = 0
-        for _ in range(4):
-            bar.update()
-    lines = capsys.readouterr().err.split("\n")
-    assert len(lines) == 5
-    assert all(line.startswith("epoch 1/2") for line in lines[:-1])
-    assert "\r" not in "".join(lines)
+def test_a_log_has_plain_progress_lines_and_no_bar(shapes_folder, tmp_path):
+    options = [
+        *SHAPES,
+        *TINY,
+        "--batch_size",
+        "5",
+        "--print_freq",
+        "3",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    result = run_script("main.py", *options, cwd=shapes_folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line for line in result.stdout.splitlines() if line.startswith("epoch ") and "step" in line]
+    assert [line.split("  loss")[0] for line in lines] == ["epoch 1/2  step 3/4", "epoch 2/2  step 3/4"]

@@ -1,4 +1,4 @@
-"""Pixels against Pillow's own decode and resize, and random crops against torchvision's."""
+"""Compare decoded and resized pixels with Pillow's, and random crops with torchvision's."""
 
 import struct
 
@@ -15,7 +15,7 @@ from utils.transforms import eval_transform, load_image, random_crop, train_tran
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:
-    """A picture with structure in every channel: waves and noise."""
+    """Draw a picture with waves and noise in every channel."""
     x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     rng = np.random.default_rng(0)
     channels = [127 + 90 * np.sin(x / (3 + c) + y / (5 - c)) + rng.normal(0, 9, x.shape) for c in range(3)]
@@ -48,7 +48,7 @@ CASES = [
 @pytest.mark.parametrize(("mode", "name", "options"), CASES)
 @pytest.mark.parametrize("size", [32, 120])
 @pytest.mark.parametrize("decoder", ["torchvision", "Pillow"])
-def test_pixels_are_pillows(tmp_path, monkeypatch, mode, name, options, size, decoder):
+def test_pixels_match_pillow(tmp_path, monkeypatch, mode, name, options, size, decoder):
     if decoder == "Pillow":
         monkeypatch.setattr("utils.transforms.decode_jpeg", None)
     photo(mode).save(tmp_path / name, **options)
@@ -61,7 +61,7 @@ def test_pixels_are_pillows(tmp_path, monkeypatch, mode, name, options, size, de
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_is_left_alone_as_pillow_does(tmp_path, orientation):
+def test_exif_orientation_is_not_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo().save(tmp_path / "a.jpg", exif=exif)
@@ -74,7 +74,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (1, 20000)])
 @pytest.mark.parametrize("side", [32, 448])
-def test_odd_sizes(size, side):
+def test_very_narrow_and_very_low_images_match_pillow(size, side):
     image = photo(size=size)
     assert train_transform(tensor(image), side, np.random.default_rng(0)).shape == (3, side, side)
     expected = tensor(image.resize((side, side), Image.Resampling.BILINEAR)).int()
@@ -82,7 +82,7 @@ def test_odd_sizes(size, side):
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (90, 60)])
-def test_a_training_sample_is_pillows_crop_resize_and_flip(size):
+def test_training_samples_match_pillows_crop_resize_and_flip(size):
     image = photo(size=size)
     for seed in range(10):
         ours = train_transform(tensor(image), 100, np.random.default_rng(seed))
@@ -95,14 +95,14 @@ def test_a_training_sample_is_pillows_crop_resize_and_flip(size):
 
 @settings(max_examples=200, deadline=None)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), seed=st.integers(0, 1000))
-def test_crops_lie_inside(width, height, seed):
+def test_crops_lie_inside_the_image(width, height, seed):
     left, top, right, bottom = random_crop(width, height, np.random.default_rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
 
 @pytest.mark.parametrize("size", [(500, 375), (640, 480), (200, 900)])
-def test_crops_are_distributed_as_torchvisions(size):
+def test_crops_have_the_distribution_of_torchvisions_crops(size):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     ours = np.array([random_crop(*size, rng) for _ in range(4000)])
@@ -115,8 +115,8 @@ def test_crops_are_distributed_as_torchvisions(size):
         assert np.abs(a - b).max() < 0.04 * max(size)
 
 
-def test_half_of_the_images_are_flipped_and_crops_are_resized():
-    # A ramp from dark to light: a flip turns it round.
+def test_about_half_of_the_images_are_flipped():
+    # The image is a ramp from dark to light, and a flip reverses it.
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1))).convert("RGB")
     flipped = [
         bool(image[0, 0, 0] > image[0, 0, -1])
@@ -125,7 +125,7 @@ def test_half_of_the_images_are_flipped_and_crops_are_resized():
     assert 150 < sum(flipped) < 250
 
 
-def test_an_unreadable_image_is_named(tmp_path):
+def test_an_unreadable_image_is_reported_by_name(tmp_path):
     whole = tmp_path / "whole.jpg"
     photo(size=(200, 200)).save(whole)
     for name, content in {
@@ -144,7 +144,7 @@ def test_an_unreadable_image_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bomb.png", "bomb.gif"])
-def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, name):
+def test_a_small_file_with_a_huge_image_is_not_decoded(tmp_path, name):
     path = tmp_path / name
     Image.new("1", (20000, 10000)).save(path)
     assert path.stat().st_size < 1e6
@@ -152,8 +152,8 @@ def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, name):
         load_image(str(path), max_pixels=10**8)
 
 
-def test_a_tile_larger_than_its_image_counts(tmp_path):
-    """A TIFF of 64 x 64 pixels whose one tile is to hold 16000 x 16000."""
+def test_the_tile_size_of_a_tiff_counts_as_its_size(tmp_path):
+    """The TIFF has 64 x 64 pixels, but its only tile has 16000 x 16000."""
     tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16000, 323: 16000, 324: 8, 325: 8}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     content = b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -162,13 +162,13 @@ def test_a_tile_larger_than_its_image_counts(tmp_path):
         load_image(str(tmp_path / "a.tif"), max_pixels=10**8)
 
 
-def test_a_program_is_no_image(tmp_path):
-    photo().save(tmp_path / "a.eps")  # PostScript, for which Pillow would start an interpreter
+def test_a_postscript_program_is_not_run_as_an_image(tmp_path):
+    photo().save(tmp_path / "a.eps")  # Pillow would start an interpreter for it
     with pytest.raises(UserError, match="a.eps cannot be read"):
         load_image(str(tmp_path / "a.eps"))
 
 
-def test_a_wrong_extension_is_no_matter_and_of_an_animation_the_first_picture_counts(tmp_path):
+def test_an_animation_gives_its_first_picture_whatever_its_extension(tmp_path):
     first, second = photo("P"), photo("P").rotate(180)
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     (tmp_path / "a.gif").rename(tmp_path / "a.jpg")

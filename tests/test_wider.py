@@ -1,4 +1,4 @@
-"""WIDER Attribute: a sample per person, cut out of the image."""
+"""WIDER Attribute: one sample per person, cut out of the image."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,14 @@ from PIL import Image
 
 from utils import prepare_wider
 from utils.datasets import DATASETS, IGNORED, LabelledImages, load_split
+from utils.label_files import Labels
 from utils.prepare_wider import clip
 from utils.runtime.cli import UserError
 
 
 @pytest.fixture
 def wider(workdir) -> Path:
-    """A data set of one image a split, with people in and out of it."""
+    """Make a data set with one image per split; one of its three people is outside the image."""
     folder = workdir / "Dataset" / "WIDER"
     (folder / "Annotations").mkdir(parents=True)
     for split in ("trainval", "test"):
@@ -38,7 +39,7 @@ def wider(workdir) -> Path:
 def test_labels_and_boxes(wider, command):
     result = command(prepare_wider)
     assert result.status == 0, result.err
-    assert "hold nothing of the image: 2" in result.out
+    assert "their box covers no pixel of the image: 2" in result.out
     files = [Path(f"data/wider/{name}_wider.json") for name in ("trainval", "test")]
     trainval, test = (json.loads(file.read_text()) for file in files)
     assert [entry["bbox"] for entry in trainval] == [[20, 10, 30, 20], [0, 30, 14, 10]]
@@ -50,18 +51,17 @@ def test_labels_and_boxes(wider, command):
 
     spec = DATASETS["wider"]
     dataset = load_split(spec, "test", 32)
-    assert (dataset.targets[1] == IGNORED).all()
+    assert (dataset.labels.targets[1] == IGNORED).all()
     image, _, _ = dataset[0, 0, True]
-    assert (image == torch.tensor([200, 100, 50]).view(3, 1, 1)).all()  # the person alone
-    train = load_split(spec, "train", 32, seed=0)
-    assert all(
-        (train[epoch, 0, True][0] == image).all() for epoch in range(5)
-    )  # flipped at most, not cropped
+    assert (image == torch.tensor([200, 100, 50]).view(3, 1, 1)).all()  # only the person
+    train = load_split(spec, "train", 32, train=True)
+    # The training images may be flipped, but are not cropped.
+    assert all((train[epoch, 0, True][0] == image).all() for epoch in range(5))
     assert (spec.mean, spec.std, spec.decay_step) == (0.5, 0.5, 5)
     assert (spec.model, spec.img_size) == ("vit_B16_224", 224)
 
 
-def test_boxes_are_clipped():
+def test_boxes_are_clipped_to_the_image():
     assert clip([1, 2, 3, 4], 10, 10) == [1, 2, 3, 4]
     assert clip([-3, -4, 5, 6], 10, 10) == [0, 0, 2, 2]
     assert clip([8.6, 8, 9, 9], 10, 10) == [9, 8, 1, 2]
@@ -70,14 +70,15 @@ def test_boxes_are_clipped():
     assert clip([3, 3, -2, 5], 10, 10) is None
 
 
-def test_a_box_outside_of_its_image_is_told(wider):
+def test_a_box_outside_its_image_is_reported(wider):
     path = str(wider / "Image" / "test" / "0--Parade" / "a b.png").encode()
-    dataset = LabelledImages(np.array([path]), np.zeros((1, 1), np.int8), 32, boxes=np.array([[90, 0, 5, 5]]))
+    labels = Labels(np.array([path]), np.zeros((1, 1), np.int8), np.array([[90, 0, 5, 5]]))
+    dataset = LabelledImages(labels, 32)
     with pytest.raises(UserError, match=r"a b.png is 60 x 40: its box .* lies outside"):
         dataset[0, 0, True]
 
 
-def test_mistakes(wider, fails):
+def test_a_malformed_annotation_file_is_reported(wider, fails):
     path = wider / "Annotations" / "wider_attribute_test.json"
     good = path.read_text()
 
@@ -94,6 +95,6 @@ def test_mistakes(wider, fails):
     refused(good.replace("[1, -1, 0, ", "[1, -1, "), "13 attributes")
     refused(good.replace("test/0--Parade", "../test"), "leads out of Image/")
     refused(good.replace("a b.png", "c.png"), "c.png is missing")
-    refused('{"images": []}', "nobody")
+    refused('{"images": []}', "annotates no people")
     path.unlink()
     fails(prepare_wider, says=["wider_attribute_test.json is missing"])

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, read without running anything in them, and told from what is none."""
+"""Checkpoint files: written completely or not at all, read without running anything in them."""
 
 import argparse
 import contextlib
@@ -12,50 +12,90 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.datasets import dataset_spec
+from pipeline.models import build, read_architecture, torchvision_model
+from pipeline.network import Network
+from utils.datasets import DATASETS, DatasetSpec, dataset_spec
 from utils.label_files import class_names, is_line
-from utils.runtime.cli import UserError, number
+from utils.runtime.cli import UserError, blaming, number
+from utils.runtime.distributed import first_process_first
 from utils.runtime.files import whole_file
 
-NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` always holds a complete one."""
+    """Write a checkpoint; `path` holds a complete one at every moment."""
     content = io.BytesIO()  # torch.save hides the reason when it cannot write to a file
     torch.save(checkpoint, content)
     with whole_file(path, "wb") as file:
         file.write(content.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: a bare state dict, or one under "model" or "state_dict", with or without `module.`.
+def load_model(
+    path: str | Path,
+    dataset: str | None = None,
+    lam: float | None = None,
+    img_size: int | None = None,
+    checkpoint: dict[str, Any] | None = None,
+) -> Network:
+    """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1].
 
-    Returns its state dict as "model", the arguments it was trained with as "config", which is empty unless
-    main.py wrote the file, and what else main.py wrote.
-    Raises UserError where the file is missing or no checkpoint. weights_only=True: nothing in the file runs.
+    The network has `classes`, its class names, and `options`: model, num_heads, num_cls, lam and img_size.
+    dataset: what a released file, which does not say it, was trained on; None means voc07.
+    lam, img_size: None means as trained, else 0.1 (0 for average pooling) and the data set's.
+    checkpoint: the content of the file, if it is already loaded.
+    Raises UserError if the file holds no network of this project, or the data set has other classes.
     """
+    checkpoint = checkpoint or load_checkpoint(path)
+    weights, config = checkpoint["model"], checkpoint["config"]
+    dataset = dataset or "voc07"
+    spec = DATASETS.get(config.get("dataset", dataset), DatasetSpec(folder=""))
+    with blaming(path):
+        options = read_architecture(weights, config.get("model"))
+        trained_lam = config.get("lam", 0.1 if options["num_heads"] else 0.0)
+        options["lam"] = trained_lam if lam is None else lam
+        options["img_size"] = img_size or config.get("img_size") or options["img_size"] or spec.img_size
+        model = build(**options)
+        weights = model.adapt(weights)
+    load_weights(model, weights, str(path))
+    model.mean, model.std, model.options = spec.mean, spec.std, options
+    model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
+    if len(model.classes) != options["num_cls"]:
+        raise UserError(
+            f"{path} holds {options['num_cls']} classes, --dataset {dataset} has {len(model.classes)}: "
+            "name the data set it was trained for"
+        )
+    return model.eval()
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint: a state dict, bare or under "model" or "state_dict", with or without `module.`.
+
+    Returns a dict of "model", the state dict, "config", the options of training (empty unless main.py wrote
+    the file), and whatever else main.py wrote. weights_only: nothing in the file is run.
+    Raises UserError if the file is missing, damaged or not a checkpoint.
+    """
+    path = Path(path)
     if not path.is_file():
         fault = "is a folder or a device, not a checkpoint" if path.exists() else "is missing: no such file"
         raise UserError(f"{path} {fault}")
-    check_page(path)
     check_intact(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # a tensor of a kind that is no weight is told below
+        with warnings.catch_warnings(action="ignore"):  # of unusual tensors, which are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no exception of its own: what it raises depends on the bytes
+    except Exception as error:  # torch.load raises almost anything, depending on the bytes
         raise UserError(
             f"{path} is not a checkpoint that can be read safely ({type(error).__name__}): "
-            "it must be what torch.save makes of a state dict"
+            "it must be a state dict written by torch.save"
         ) from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     nested = (checkpoint.get(key) for key in ("model", "state_dict"))
     state_dict = next((value for value in nested if isinstance(value, dict)), checkpoint)
-    if not all(isinstance(k, str) and is_plain(v) for k, v in state_dict.items()):
-        raise UserError(f"{path} holds no state dict, which is names and tensors")
+    if not all(isinstance(k, str) and is_plain_tensor(v) for k, v in state_dict.items()):
+        raise UserError(f"{path} holds no state dict, which is a dict of names and tensors")
     own = {"config": {}}
     if {"config", "classes", "record"} <= checkpoint.keys():
         own = checkpoint
@@ -63,33 +103,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
 
 
-def names_of_classes(checkpoint: dict[str, Any], path: Path, count: int, dataset: str) -> list[str]:
-    """Return a checkpoint's class names, else those of a data set; UserError if these are not so many."""
-    names = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
-    if len(names) != count:
-        raise UserError(
-            f"{path} holds {count} classes, --dataset {dataset} has {len(names)}: "
-            "name the data set it was trained for"
-        )
-    return names
-
-
-def is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor of numbers in memory, not sparse or of an odd type or without data."""
+def is_plain_tensor(value: Any) -> bool:
+    """Return whether a value is a dense tensor of numbers in memory."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and value.dtype in NUMBERS
+        and value.dtype in DTYPES
     )
 
 
 def check_own(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise UserError where the options and names beside the weights are not such as main.py writes."""
+    """Raise UserError unless the options and class names beside the weights are of the right types."""
     config, classes = checkpoint["config"], checkpoint["classes"]
     if not isinstance(config, dict) or not all(
-        isinstance(name, str) and isinstance(value, str | int | float | None)
-        for name, value in config.items()
+        isinstance(v, str | int | float | None) for v in config.values()
     ):
         raise UserError(f"{path} is damaged: its config holds no options")
     for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
@@ -97,70 +125,61 @@ def check_own(checkpoint: dict[str, Any], path: Path) -> None:
             config[option] = parse(str(config.get(option)))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
-    if not isinstance(classes, list) or not all(isinstance(n, str) and is_line(n) for n in classes):
+    if not isinstance(classes, list) or not all(isinstance(name, str) and is_line(name) for name in classes):
         raise UserError(f"{path} is damaged: its classes are not names")
 
 
-def check_page(path: Path) -> None:
-    """Raise UserError where a web page was saved in a checkpoint's place."""
+def check_intact(path: Path) -> None:
+    """Raise UserError for a web page or a wrong checksum in the file, which torch.load does not check."""
     with open(path, "rb") as file:
         start = file.read(500).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
         raise UserError(
-            f"{path} is a web page, not a checkpoint, as a failed download leaves (Google Drive's warning or "
-            "quota page): download it again in a browser"
+            f"{path} is a web page, not a checkpoint: the download failed, for example with Google Drive's "
+            "warning or quota page; download it again in a browser"
         )
-
-
-def check_intact(path: Path) -> None:
-    """Raise UserError where a file of torch.save is not as it was written: torch.load checks no checksum."""
     try:
         if not zipfile.is_zipfile(path):
-            return  # a file of before PyTorch 1.6, or no checkpoint at all: torch.load will tell
+            return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
         with zipfile.ZipFile(path) as file:
+            # A compressed file could expand to fill the memory; torch.save does not compress.
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
             damaged = None if compressed else file.testzip()
-    except Exception as error:  # what zipfile raises depends on the bytes, too
+    except Exception as error:  # zipfile, too, raises almost anything
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     if compressed:
-        raise UserError(f"{path} is a compressed archive: it must be what torch.save makes of a state dict")
+        raise UserError(f"{path} is a compressed archive: it must be a state dict written by torch.save")
     if damaged:
         raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
 
 
 def load_weights(
-    model: nn.Module, state_dict: dict[str, Tensor], source: str, backbone_only: bool = False
+    model: Network, state_dict: dict[str, Tensor], source: str, backbone_only: bool = False
 ) -> None:
-    """Load a state dict into a model; UserError, which names `source`, if names or shapes differ.
+    """Load a state dict into a network; UserError, naming `source`, if names, shapes or values do not fit.
 
-    backbone_only: leave the model's `classifier` as it is, and what the file holds beside the backbone aside.
+    backbone_only: load everything but `classifier`, and ignore what else the state dict holds.
     """
-    # Batch counters nothing here reads: old files lack them, and averaged weights have them as fractions.
-    state_dict = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    wanted = {
-        k: v
-        for k, v in model.state_dict().items()
-        if not (backbone_only and k.startswith("classifier.")) and not k.endswith("num_batches_tracked")
-    }
-    missing = [k for k in wanted if k not in state_dict]
-    extra = [] if backbone_only else [k for k in state_dict if k not in wanted]
+    # Nothing here reads the batch counters: old files lack them, and averaged weights have them as fractions.
+    given = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if backbone_only:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith("classifier.")}
+        given = {k: v for k, v in given.items() if k in wanted}
+    missing, extra = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
     for problem, keys in (("lacks", missing), ("also holds", extra)):
         if keys:
-            raise UserError(
-                f"{source} {problem} {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
-            )
-    for key in sorted(wanted.keys() & state_dict.keys()):
-        shape, wanted_shape = tuple(state_dict[key].shape), tuple(wanted[key].shape)
-        if shape != wanted_shape:
-            raise UserError(f"{source}: {key} has shape {shape}, the model wants {wanted_shape}")
-        if state_dict[key].is_floating_point() != wanted[key].is_floating_point():
-            raise UserError(f"{source}: {key} has type {state_dict[key].dtype}, not {wanted[key].dtype}")
-    broken = first_not_finite({key: state_dict[key] for key in wanted.keys() & state_dict.keys()})
-    if broken:
-        raise UserError(
-            f"{source}: {broken} holds NaN or infinite values: the training that made it diverged"
-        )
-    model.load_state_dict({k: state_dict[k] for k in wanted if k in state_dict}, strict=False)
+            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise UserError(f"{source} {problem} {keys[0]}{others}")
+    for key in sorted(wanted):
+        if given[key].shape != wanted[key].shape:
+            shapes = tuple(given[key].shape), tuple(wanted[key].shape)
+            raise UserError(f"{source}: {key} has shape {shapes[0]}, the model has {shapes[1]}")
+        if given[key].is_floating_point() != wanted[key].is_floating_point():
+            raise UserError(f"{source}: {key} has type {given[key].dtype}, not {wanted[key].dtype}")
+    if key := first_not_finite(given):
+        raise UserError(f"{source}: {key} holds NaN or infinite values: the training that made it diverged")
+    model.load_state_dict(given, strict=False)
 
 
 def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
@@ -168,14 +187,28 @@ def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
     return next((key for key in sorted(state_dict) if not state_dict[key].isfinite().all()), None)
 
 
+def load_backbone(model: Network, args: argparse.Namespace) -> None:
+    """Load the backbone weights that main.py's --pretrained or --backbone_weights asks for."""
+    if args.cutmix:
+        weights, source = load_checkpoint(args.cutmix)["model"], f"--cutmix {args.cutmix} for {args.model}"
+    elif args.pretrained == "imagenet":
+        source = "ImageNet weights"
+        weights = first_process_first(lambda: imagenet_weights(torchvision_model(args.model)))
+    else:
+        return
+    with blaming(source):
+        weights = model.adapt(weights)
+    load_weights(model, weights, source, backbone_only=True)
+
+
 def imagenet_weights(model_name: str) -> dict[str, Tensor]:
-    """Return torchvision's IMAGENET1K_V1 weights of a model, cached or downloaded, else UserError."""
+    """Return torchvision's IMAGENET1K_V1 weights of a model, cached or downloaded, else raise UserError."""
     weights = torchvision.models.get_model_weights(model_name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
     try:
         with contextlib.redirect_stderr(sys.stdout):  # the download's progress; stderr is for errors
             return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # the network's, the file system's or torch.load's
+    except Exception as error:  # of the network, the file system or torch.load
         if cached.exists():
             raise UserError(f"{cached} is damaged: delete it, or use --pretrained none") from None
         raise UserError(

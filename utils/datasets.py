@@ -1,5 +1,6 @@
 """The data sets: what differs between them, their samples and their loaders."""
 
+import argparse
 import math
 import os
 import warnings
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from utils.label_files import FORM, class_names, read_labels
-from utils.runtime import interrupt
+from utils import prepare_shapes
+from utils.label_files import FORM, UNKNOWN, Labels, class_names, read_labels
+from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.transforms import eval_transform, load_image, train_transform
@@ -24,23 +26,21 @@ ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What differs between data sets; the defaults are those of a data set of one's own.
+    """What differs between data sets; the defaults suit a data set that a user adds.
 
-    train, test: label files in data/<folder>/. prepare: the command that makes them.
-    train_values, test_values: what the numbers in them stand for: 1 positive, 0 negative, or IGNORED.
-    decay_step: epochs between tenfold drops of the learning rate.
+    train, test: label files in data/<folder>/. prepare: the command in utils/ that makes them.
+    train_values, test_values: what the numbers in the files mean: 1 positive, 0 negative, or IGNORED.
     crop: whether training images are cropped at random; else they are only flipped.
-    mean, std: pixels in [0, 1] become (pixel - mean) / std.
-    model, pretrained, img_size, total_epoch: defaults of main.py's options.
+    mean, std: pixels in [0, 1] are normalised to (pixel - mean) / std.
+    model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
     """
 
     folder: str
     train: str = "train.json"
     test: str = "test.json"
     prepare: str = ""
-    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
-    test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, 99: IGNORED})
-    decay_step: int = 4
+    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, UNKNOWN: IGNORED})
+    test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, UNKNOWN: IGNORED})
     crop: bool = True
     mean: float = 0.0
     std: float = 1.0
@@ -48,62 +48,46 @@ class DatasetSpec:
     pretrained: str = "imagenet"
     img_size: int = 448
     total_epoch: int = 30
+    decay_step: int = 4
 
+
+VOC_VALUES = {1: 1, -1: 0, 0: IGNORED}  # 0: the image has only difficult objects of the class
 
 DATASETS = {
     "voc07": DatasetSpec(
-        folder="voc07",
-        train="trainval_voc07.json",
-        test="test_voc07.json",
-        prepare="python utils/prepare_voc.py --data_path Dataset/VOCdevkit",
-        test_values={1: 1, -1: 0, 0: IGNORED},
-    ),
-    "coco": DatasetSpec(
-        folder="coco",
-        train="train_coco2014.json",
-        test="val_coco2014.json",
-        prepare="python utils/prepare_coco.py --data_path Dataset/COCO2014",
-        decay_step=5,
-    ),
-    "coco2017": DatasetSpec(
-        folder="coco",
-        train="train_coco2017.json",
-        test="val_coco2017.json",
-        prepare="python utils/prepare_coco.py --data_path Dataset/COCO2017 --year 2017",
-        decay_step=5,
+        "voc07", "trainval_voc07.json", "test_voc07.json", "prepare_voc.py", test_values=VOC_VALUES
     ),
     "voc12": DatasetSpec(
-        folder="voc12",
-        train="train_voc12.json",
-        test="val_voc12.json",
-        prepare="python utils/prepare_voc.py --data_path Dataset/VOCdevkit --year 2012",
-        test_values={1: 1, -1: 0, 0: IGNORED},
+        "voc12",
+        "train_voc12.json",
+        "val_voc12.json",
+        "prepare_voc.py --year 2012",
+        test_values=VOC_VALUES,
+    ),
+    "coco": DatasetSpec("coco", "train_coco2014.json", "val_coco2014.json", "prepare_coco.py", decay_step=5),
+    "coco2017": DatasetSpec(
+        "coco", "train_coco2017.json", "val_coco2017.json", "prepare_coco.py --year 2017", decay_step=5
     ),
     "wider": DatasetSpec(
-        folder="wider",
-        train="trainval_wider.json",
-        test="test_wider.json",
-        prepare="python utils/prepare_wider.py --data_path Dataset/WIDER",
-        decay_step=5,
+        "wider",
+        "trainval_wider.json",
+        "test_wider.json",
+        "prepare_wider.py",
         crop=False,
         mean=0.5,
         std=0.5,
         model="vit_B16_224",
         img_size=224,
+        decay_step=5,
     ),
     "shapes": DatasetSpec(
-        folder="shapes",
-        prepare="python utils/prepare_shapes.py",
-        model="resnet18",
-        pretrained="none",
-        img_size=64,
-        total_epoch=4,
+        "shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none", img_size=64, total_epoch=4
     ),
 }
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of a data set, the defaults for a folder data/<name>/; UserError if there is neither."""
+    """Return the row of a data set, the default row for a folder data/<name>/, else raise UserError."""
     if name in DATASETS:
         return DATASETS[name]
     if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
@@ -119,79 +103,46 @@ def label_file(spec: DatasetSpec, split: str) -> Path:
     return Path("data", spec.folder, getattr(spec, split))
 
 
+@dataclass(eq=False)
 class LabelledImages(Dataset):
-    """Images and targets of one split; an item is asked for as (epoch, index, counted).
+    """Images and targets of one split; a sample is asked for by the key (epoch, index, counted).
 
-    boxes: (N, 4) of x, y, w, h, what to cut out of each image, or None for all of it.
-    The augmentation is a function of (seed, epoch, index) alone, so that neither the number of workers nor an
-    interruption changes a sample. Without a seed there is none: the test transform.
+    train: augment each sample by a function of (seed, epoch, index) alone, so that neither the number of
+    workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
     """
 
-    def __init__(
-        self,
-        paths: np.ndarray,
-        targets: np.ndarray,
-        img_size: int,
-        seed: int | None = None,
-        max_pixels: float = math.inf,
-        boxes: np.ndarray | None = None,
-        crop: bool = True,
-    ):
-        self.paths = paths
-        self.targets = targets
-        self.img_size = img_size
-        self.seed = seed
-        self.max_pixels = max_pixels
-        self.boxes = boxes
-        self.crop = crop
+    labels: Labels
+    img_size: int
+    train: bool = False
+    seed: int = 0
+    crop: bool = True
+    max_pixels: float = math.inf
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels.paths)
 
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
-        """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and its index."""
+        """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and the index."""
         epoch, index, counted = key
-        image = load_image(os.fsdecode(self.paths[index]), self.max_pixels)
-        if self.boxes is not None:
-            image = cut_out(image, self.boxes[index].tolist(), os.fsdecode(self.paths[index]))
-        if self.seed is None:
-            image = eval_transform(image, self.img_size)
-        else:
+        path = os.fsdecode(self.labels.paths[index])
+        image = load_image(path, self.max_pixels)
+        if self.labels.boxes is not None:
+            image = cut_out(image, self.labels.boxes[index].tolist(), path)
+        if self.train:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
             image = train_transform(image, self.img_size, rng, self.crop)
-        target = torch.from_numpy(self.targets[index])
+        else:
+            image = eval_transform(image, self.img_size)
+        target = torch.from_numpy(self.labels.targets[index])
         return image, target if counted else torch.full_like(target, IGNORED), index
 
     def positives(self) -> list[int]:
-        """Return the number of images of each class."""
-        return (self.targets == 1).sum(axis=0).tolist()
-
-
-def load_split(
-    spec: DatasetSpec, split: str, img_size: int, seed: int | None = None, max_pixels: float = math.inf
-) -> LabelledImages:
-    """Load a split, "train" or "test", augmented where a seed is given.
-
-    Raises UserError if it is not prepared, or any of its images is missing: better now than hours into an
-    epoch.
-    """
-    path = label_file(spec, split)
-    if not path.exists():
-        way_out = f"make it with: {spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
-        raise UserError(f"{path} is missing; {way_out}")
-    paths, targets, boxes = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
-    missing = [image for image in paths if not os.path.isfile(image)]
-    if missing:
-        way_out = f", or prepare it again: {spec.prepare}" if spec.prepare else ""
-        raise UserError(
-            f"{os.fsdecode(missing[0])}, named in {path}, is missing ({len(missing)} of {len(paths)} are): "
-            f"run the command in the folder that relative paths count from{way_out}"
-        )
-    return LabelledImages(paths, targets, img_size, seed, max_pixels, boxes, spec.crop)
+        """Return the number of positive images of each class."""
+        return (self.labels.targets == 1).sum(axis=0).tolist()
 
 
 def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
-    """Return the part of an image (3, H, W) in a box of x, y, w, h; UserError where there is none."""
+    """Return the part of an image (3, H, W) inside a box x, y, w, h; UserError if it is empty."""
     x, y, w, h = box
     part = image[:, y : y + h, x : x + w]
     if not part.numel():
@@ -199,55 +150,69 @@ def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
     return part
 
 
-class EpochBatches(Sampler):
-    """The batches of an epoch that this process takes, each a list of (epoch, index, counted).
+def load_split(
+    spec: DatasetSpec,
+    split: str,
+    img_size: int,
+    train: bool = False,
+    seed: int = 0,
+    max_pixels: float = math.inf,
+) -> LabelledImages:
+    """Load a split, "train" or "test", with training's augmentation if `train` is set.
 
-    With a seed the order is shuffled by (seed, epoch) alone and every process takes its share of each batch,
-    or, where the last batch has none for it, an image that counts in no loss: all take as many steps.
-    Without a seed the batches are in order and dealt out whole: the scores of an image are those of one
-    process.
-    Set `epoch`, counted from 0, before iterating, and `start` to leave out the first batches.
+    Raises UserError if the label file or any image is missing, so that training does not fail hours later.
+    """
+    path = label_file(spec, split)
+    prepare = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
+    if not path.exists():
+        raise UserError(f"{path} is missing; {prepare}")
+    labels = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
+    missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
+    if missing:
+        of_all = f"({len(missing)} of {len(labels.paths)} are)"
+        raise UserError(
+            f"{missing[0]}, named in {path}, is missing {of_all}: run in the folder that paths start from"
+        )
+    return LabelledImages(labels, img_size, train, seed, spec.crop, max_pixels)
+
+
+class EpochBatches(Sampler):
+    """The batches of an epoch that this process takes; each is a list of keys (epoch, index, counted).
+
+    In training the order is a function of (seed, epoch) alone, and every process takes its share of each
+    batch. If the last batch has no share for a process, it gets an image that does not count, so that all
+    processes take as many steps. In evaluation the batches are in order and dealt out whole.
+    Set `epoch` (from 0) before iterating, and `start` to skip the first batches.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int | None = None,
-        rank: int = RANK,
-        world_size: int = WORLD_SIZE,
-    ):
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
+    def __init__(self, dataset: Dataset, batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE):
+        self.dataset, self.batch_size = dataset, batch_size
         self.mine = slice(rank, None, world_size)
-        self.epoch = 0
-        self.start = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        batches = range(math.ceil(self.num_samples / self.batch_size))
-        return len(batches if self.seed is not None else batches[self.mine])
+        batches = range(math.ceil(len(self.dataset) / self.batch_size))
+        return len(batches if self.dataset.train else batches[self.mine])
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
-        order = np.arange(self.num_samples)
-        if self.seed is not None:
-            np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
+        order = np.arange(len(self.dataset))
+        if self.dataset.train:
+            np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        if self.seed is None:
+        if not self.dataset.train:
             yield from ([(self.epoch, i, True) for i in batch] for batch in batches[self.mine])
-        else:
-            for batch in batches[self.start :]:
-                share = batch[self.mine]
-                yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
+            return
+        for batch in batches[self.start :]:
+            yield [(self.epoch, i, True) for i in batch[self.mine]] or [(self.epoch, batch[0], False)]
 
 
 def make_loader(
     dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
 ) -> DataLoader:
-    """Batch a data set, shuffled where it has a seed; set `loader.batch_sampler` to the epoch before each."""
-    batches = EpochBatches(len(dataset), batch_size, dataset.seed)
+    """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
+    batches = EpochBatches(dataset, batch_size)
     num_workers = min(num_workers, len(batches))
-    with warnings.catch_warnings(action="ignore"):  # of more workers than cores: that is the user's choice
+    with warnings.catch_warnings(action="ignore"):  # the user may choose more workers than there are cores
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -255,17 +220,39 @@ def make_loader(
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=interrupt.leave_to_parent,
+            worker_init_fn=interrupt.ignore_signals,
         )
+
+
+def make_loaders(
+    args: argparse.Namespace, spec: DatasetSpec, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    """Return main.py's loaders of training and test images; make the data set shapes if it is missing."""
+    if args.dataset == "shapes":
+        distributed.first_process_first(make_missing_shapes)
+    train_set = load_split(spec, "train", args.img_size, True, args.seed, args.max_pixels)
+    test_set = load_split(spec, "test", args.img_size, max_pixels=args.max_pixels)
+    # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
+    return (
+        make_loader(train_set, args.batch_size, args.num_workers, device),
+        make_loader(test_set, min(args.batch_size, 16), args.num_workers, device),
+    )
+
+
+def make_missing_shapes() -> None:
+    """Make the data set shapes unless it exists."""
+    if not label_file(DATASETS["shapes"], "test").exists():
+        print("The data set shapes is missing: making it with utils/prepare_shapes.py", flush=True)
+        prepare_shapes.main([])
 
 
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Stack samples to images (B, 3, S, S) uint8 in channels_last memory, targets (B, C) and indices (B,)."""
-    # Decoded pixels lie as (H, W, 3), and convolutions want them so: neither side has to transpose them.
+    # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.
     images, targets, indices = default_collate([(i.permute(1, 2, 0), t, index) for i, t, index in samples])
     return images.permute(0, 3, 1, 2), targets, indices
 
 
-def to_float(images: Tensor, device: torch.device, spec: DatasetSpec) -> Tensor:
-    """Move uint8 images (B, 3, S, S) to the device, and there to float32: (pixel / 255 - mean) / std."""
-    return images.to(device, non_blocking=True).float().div_(255).sub_(spec.mean).div_(spec.std)
+def to_float(images: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images (B, 3, S, S) to the device, and there to float32 in [0, 1]."""
+    return images.to(device, non_blocking=True).float().div_(255)

@@ -1,4 +1,4 @@
-"""Running a model: from a loader's images to scores and metrics."""
+"""Running a network: from a loader's images to scores and metrics."""
 
 import itertools
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.datasets import IGNORED, DatasetSpec, to_float
+from pipeline.csra import ResidualAttention, attended_scores
+from utils.datasets import IGNORED, to_float
 from utils.evaluation import evaluate
 from utils.runtime.cli import UserError
 from utils.runtime.device import autocast
@@ -22,29 +23,28 @@ def predict(
     model: nn.Module,
     loader: DataLoader,
     device: torch.device,
-    spec: DatasetSpec,
     amp: str = "off",
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> np.ndarray:
-    """Return the logits (N, C) float64 of the loader's data set, row i being sample i of it.
+    """Return the logits (N, C) float64 of the loader's data set; row i belongs to sample i.
 
-    forward: what to compute from images (B, 3, S, S) instead of logits; its (B, ...) become (N, ...).
-    Each of several processes computes the batches its loader gives it, and returns the rows of all. Rows go
-    by the index that comes with each sample, so the loader's order does not matter; the row of a sample that
-    never came is NaN.
+    forward: computed in place of the model from images (B, 3, S, S); its results (B, ...) become (N, ...).
+    Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
+    so the order of the loader does not matter; a sample that never came has NaN.
     """
-    forward = forward or model
     model.eval()
-    torch.backends.cudnn.benchmark = False  # its choice of algorithm, made by timing, may differ by process
+    torch.backends.cudnn.benchmark = False  # it picks algorithms by timing, so processes could differ
     batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
             stop_if_asked()
             with autocast(device, amp):
-                logits = forward(to_float(images, device, spec))
-            batches.append((index, logits))  # left on the device: fetching would wait for it
+                rows = (forward or model)(to_float(images, device))
+            batches.append((index, rows))  # fetching the rows from a GPU here would wait for it
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
-    mine = [(index.numpy(), logits.cpu().double().numpy()) for index, logits in batches]
+            if bar.disable and len(batches) % 100 == 0:
+                print(f"evaluated {len(batches)} of {len(loader)} batches", flush=True)
+    mine = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
     found = list(itertools.chain.from_iterable(gather(mine)))
     logits = np.full((len(loader.dataset), *found[0][1].shape[1:]), np.nan)
     for index, rows in found:
@@ -52,21 +52,35 @@ def predict(
     return logits
 
 
-def augmented(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
-    """Return a function of images (B, 3, S, S), for "flip" its mean over images and their mirror images."""
+def with_tta(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
+    """Return a function of images (B, 3, S, S); "flip" averages over images and their mirror images."""
     return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if tta == "flip" else forward
 
 
+def logit_terms(
+    classifier: ResidualAttention, x: Tensor, temperatures: list[float | None] = (None,)
+) -> Tensor:
+    """Return the terms of the logits for any λ: the mean scores, and the attended scores for each T.
+
+    x: features (B, D, H, W). temperatures: each replaces that of all heads; None keeps the heads' own.
+    Returns (B, 1 + len(temperatures), C), summed over the heads; logits are the first + λ · another. Neither
+    λ nor T changes a score map, so no training is needed (paper, Fig. 1).
+    """
+    maps = [(scores.flatten(2), own_T) for scores, own_T in classifier.score_maps(x)]
+    terms = [sum(scores.mean(dim=-1) for scores, _ in maps)]
+    for T in temperatures:
+        terms.append(sum(attended_scores(scores, own_T if T is None else T) for scores, own_T in maps))
+    return torch.stack(terms, dim=1)
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Turn logits into scores, in float64: in float32 every logit above 17 gives exactly 1."""
+    """Return scores in float64, as in float32 every logit above 17 gives exactly 1."""
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
-def evaluate_model(
-    model: nn.Module, loader: DataLoader, device: torch.device, spec: DatasetSpec, amp: str = "off"
-) -> dict:
-    """Return the metrics of `evaluate` for the model on the loader's data set; UserError for NaN scores."""
-    return evaluate_scores(sigmoid(predict(model, loader, device, spec, amp)), loader.dataset.targets)
+def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
+    """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
+    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels.targets)
 
 
 def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
@@ -74,6 +88,4 @@ def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
     try:
         return evaluate(scores, targets == 1, ignore=targets == IGNORED)
     except ValueError as error:
-        raise UserError(
-            f"{error}: the weights are damaged, or training diverged and needs a lower --lr"
-        ) from None
+        raise UserError(f"{error}: the weights are damaged, or training needs a lower --lr") from None

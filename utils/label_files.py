@@ -1,9 +1,9 @@
-"""Label files and class names: how they are written, checked and read. Without torch, for the preparers."""
+"""Label files and class names: reading, checking and writing. The preparers use this without torch."""
 
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,90 +12,99 @@ from utils.runtime.files import read_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORM = '{"target": [...], "img_path": "..."}'
-LONGEST_PATH = 4096  # bytes, Linux's own limit; the array of all paths is as wide as its longest
+UNKNOWN = 99  # in a label file: counts in no loss and no metric
+MAX_PATH_BYTES = 4096  # Linux's own limit; the array of all paths is as wide as the longest path
+
+
+class Labels(NamedTuple):
+    """The content of a label file, in flat arrays because worker processes can share their memory."""
+
+    paths: np.ndarray  # (N,) UTF-8 bytes
+    targets: np.ndarray  # (N, C) int8
+    boxes: np.ndarray | None  # (N, 4) int32, the part to cut out, as x, y, w, h in pixels
 
 
 def class_names(folder: str) -> list[str]:
     """Read the class names, in target order, from data/<folder>/classes.json here or in the repository."""
-    path = Path("data", folder, "classes.json")
+    name = Path("data", folder, "classes.json")
+    path = name if name.exists() else REPOSITORY / name
     if not path.exists():
-        path = REPOSITORY / path
-    if not path.exists():
-        raise UserError(
-            f"data/{folder}/classes.json is missing: a JSON list of the class names in target order"
-        )
+        raise UserError(f"{name} is missing: create it as a JSON list of the class names in target order")
     names = read_json(path)
     check_names(names, path)
     return names
 
 
 def check_names(names: Any, path: Path) -> None:
-    """Raise UserError, naming the file they are from, where these are no class names."""
+    """Raise UserError, which names the file, if its class names are not a list of different names."""
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path} must hold a list of class names, none of them empty")
+        raise UserError(f"{path} must hold a list of class names, and no name may be empty")
     for name in names:
         if not is_line(name):
-            raise UserError(f"{path}: the class name {name!r} cannot be printed on a line")
+            raise UserError(f"{path}: the class name {name!r} contains line breaks or control characters")
     if len(set(names)) != len(names):
-        raise UserError(f"{path} names {max(names, key=names.count)!r} more than once")
+        raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
 
 
 def is_line(name: str) -> bool:
-    """Tell whether a name is a line of text, without control characters, which a terminal would obey."""
+    """Return whether a name is one line without control characters, which could command the terminal."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def read_labels(
-    path: Path, num_classes: int, values: dict[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read a label file; UserError where an entry is not as it must be.
+def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
+    """Read a label file; `values` maps each number that its targets may hold to the target to return.
 
-    values: what each number in the file's targets stands for.
-    Returns paths (N,) as UTF-8 bytes, targets (N, C) int8 and, where entries have a "bbox" to cut out, boxes
-    (N, 4) int32 of x, y, w, h in pixels, else None: flat arrays, whose memory worker processes share, while
-    of a million Python objects each worker would make copies as it touches them.
+    Raises UserError, with the number of the entry, if an entry is malformed.
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} must be a JSON list of {FORM}, and not an empty one")
+        raise UserError(f"{path} must be a JSON list of {FORM}; it cannot be empty")
+    has_boxes = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
     targets = np.empty((len(entries), num_classes), dtype=np.int8)
-    boxed = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
-    boxes = np.empty((len(entries), 4), dtype=np.int32) if boxed else None
+    boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
     paths = []
     for index, entry in enumerate(entries):
         try:
-            target, img_path = entry["target"], entry["img_path"]
+            target = entry["target"]
             if len(target) != num_classes:
                 raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
             targets[index] = [values[value] for value in target]
-            paths.append(os.fsencode(img_path))
-            if boxed:
-                boxes[index] = checked_box(entry["bbox"])
-            if not 0 < len(paths[-1]) <= LONGEST_PATH:
-                raise ValueError
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            known = ", ".join(map(str, sorted(values)))
-            fault = f"{type(error).__name__} {str(error)[:50]}".strip()
-            raise UserError(
-                f"{path}, entry {index} is not {FORM} with targets of {known} ({fault}): {str(entry)[:100]}"
-            ) from None
-    return np.array(paths), targets, boxes
+            paths.append(os.fsencode(entry["img_path"]))
+            if not 0 < len(paths[-1]) <= MAX_PATH_BYTES:
+                raise ValueError("img_path is empty or too long")
+            if has_boxes:
+                boxes[index] = check_box(entry["bbox"])
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            reason = f"{type(error).__name__} {str(error)[:50]}"
+            form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
+            raise UserError(f"{path}, entry {index} is not {form} ({reason}): {str(entry)[:100]}") from None
+    return Labels(np.array(paths), targets, boxes)
 
 
-def checked_box(box: list[int]) -> list[int]:
-    """Return a box [x, y, w, h] of whole pixels; ValueError where it is none."""
+def check_box(box: list[int]) -> list[int]:
+    """Return a box x, y, w, h; raise ValueError if it is not in whole pixels or has no area."""
     x, y, w, h = box
     if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
         raise ValueError(f"bbox {box}")
     return box
 
 
+def listed_file(folder: Path, name: str, source: Path) -> Path:
+    """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
+    if Path(name).anchor or ".." in Path(name).parts:
+        raise UserError(f"{source}: {name!r} leads out of {folder.name}/: download the original file again")
+    path = folder / name
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
+    return path
+
+
 def write_labels(folder: Path, classes: list[str], splits: dict[str, list[dict[str, Any]]]) -> None:
-    """Write the label files of all splits, {file name: entries}, and print how many images each class has."""
+    """Write a label file per split, {file name: entries}, and print the number of images of each class."""
     for name, entries in splits.items():
         write_json_list(folder / name, entries)
-        labels = sum(value == 1 for entry in entries for value in entry["target"])
-        print(f"{folder / name}: {len(entries)} images, {labels} labels")
+        num_labels = sum(value == 1 for entry in entries for value in entry["target"])
+        print(f"{folder / name}: {len(entries)} images, {num_labels} labels")
     width = max(len("images of"), *map(len, classes))
     print(f"{'images of':{width}}", *(f"{Path(name).stem:>18}" for name in splits))
     for c, class_name in enumerate(classes):

@@ -1,4 +1,4 @@
-"""The training loss."""
+"""The training losses."""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ from utils.datasets import IGNORED
 
 
 def bce_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the binary cross-entropy over all labels but the IGNORED, whose number is returned beside it.
+    """Sum the binary cross-entropy over the known labels; the paper's loss is its mean.
 
-    logits: (B, C) float32. targets: (B, C) of 0, 1 and IGNORED. The recipe's loss is the mean: their ratio.
+    logits: (B, C) float32. targets: (B, C) of 0, 1 and IGNORED. Returns the sum and the number of labels.
     """
-    counted = (targets != IGNORED).float()
-    loss = F.binary_cross_entropy_with_logits(logits, (targets == 1).float(), counted, reduction="sum")
-    return loss, counted.sum()
+    known = (targets != IGNORED).float()
+    loss = F.binary_cross_entropy_with_logits(logits, (targets == 1).float(), known, reduction="sum")
+    return loss, known.sum()
 
 
 def asl_loss(
@@ -22,17 +22,15 @@ def asl_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sum the asymmetric loss over the known labels (Ridnik et al., ICCV 2021, Eq. 7, with its values).
 
-    Logits and targets (B, C) as in `bce_loss`. Easy negatives count less, by the focus gamma_neg and by
-    lowering their probability p by clip: -(1-p)^gamma_pos log p for positives, -q^gamma_neg log(1-q) for
-    negatives, q = max(p - clip, 0). Returns the sum and the number of known labels.
+    It is -(1-p)^gamma_pos log p for positives and -q^gamma_neg log(1-q), q = max(p - clip, 0), for negatives,
+    p being the score, so that easy negatives count less. Arguments and results are those of `bce_loss`.
     """
     known = targets != IGNORED
-    logits, positive = logits.float(), targets == 1
+    logits = logits.float()
     p = logits.sigmoid()
     q = (p - clip).clamp(min=0)
-    loss = torch.where(
-        positive, -((1 - p) ** gamma_pos) * F.logsigmoid(logits), -(q**gamma_neg) * torch.log1p(-q)
-    )
+    positive_loss = -((1 - p) ** gamma_pos) * F.logsigmoid(logits)
+    loss = torch.where(targets == 1, positive_loss, -(q**gamma_neg) * torch.log1p(-q))
     return (loss * known).sum(), known.sum().float()
 
 

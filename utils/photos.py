@@ -1,4 +1,4 @@
-"""Images without labels: found in files, folders and patterns, and loaded in batches without the bad ones."""
+"""Find images without labels in files, folders and patterns, and load them in batches."""
 
 import glob
 import math
@@ -16,43 +16,44 @@ from utils.transforms import eval_transform, load_image
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
-    """Return the files that places name, each once: a file, all in a folder and those below it, or a pattern.
+    """Return the files that the places (files, folders or patterns) name, each file once.
 
-    Hidden files in folders are left out, and all in out_dir. Raises UserError for a place that names none.
+    Leaves out the hidden files in folders and the files in out_dir. Raises UserError if none is left.
     """
     found = []
     for place in places:
-        here = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
-        files = [file for path in here for file in (walk(path) if os.path.isdir(path) else [path])]
+        matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
+        files = [file for match in matches for file in files_below(match)]
         if not files:
-            raise UserError(f"--img_dir {place} names no file: there is none, or only hidden ones")
+            raise UserError(f"--img_dir {place} names no file, or only hidden ones")
         found += map(os.path.normpath, files)
-    ours = f"{os.path.abspath(out_dir)}{os.sep}" if out_dir else None
-    paths = [path for path in dict.fromkeys(found) if not ours or not os.path.abspath(path).startswith(ours)]
-    if not paths:
+    if out_dir:
+        prefix = f"{os.path.abspath(out_dir)}{os.sep}"
+        found = [path for path in found if not os.path.abspath(path).startswith(prefix)]
+    if not found:
         raise UserError(f"--out_dir {out_dir} holds the images themselves: name another folder")
-    return paths
+    return list(dict.fromkeys(found))
 
 
-def walk(folder: str) -> list[str]:
-    """Return the files in a folder and those below it, sorted, without the hidden ones."""
-    paths = (path for path in Path(folder).rglob("*") if path.is_file())
-    return sorted(str(p) for p in paths if not any(x.startswith(".") for x in p.relative_to(folder).parts))
+def files_below(path: str) -> list[str]:
+    """Return the visible files in a folder and its subfolders, sorted; for a file, return the file."""
+    if not os.path.isdir(path):
+        return [path]
+    files = (file for file in Path(path).rglob("*") if file.is_file())
+    return sorted(str(f) for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts))
 
 
 class Photos(Dataset):
-    """Image files, resized to a square; a file that is no image gives a message instead."""
+    """Image files, resized to squares of img_size; a file that cannot be read gives an error message."""
 
     def __init__(self, paths: list[str], img_size: int, max_pixels: float):
-        self.paths = paths
-        self.img_size = img_size
-        self.max_pixels = max_pixels
+        self.paths, self.img_size, self.max_pixels = paths, img_size, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        """Return the index, and the image (3, S, S) uint8 or why there is none."""
+        """Return the index and the image (3, S, S) uint8, or the index and an error message."""
         try:
             return index, eval_transform(load_image(self.paths[index], self.max_pixels), self.img_size)
         except UserError as error:
@@ -60,21 +61,16 @@ class Photos(Dataset):
 
 
 def collate(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, list[str]]:
-    """Return the indices of the good images, the images (B, 3, S, S), and a message for each bad one."""
-    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
-    faults = [fault for _, fault in samples if isinstance(fault, str)]
-    images = default_collate([image for _, image in good]) if good else torch.empty(0)
-    return [index for index, _ in good], images, faults
+    """Return the indices of the readable images, these images (B, 3, S, S), and the error messages."""
+    errors = [sample for _, sample in samples if isinstance(sample, str)]
+    readable = [(index, sample) for index, sample in samples if isinstance(sample, Tensor)]
+    images = default_collate([image for _, image in readable]) if readable else torch.empty(0)
+    return [index for index, _ in readable], images, errors
 
 
 def make_photo_loader(dataset: Photos, batch_size: int, num_workers: int) -> DataLoader:
-    """Batch photographs, in order."""
+    """Return a loader of batches in the order of the paths."""
+    options = {"collate_fn": collate, "worker_init_fn": interrupt.ignore_signals}
     workers = min(num_workers, math.ceil(len(dataset) / batch_size))
-    with warnings.catch_warnings(action="ignore"):  # of more workers than cores: that is the user's choice
-        return DataLoader(
-            dataset,
-            batch_size,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=interrupt.leave_to_parent,
-        )
+    with warnings.catch_warnings(action="ignore"):  # PyTorch warns of more workers than cores
+        return DataLoader(dataset, batch_size, num_workers=workers, **options)

@@ -3,44 +3,32 @@
 python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--year 2007|2012] [--download] [--verify]
 """
 
-import os
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # run as a script
-from utils.label_files import class_names, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+from utils.label_files import class_names, listed_file, write_labels
+from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.files import check_folder
 from utils.verify import add_verify_arguments, verify
 
-POSITIVE, DIFFICULT, ABSENT = 1, 0, -1
-# The label files of a year, for training and for evaluation, and the lists of images that each takes.
-YEARS = {
-    "2007": ({"trainval": ["train", "val"]}, {"test": ["test"]}),
-    "2012": ({"train": ["train"], "trainval": ["train", "val"]}, {"val": ["val"]}),
+POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
+# The image lists of each split. The first split is for training, the last one for evaluation.
+SPLITS = {
+    "2007": {"trainval": ["train", "val"], "test": ["test"]},
+    "2012": {"train": ["train"], "trainval": ["train", "val"], "val": ["val"]},
 }
 
 
 def main() -> None:
     parser = Parser(description="Make the label files of Pascal VOC, in data/voc07/ or data/voc12/.")
-    parser.add_argument(
-        "--data_path",
-        type=given_path,
-        default=Path("Dataset/VOCdevkit"),
-        help="the folder VOCdevkit, which holds VOC2007/ or VOC2012/ [default: %(default)s]",
-    )
-    parser.add_argument(
-        "--year",
-        choices=YEARS,
-        default="2007",
-        help="the test labels of 2012 are not public: its val is for evaluation [default: %(default)s]",
-    )
-    parser.add_argument(
-        "--download", action="store_true", help="first download it to --data_path (0.9 GB; 2012: 2 GB)"
-    )
+    default, contents = Path("Dataset/VOCdevkit"), "folder of VOC2007/ or VOC2012/"
+    parser.add_argument("--data_path", type=given_path, default=default, help=contents)
+    parser.add_argument("--year", choices=SPLITS, default="2007", help="2012 is evaluated on val")
+    parser.add_argument("--download", action="store_true", help="download it first (0.9 GB; 2012: 2 GB)")
     add_verify_arguments(parser)
     args = parser.parse_args()
 
@@ -50,32 +38,26 @@ def main() -> None:
         download(args.data_path, args.year)
     voc = args.data_path / f"VOC{args.year}"
     if not voc.is_dir():
-        raise UserError(
-            f"{voc} is missing: --data_path names the folder that holds {voc.name}/; --download fetches it"
-        )
+        raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
-    training, evaluation = YEARS[args.year]
-    splits = {split: read_split(voc, lists, classes) for split, lists in (training | evaluation).items()}
-    (train, *_), (test,) = training, evaluation
+    splits = {split: read_split(voc, lists, classes) for split, lists in SPLITS[args.year].items()}
+    train, *_, test = splits
     both = {entry["img_path"] for entry in splits[train]} & {entry["img_path"] for entry in splits[test]}
     if both:
         raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
-    verify(sum(splits.values(), []), args)
-    ignored = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
-    # In training, difficult objects alone count as absence.
-    for entry in (entry for split in training for entry in splits[split]):
+    verify(splits, args)
+    num_difficult = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
+    training_entries = [entry for split in splits if split != test for entry in splits[split]]
+    for entry in training_entries:  # here, a class with only difficult objects counts as absent
         entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
-
     write_labels(Path("data", name), classes, {f"{split}_{name}.json": splits[split] for split in splits})
-    print(f"no images left out; {ignored} {test} labels, with only difficult objects, count in no metric")
+    print(f"no images left out; {num_difficult} {test} labels with only difficult objects count in no metric")
 
 
 def download(data_path: Path, year: str) -> None:
-    """Fetch and unpack VOC by torchvision, which knows the checksums."""
+    """Download and unpack VOC with torchvision, which checks the checksums."""
     if data_path.name != "VOCdevkit":
-        raise UserError(
-            f"--download unpacks to a folder named VOCdevkit, so --data_path cannot be {data_path}"
-        )
+        raise UserError(f"--download needs a --data_path that ends in VOCdevkit, not {data_path}")
     from torchvision.datasets import VOCDetection
 
     for split in ("trainval", "test") if year == "2007" else ("trainval",):
@@ -85,54 +67,44 @@ def download(data_path: Path, year: str) -> None:
             raise UserError(f"cannot download VOC{year} {split} to {data_path}: {error}") from None
 
 
-def read_split(voc: Path, names: list[str], classes: list[str]) -> list[dict]:
-    """Return the label file entries of the images listed in ImageSets/Main/<name>.txt, sorted by image id."""
-    ids = sorted(
-        {image_id for name in names for image_id in read_ids(voc / "ImageSets" / "Main" / f"{name}.txt")}
-    )
-    present = set(os.listdir(voc / "JPEGImages"))
+def read_split(voc: Path, lists: list[str], classes: list[str]) -> list[dict]:
+    """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
+    list_paths = [voc / "ImageSets" / "Main" / f"{name}.txt" for name in lists]
+    sources = {image_id: path for path in list_paths for image_id in read_ids(path)}
     entries = []
-    for image_id in tqdm(ids, desc="+".join(names), unit="img", disable=None):
-        name = f"{image_id}.jpg"
-        image = voc / "JPEGImages" / name
-        if name not in present:
-            raise UserError(f"{image} is missing, though ImageSets/Main/ lists it: unpack the data set again")
-        target = read_target(voc / "Annotations" / f"{image_id}.xml", classes)
-        entries.append({"target": target, "img_path": image.as_posix()})
+    for image_id, source in tqdm(sorted(sources.items()), desc="+".join(lists), unit="img", disable=None):
+        image = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
+        annotation = listed_file(voc / "Annotations", f"{image_id}.xml", source)
+        entries.append({"target": read_target(annotation, classes), "img_path": image.as_posix()})
     return entries
 
 
-class WithoutEntities(ET.TreeBuilder):
-    """An XML tree without a document type, which VOC's lack, since entities can expand to gigabytes."""
-
-    def doctype(self, *declaration: str) -> None:
-        raise ValueError("it declares a document type, which annotations of VOC do not have")
-
-
 def read_ids(path: Path) -> list[str]:
-    """Read the image ids of a split, the first word of each line."""
+    """Return the image ids of a split: the first word of each line. Raises UserError if there are none."""
     try:
         ids = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file: unpack the data set again") from None
     if not ids:
         raise UserError(f"{path} lists no images: unpack the data set again")
-    for image_id in ids:
-        if Path(image_id).name != image_id:
-            raise UserError(f"{path}: the image id {image_id!r} leads out of JPEGImages/: it is not VOC's")
     return ids
 
 
-def read_target(path: Path, classes: list[str]) -> list[int]:
-    """Read the target of an annotation: POSITIVE for any object not difficult, else DIFFICULT or ABSENT.
+class TreeWithoutDoctype(ET.TreeBuilder):
+    """Builds an XML tree but refuses a document type: VOC has none, and its entities can fill the memory."""
 
-    Raises UserError where the XML is malformed or names another class.
+    def doctype(self, *declaration: str) -> None:
+        raise ValueError("it declares a document type, which VOC annotations do not have")
+
+
+def read_target(path: Path, classes: list[str]) -> list[int]:
+    """Return the target (C) of an annotation: POSITIVE, ABSENT, or DIFFICULT if all its objects are.
+
+    Raises UserError if the XML is malformed or names a class that is not in `classes`.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing, though its image is listed: unpack the data set again")
     try:
-        root = ET.parse(path, ET.XMLParser(target=WithoutEntities())).getroot()
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat does not know
+        root = ET.parse(path, ET.XMLParser(target=TreeWithoutDoctype())).getroot()
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat cannot read
         raise UserError(f"{path} is not valid XML: {error}") from None
     if root.tag != "annotation":
         raise UserError(f"{path} is not a VOC annotation: it holds <{root.tag}>, not <annotation>")
@@ -150,4 +122,4 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

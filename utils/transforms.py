@@ -1,4 +1,4 @@
-"""From an image file to the uint8 tensor that a network is given: Pillow's pixels, at twice its speed."""
+"""Load image files and turn them into uint8 tensors for the network."""
 
 import math
 import os
@@ -19,51 +19,48 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow decodes the sam
     decode_jpeg = None
 
 Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
-# Of what Pillow reads, the formats that are pictures and no programs, as PostScript is.
+# Pillow also reads formats that are programs, such as PostScript, and starts an interpreter for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 
 
 def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
-    """Decode an image, the first one of an animation, to RGB, uint8 (3, H, W).
+    """Decode an image, or the first picture of an animation, to RGB, uint8 (3, H, W).
 
-    Pixels are those of Pillow's convert("RGB"): alpha is dropped, EXIF orientation not applied and 16-bit
-    grey clipped to 8 bits.
-    Raises UserError, naming the file, if it is missing, damaged or has more than max_pixels.
+    The pixels are those of Pillow's convert("RGB"): alpha is dropped, EXIF orientation is not applied and
+    16-bit grey is clipped to 8 bits. Raises UserError if the file is missing, damaged or above max_pixels.
     """
     if not os.path.isfile(path):
-        raise UserError(
-            f"{path} is {'a folder or a device, no image' if os.path.exists(path) else 'missing'}"
-        )
+        raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     try:
-        # Decoders warn of what they can mend. The header alone is read here.
+        # Decoders warn about damage that they can repair. Opening reads only the header.
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-            # A TIFF is decoded by whole tiles, which may be larger than the image.
-            width, height = (max(n, tile) for n, tile in zip(image.size, tile_size(image)))
-            if width * height > max_pixels:
-                size = f"its {width} x {height} pixels are above --max_pixels {max_pixels}"
-                raise UserError(f"{path}: {size}: give a larger limit if you trust it, or leave it out")
+            check_size(path, image, max_pixels)
             if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
-                # libjpeg-turbo, as in Pillow, without the way through Pillow's own image: a quarter faster.
+                # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
                 return decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except (OSError, ValueError, SyntaxError, RuntimeError, TypeError, struct.error) as error:
         if "t allocate memory" in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        reason = reason.split(", ", 2)[-1] if reason.startswith("decode_jpeg") else reason  # a place in C++
-        raise UserError(
-            f"{path} cannot be read as an image ({reason}): replace it, or leave it out"
-        ) from None
+        if reason.startswith("decode_jpeg"):  # the message starts with a place in C++ code
+            reason = reason.split(", ", 2)[-1]
+        fault = f"{path} cannot be read as an image ({reason})"
+        raise UserError(f"{fault}: replace it, or leave it out") from None
 
 
-def tile_size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and height of a TIFF's tiles or strips, (0, 0) for other formats."""
+def check_size(path: str, image: Image.Image, max_pixels: float) -> None:
+    """Raise UserError if an image, or a tile of a TIFF, which is decoded whole, is above max_pixels."""
     tags = getattr(image, "tag_v2", {})
-    return int(tags.get(322, 0)), int(tags.get(323, 0))
+    width, height = max(image.width, int(tags.get(322, 0))), max(image.height, int(tags.get(323, 0)))
+    if width * height > max_pixels:
+        size = f"its {width} x {height} pixels are above --max_pixels {max_pixels}"
+        raise UserError(f"{path}: {size}: give a larger limit if you trust the file, or leave it out")
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw a box (left, top, right, bottom) as RandomResizedCrop does: scale 0.7-1, ratio 3/4-4/3."""
+    # RandomResizedCrop draws from torch's global state, but a sample must depend on seed, epoch, index alone.
     for _ in range(10):
         area = width * height * rng.uniform(0.7, 1)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -71,14 +68,14 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.integers(width - w, endpoint=True), rng.integers(height - h, endpoint=True)
             return left, top, left + w, top + h
-    # No box fitted, so the image is long: take its middle, at the allowed ratio nearest to its own.
+    # No box fits a long image, so take its middle at the nearest allowed ratio.
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
 def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bool = True) -> Tensor:
-    """Crop, if asked to, resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
+    """Crop (if crop), resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
     if crop:
         left, top, right, bottom = random_crop(image.shape[2], image.shape[1], rng)
         image = image[:, top:bottom, left:right]
@@ -87,11 +84,11 @@ def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bo
 
 
 def eval_transform(image: Tensor, size: int) -> Tensor:
-    """Resize an image (3, H, W) to a square, whatever its aspect ratio; returns uint8 (3, size, size).
+    """Resize an image (3, H, W) to a square, ignoring its aspect ratio; returns uint8 (3, size, size).
 
-    Bilinear with antialiasing, as Pillow's resize: more than 95 % of the values are the same and the rest are
-    off by 1, but for one in tens of millions, off by 2.
+    Compared with Pillow's bilinear resize (antialiased too), most values are the same, almost all others
+    differ by 1, and about one value in tens of millions differs by 2.
     """
-    # A batch of one whose strides say channels_last, as its pixels lie in memory: the vectorised kernel.
+    # Strides in channels_last order select PyTorch's vectorised kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]

@@ -3,6 +3,7 @@
 python tests/stress/torture.py --fuzz 1000
 """
 
+import argparse
 import contextlib
 import copy
 import io
@@ -25,13 +26,11 @@ import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc
-from utils.checkpoint import load_checkpoint
-from utils.datasets import DATASETS
-from utils.evaluation import evaluate, read_scores
+from utils.evaluation import evaluate
 from utils.label_files import check_names, class_names, read_labels
-from utils.resume import Position, restore_run
+from utils.run import Run
 from utils.runtime import cli
-from utils.runtime.distributed import WORLD_SIZE
+from utils.scores import read_scores
 from utils.transforms import load_image
 
 HANG = 20  # seconds after which a parser counts as hanging
@@ -119,17 +118,15 @@ def read_csv(path: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
-    args = call_with(["val.py", "--dataset", "shapes", "--load_from", str(path)], val.parse_args)
-    val.build_model(args, load_checkpoint(path), class_names("shapes"), DATASETS["shapes"])
+    val.load_checked_model(
+        call_with(["val.py", "--dataset", "shapes", "--load_from", str(path)], val.parse_args)
+    )
 
 
 def read_run(path: Path) -> None:
     """Read last.pth as main.py --resume does, for a small network in place of a ResNet."""
-    call_with(["main.py", "--resume", "--output_dir", str(path.parent)], main.parse_args)
-    model, optimizer = small_network()
-    restore_run(
-        path.parent, class_names("shapes"), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
-    )
+    args, saved = call_with(["main.py", "--resume", "--output_dir", str(path.parent)], main.parse_args)
+    small_run(args).restore(saved, steps_per_epoch=10)
 
 
 def call_with(words: list[str], parse: Callable) -> Any:
@@ -141,33 +138,25 @@ def call_with(words: list[str], parse: Callable) -> Any:
         sys.argv = before
 
 
-def small_network() -> tuple[nn.Module, torch.optim.SGD]:
+def small_run(args: argparse.Namespace) -> Run:
+    """Return a run of a small network in place of a ResNet."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return model, optimizer
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Run(args, class_names("shapes"), model, optimizer, scaler, epoch=1, step=2, seconds=1.0)
 
 
 def good_run() -> dict[str, Any]:
     """Return what main.py writes as last.pth, but for its network's size."""
-    model, optimizer = small_network()
-    args = vars(call_with(["main.py", "--dataset", "shapes", "--device", "cpu"], main.parse_args))
-    classes = class_names("shapes")
+    args, _ = call_with(["main.py", "--dataset", "shapes", "--device", "cpu"], main.parse_args)
+    run = small_run(args)
+    run.totals += torch.tensor([0.5, 16.0])
     metrics = evaluate(torch.rand(4, 8, generator=torch.manual_seed(0)).numpy(), [[1, 0] * 4] * 4)
-    record = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
-    return {
-        "model": model.state_dict(),
-        "config": {key: value for key, value in args.items() if key != "output_dir"}
-        | {"processes": WORLD_SIZE},
-        "classes": classes,
-        "record": record,
-        "optimizer": optimizer.state_dict(),
-        "scaler": {},
-        "buffers": [list(model.buffers())],
-        "position": vars(Position(1, 2, 0.5, 16.0, 1.0)),
-        "best": record,
-    }
+    run.record = run.best = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
+    del run.config["output_dir"]
+    return run.contents() | run.resume_state()
 
 
 def good_checkpoint() -> dict[str, Any]:
@@ -311,7 +300,7 @@ def check(parser: Parser, folder: Path, content: bytes) -> bool:
     status, start = 0, time.monotonic()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run(lambda: parser.parse(path))
+            cli.run_script(lambda: parser.parse(path))
         except SystemExit as end:
             status = end.code
     err.seek(0)

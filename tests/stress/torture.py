@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
 from utils.checkpoint import load_checkpoint
-from utils.runtime.cli import Parser, UserError, number, run
+from utils.runtime.cli import Parser, UserError, number, run_script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Saved at every step; on one thread, so that sums are the same whatever else the machine does.
@@ -161,4 +161,4 @@ def compare(undisturbed: Path, tortured: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

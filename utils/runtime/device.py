@@ -1,4 +1,4 @@
-"""The device that a command runs on, the precision it computes in, and how both are made fast."""
+"""The device and the precision that a command computes in."""
 
 import ctypes
 import os
@@ -14,18 +14,18 @@ from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, amp: str = "off") -> torch.device:
-    """Return the named device, or for auto the first of CUDA, MPS and CPU, set up to run fast.
+def choose_device(name: str, amp: str = "off", compiles: bool = False) -> torch.device:
+    """Return the named device, or for "auto" the first of CUDA, MPS and CPU, set up to run fast.
 
-    Of several processes each gets a GPU of its own. Raises UserError if the device is not there or cannot
-    compute in `amp`, a key of AMP_DTYPES.
+    Each process gets a GPU of its own. amp: a key of AMP_DTYPES. compiles: whether torch.compile is used.
+    Raises UserError if the device is missing or cannot do what is asked.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device in there if there[device])
+        name = next(device for device in available if available[device])
         if name == "cpu":
             print("No GPU found: running on the CPU.")
-    if not there[name]:
+    if not available[name]:
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or cpu")
     if amp != "off" and name != "cuda":
         raise UserError(f"--amp {amp} needs a CUDA GPU, and this runs on {name}: leave it out")
@@ -35,38 +35,31 @@ def choose_device(name: str, amp: str = "off") -> torch.device:
         return choose_gpu(amp)
     if name == "cpu":
         keep_freed_memory()
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if compiles and shutil.which(shlex.split(compiler)[0]) is None:
+            raise UserError(
+                f"--compile needs the C++ compiler {compiler}: install it, or leave --compile out"
+            )
     return torch.device(name)
 
 
 def choose_gpu(amp: str) -> torch.device:
-    """Return the GPU of this process: the first, unless torchrun started several processes."""
+    """Return the GPU of this process."""
     if torch.cuda.device_count() <= LOCAL_RANK:
-        raise UserError(
-            f"torchrun started more processes than this machine has GPUs ({torch.cuda.device_count()}): "
-            "lower --nproc_per_node, or use --device cpu"
-        )
-    device = torch.device("cuda", LOCAL_RANK) if WORLD_SIZE > 1 else torch.device("cuda")
+        gpus = f"this machine has {torch.cuda.device_count()} GPUs and torchrun started more processes"
+        raise UserError(f"{gpus}: lower --nproc_per_node, or use --device cpu")
     torch.cuda.set_device(LOCAL_RANK)
     if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-    return device
+    return torch.device("cuda", LOCAL_RANK) if WORLD_SIZE > 1 else torch.device("cuda")
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that is freed, where it would return and page in anew gigabytes a step."""
+    """Make glibc keep freed memory; by default it returns gigabytes per step and pages them in again."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile would find no compiler for the CPU."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and shutil.which(shlex.split(compiler)[0]) is None:
-        raise UserError(
-            f"--compile needs a C++ compiler, and {compiler} is not there: install it, or leave --compile out"
-        )
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

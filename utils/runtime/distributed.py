@@ -1,4 +1,4 @@
-"""Many processes, one per GPU: torchrun starts them and puts each one's rank into the environment."""
+"""Many processes, one per GPU, as torchrun starts them; with one process every function here is trivial."""
 
 import os
 import warnings
@@ -16,37 +16,36 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started: through nccl where each has a GPU, else through gloo."""
+    """Join the processes that torchrun started, through nccl on GPUs and through gloo on CPUs."""
     if WORLD_SIZE > 1:
         gpu = device.type == "cuda"
-        # With gloo besides nccl, what is on the CPU need not wait for the GPU.
+        # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
 
 
 def disconnect() -> None:
-    """Part from the other processes, at the end of a command."""
+    """Leave the group of processes, at the end of a command."""
     if WORLD_SIZE > 1:
         dist.destroy_process_group()
 
 
-def first_process_first(action: Callable[[], Any]) -> Any:
-    """Call an action that leaves a file behind: first in one process of each machine, then in the others."""
-    result = action() if LOCAL_RANK == 0 else None
+def barrier() -> None:
+    """Wait for all processes."""
     if WORLD_SIZE > 1:
         dist.barrier()
-    return result if LOCAL_RANK == 0 else action()
 
 
-def parallel(model: nn.Module) -> nn.Module:
-    """Return the model whose backward averages gradients over the processes.
+def broadcast(value: Any) -> Any:
+    """Return the first process's value to all processes."""
+    values = [value]
+    if WORLD_SIZE > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
-    Batch-norm statistics are each process's own while training: see `average_buffers`.
-    """
-    if WORLD_SIZE == 1:
-        return model
-    with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers to a name that 2.11 does not know
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set in any process."""
+    return bool(average(torch.tensor(float(flag))) > 0)
 
 
 def average(tensor: Tensor) -> Tensor:
@@ -58,22 +57,35 @@ def average(tensor: Tensor) -> Tensor:
     return total / WORLD_SIZE
 
 
-def any_process(flag: bool) -> bool:
-    """Tell every process whether the flag is set in any of them."""
-    return bool(average(torch.tensor(float(flag))) > 0)
+def gather(value: Any) -> list:
+    """Return the values of all processes, ordered by rank, to each of them."""
+    values = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def first_process_first(action: Callable[[], Any]) -> Any:
+    """Call an action that leaves a file behind in the first process of each machine, then in the others."""
+    result = action() if LOCAL_RANK == 0 else None
+    barrier()
+    return result if LOCAL_RANK == 0 else action()
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Return the model as one whose backward averages gradients over the processes.
+
+    In training each process keeps batch-norm statistics of its own: see `average_buffers`.
+    """
+    if WORLD_SIZE == 1:
+        return model
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        # torch 2.14 renames broadcast_buffers to a name that torch 2.11 does not have.
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def average_buffers(model: nn.Module) -> None:
-    """Average the batch-norm statistics over the processes, so that all evaluate and save one model."""
+    """Average the batch-norm statistics over the processes, so that all evaluate and save the same model."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            buffer.copy_(average(buffer.double()))  # exact where all are equal, as after a resume
-
-
-def gather(value: Any) -> list:
-    """Return the values of all processes, by rank, to each of them."""
-    values = [value]
-    if WORLD_SIZE > 1:
-        values = [None] * WORLD_SIZE
-        dist.all_gather_object(values, value)
-    return values
+            buffer.copy_(average(buffer.double()))  # float64 keeps equal values equal, as after a resume

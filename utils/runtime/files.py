@@ -1,4 +1,4 @@
-"""Reading JSON with errors that name the file, and writing files whole or not at all."""
+"""Reading JSON with errors that name the file, and writing files completely or not at all."""
 
 import json
 import math
@@ -13,16 +13,16 @@ from utils.runtime.cli import UserError
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Check that a folder, there or yet to be made, takes files; UserError, naming `option`, if not."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    """Raise UserError, naming `option`, if a folder that exists or will be made cannot be written to."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
 
 
 def check_file(path: Path, option: str) -> None:
-    """Check that a file can be written; UserError, naming `option`, if not."""
+    """Raise UserError, naming `option`, if a file cannot be written."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
     check_folder(path.parent, option)
@@ -30,12 +30,13 @@ def check_file(path: Path, option: str) -> None:
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that replaces the one at `path` only when complete; UserError if it cannot be written."""
-    path = Path(os.path.realpath(path))  # a link stays a link
+    """Open a file that replaces `path` only once it is complete; UserError if it cannot be written."""
+    path = Path(os.path.realpath(path))  # write through a link
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}  # names of any bytes
+        # surrogateescape: file names may hold any bytes.
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
         with open(part, mode, **text) as file:
             yield file
             file.flush()
@@ -48,15 +49,15 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
 
 
 def write_json_list(path: Path, entries: Iterable[Any]) -> None:
-    """Write a JSON list with an entry a line."""
+    """Write a JSON list with one entry per line."""
     with whole_file(path) as file:
         file.write("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError where it is missing or malformed."""
+    """Read a JSON file; UserError if it is malformed."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file")
+        raise UserError(f"{path} is not a regular file")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
@@ -64,10 +65,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def plain(value: Any) -> Any:
-    """Return nested dicts and lists with every NaN as None: JSON has no NaN."""
+def nan_to_none(value: Any) -> Any:
+    """Return nested dicts and lists with None for every NaN, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
+        return {key: nan_to_none(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [plain(v) for v in value]
+        return [nan_to_none(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value

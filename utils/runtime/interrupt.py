@@ -1,4 +1,4 @@
-"""Asking a run to stop: a signal is noted, and the run stops where nothing is lost."""
+"""Signals that ask a command to stop: noted when they arrive, obeyed where nothing is lost."""
 
 import contextlib
 import functools
@@ -16,33 +16,30 @@ received: list[int] = []
 
 @contextlib.contextmanager
 def listening(answer: str) -> Iterator[None]:
-    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted and answered; a second one ends the process.
+    """Inside the block, note and answer the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process.
 
-    Of several processes, which torchrun tells again what the system told them already, a second one does not.
+    Under torchrun, which forwards the signal again, a repeat is ignored.
     """
     before = {number: signal.signal(number, functools.partial(note, answer)) for number in SIGNALS}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     try:
         yield
     except (Interrupted, UserError, OSError):
         raise
     except Exception:
-        restore()
-        if received and WORLD_SIZE > 1:  # the others are gone: there is no step to finish
-            signal.raise_signal(received.pop())
+        if received and WORLD_SIZE > 1:  # the other processes are gone, so this step cannot finish
+            signal.signal(received[0], before[received[0]])
+            signal.raise_signal(received[0])
         raise
     finally:
         received.clear()
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note(answer: str, number: int, frame: object) -> None:
+    """Handle a signal."""
     if not received and RANK == 0:
-        with contextlib.suppress(OSError):  # whoever read it may have had the same signal
+        with contextlib.suppress(OSError):  # the reader of stderr may have ended at the same signal
             os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
     received.append(number)
     if WORLD_SIZE == 1:
@@ -52,23 +49,22 @@ def note(answer: str, number: int, frame: object) -> None:
 
 
 def asked_anywhere() -> bool:
-    """Tell all processes, each of which must ask, whether a signal was noted in any."""
+    """Return whether any process received a signal; all processes must call this."""
     return any_process(bool(received))
 
 
 def stop_if_asked() -> None:
-    """Raise Interrupted if a signal was noted in this process."""
+    """Raise Interrupted if this process received a signal."""
     if received:
         stop()
 
 
 def stop() -> NoReturn:
-    """Raise Interrupted, for the signal that was noted in any process."""
-    # SIGUSR1 is how schedulers announce their SIGTERM.
+    """Raise Interrupted with the exit status of the signal; a scheduler's SIGUSR1 announces a SIGTERM."""
     raise Interrupted(130 if signal.SIGINT in received else 143)
 
 
-def leave_to_parent(worker: int) -> None:
-    """Have a loader's worker ignore the signals that terminals and schedulers send to it as to its parent."""
+def ignore_signals(worker: int) -> None:
+    """Make a DataLoader worker ignore the signals; terminals and schedulers send them to its parent too."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,37 @@
+"""What all networks share: images in, a feature map between, logits out."""
+
+from torch import Tensor, nn
+
+from pipeline.csra import MHA, AveragePooling
+
+
+class Network(nn.Module):
+    """Base of the networks: images (B, 3, H, W) in [0, 1] -> logits (B, C), by `features` and `classifier`.
+
+    mean, std: pixels are normalised to (pixel - mean) / std; the state dict does not hold them.
+    """
+
+    mean, std = 0.0, 1.0
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to the last feature map (B, D, h, w)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""
+        return self.classifier(self.features(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise pixels, which most data sets leave in [0, 1]."""
+        return images if (self.mean, self.std) == (0, 1) else (images - self.mean) / self.std
+
+    def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict with this network's names and sizes, given one that uses another library's."""
+        return state_dict
+
+
+def make_classifier(num_heads: int, lam: float, input_dim: int, num_classes: int) -> MHA | AveragePooling:
+    """Return a CSRA classifier, or average pooling for num_heads = 0."""
+    if num_heads == 0:
+        return AveragePooling(lam, input_dim, num_classes)
+    return MHA(num_heads, lam, input_dim, num_classes)

@@ -1,0 +1,39 @@
+"""A run's log.jsonl: one line of JSON for each epoch."""
+
+import json
+from pathlib import Path
+
+from utils.runtime.cli import UserError
+from utils.runtime.files import nan_to_none, whole_file
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the lines of a run's log.jsonl, [] if it is missing; UserError if one is malformed."""
+    path = folder / "log.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line.decode("utf-8-sig")))
+            if not isinstance(records[-1]["epoch"], int):
+                raise TypeError("its epoch is not a whole number")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{path}, line {number} is not the record of an epoch ({fault}): delete the line"
+            ) from None
+    return records
+
+
+def log_epoch(folder: Path, record: dict) -> None:
+    """Append an epoch to log.jsonl, which is rewritten completely, and print its summary."""
+    # After an interruption the same epoch may come again.
+    earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
+    with whole_file(folder / "log.jsonl") as file:
+        file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])
+    rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
+    print(
+        f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "
+        f"lr {rates}  {record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s",
+        flush=True,
+    )

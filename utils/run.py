@@ -1,0 +1,317 @@
+"""A training run: its folder, where it stands, and how it is saved and resumed."""
+
+import argparse
+import contextlib
+import itertools
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from utils.checkpoint import first_not_finite, is_plain_tensor, load_checkpoint, load_weights, save_checkpoint
+from utils.evaluation import format_report
+from utils.log import log_epoch, read_log
+from utils.runtime import distributed, interrupt
+from utils.runtime.cli import Interrupted, Parser, UserError
+from utils.runtime.distributed import RANK, WORLD_SIZE
+from utils.runtime.files import check_folder
+
+RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth")
+# Options of the command, not of the run; and options that may change at a resume.
+COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
+FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
+
+
+@dataclass
+class Run:
+    """A training run: what it trains, where it stands, and the folder that it saves itself to.
+
+    epoch: epochs done. step: steps done of the next epoch. seconds: the time these steps took.
+    record: the last line of the log. best: the line of the log with the highest mAP.
+    """
+
+    args: argparse.Namespace
+    classes: list[str]
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None = None
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    record: dict | None = None
+    best: dict | None = None
+
+    def __post_init__(self) -> None:
+        # Sum of the losses and number of labels in the steps of this epoch, on the device.
+        self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
+        self.started = time.perf_counter()
+        self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        self.config["processes"] = WORLD_SIZE
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The network to evaluate: the moving average, if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def open_folder(self) -> None:
+        """Make the folder of a new run, or check the log of a resumed one."""
+        folder = self.args.output_dir
+        if RANK == 0:
+            if self.args.resume:
+                read_log(folder)
+            else:
+                folder = make_folder(self.args)
+            for part in (part for file in RUN_FILES for part in folder.glob(f".{file}.*.part")):
+                part.unlink(missing_ok=True)  # a killed run was writing it
+        self.folder = distributed.broadcast(folder)
+        print(f"writing to {self.folder}", flush=True)
+        if self.epoch >= self.args.total_epoch:
+            print(f"this run is finished: its {self.epoch} epochs are done")
+        # --overwrite removes the earlier run only when this one has something to put in its place.
+        self.replaced = [self.folder / file for file in RUN_FILES] if self.args.overwrite else []
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside the block, a signal makes the run finish its step, save, and say how to resume."""
+        try:
+            with interrupt.listening("finishing the step, then saving"):
+                yield
+        except Interrupted:
+            launcher = "python" if WORLD_SIZE == 1 else "torchrun, as before, and"
+            command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
+            where = f"step {self.step} of epoch {self.epoch + 1}"
+            with contextlib.suppress(OSError):  # the reader of stdout may have ended at the same signal
+                print(f"stopped at {where}; resume with: {launcher} {command}", flush=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # if the run has saved something
+                self.folder.rmdir()
+
+    def add_step(self, loss_sum: Tensor, num_labels: Tensor) -> None:
+        """Count a step, without waiting for the GPU."""
+        self.totals += torch.stack([loss_sum.detach(), num_labels])
+        self.step += 1
+        self.seconds = time.perf_counter() - self.started
+
+    def mean_loss(self) -> float:
+        """Return the mean loss per label of this epoch so far; UserError if it is not finite."""
+        loss_sum, num_labels = distributed.average(self.totals).tolist()
+        if not math.isfinite(loss_sum):
+            raise self.diverged(f"the loss became {loss_sum}")
+        return loss_sum / num_labels if num_labels else 0.0
+
+    def diverged(self, what: str) -> UserError:
+        """Return the error that says what diverged, what to try, and which files are still good."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        where = f"{what} by step {self.step} of epoch {self.epoch + 1}, at lr {lr:.2g}"
+        advice = f"start again with a lower --lr than {self.args.lr:g}"
+        if self.args.amp == "fp16":
+            advice += " or with --amp bf16"
+        elif self.epoch == self.args.warmup_epoch == 0:
+            advice += " or without --warmup_epoch 0"
+        saved = " and ".join(file for file in ("best.pth", "last.pth") if (self.folder / file).exists())
+        return UserError(f"{where}: {advice}{f'; {saved} there are from before' if saved else ''}")
+
+    def print_step(self, steps_per_epoch: int) -> None:
+        """Print a line on the epoch so far."""
+        lr, speed = self.optimizer.param_groups[0]["lr"], self.step * self.args.batch_size / self.seconds
+        where = f"epoch {self.epoch + 1}/{self.args.total_epoch}  step {self.step}/{steps_per_epoch}"
+        print(f"{where}  loss {self.mean_loss():.4f}  lr {lr:.2g}  {speed:.1f} images/s", flush=True)
+
+    def finish_epoch(self, metrics: dict, num_images: int) -> None:
+        """Log the epoch, write best.pth if it is the best one so far, and move on to the next."""
+        self.record = {
+            "epoch": self.epoch + 1,
+            "lr": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            "train_loss": self.mean_loss(),
+            **metrics,
+            "seconds": time.perf_counter() - self.started,
+            "images_per_second": num_images / self.seconds,
+        }
+        if self.best is None or self.record["mAP"] > self.best["mAP"]:
+            self.best = self.record
+            if RANK == 0:
+                save_checkpoint(self.folder / "best.pth", self.contents())
+        if RANK == 0:
+            log_epoch(self.folder, self.record)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.totals.zero_()
+        self.save()
+        self.started = time.perf_counter()
+
+    def report(self, positives: list[int]) -> str:
+        """Format the metrics of the best epoch; positives: the number of positive images of each class."""
+        metrics = format_report(self.best, self.classes, positives)
+        return f"best epoch: {self.best['epoch']} of {self.epoch}\n{metrics}"
+
+    def contents(self) -> dict[str, Any]:
+        """Return what best.pth and last.pth both hold; "raw" are the weights behind a moving average."""
+        raw = {"raw": self.model.state_dict()} if self.ema else {}
+        own = {"config": self.config, "classes": self.classes, "record": self.record}
+        return {"model": self.eval_model.state_dict()} | raw | own
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return what only last.pth holds, on top of `contents`."""
+        loss_sum, num_labels = distributed.average(self.totals).tolist()
+        position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
+        return {
+            "position": position | {"loss_sum": loss_sum, "labels": num_labels},
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            # Within an epoch each process has batch-norm statistics of its own.
+            "buffers": distributed.gather([buffer.cpu() for buffer in self.model.buffers()]),
+        }
+
+    def save(self) -> None:
+        """Write last.pth and keep the one before as previous.pth; UserError if training diverged."""
+        self.mean_loss()
+        if name := first_not_finite(self.model.state_dict()):
+            raise self.diverged(f"the weights of {name} became NaN or infinite")
+        state = self.resume_state()
+        if RANK == 0:
+            while self.replaced:
+                self.replaced.pop().unlink(missing_ok=True)
+            keep_previous(self.folder)
+            save_checkpoint(self.folder / "last.pth", self.contents() | state)
+        distributed.barrier()  # nobody goes on, or exits, before it is written
+
+    def restore(self, saved: dict[str, Any], steps_per_epoch: int) -> None:
+        """Take up what last.pth holds; UserError if it does not fit this run."""
+        source = f"{self.args.output_dir}/last.pth"
+        if saved["classes"] != self.classes:
+            raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
+        try:
+            load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
+            if self.ema:
+                load_weights(self.ema.module, saved["model"], source)
+                self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
+                self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
+            own = self.resume_state()
+            for key in ("position", "optimizer", "scaler", "buffers"):
+                check_like(saved[key], own[key])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            for buffer, value in zip(self.model.buffers(), saved["buffers"][RANK]):
+                buffer.copy_(value)
+            position = saved["position"]
+            self.epoch, self.step, self.seconds = (position[key] for key in ("epoch", "step", "seconds"))
+            self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
+            self.started = time.perf_counter() - self.seconds
+            self.record, self.best = saved["record"], saved["best"]
+            if self.epoch:
+                self.report([0] * len(self.classes))  # raises if `best` is malformed
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise UserError(f"{source} holds no run to resume ({fault}): start a new run") from None
+        if self.step > steps_per_epoch:
+            raise UserError(
+                f"{source} was saved with another number of steps per epoch than {steps_per_epoch}"
+            )
+
+
+def check_like(saved: Any, own: Any) -> None:
+    """Raise ValueError unless `saved` has the types, keys and shapes of `own`, and finite numbers."""
+    if isinstance(own, Tensor):
+        if not is_plain_tensor(saved) or saved.shape != own.shape or not saved.isfinite().all():
+            raise ValueError(f"expected finite numbers of shape {tuple(own.shape)}")
+    elif type(saved) is not type(own) or (isinstance(own, dict | list) and len(saved) != len(own)):
+        raise ValueError(f"expected {str(own):.50}, not {str(saved):.50}")
+    elif isinstance(own, dict | list):
+        for key in own if isinstance(own, dict) else range(len(own)):
+            check_like(saved[key], own[key])
+    elif isinstance(own, int | float) and not 0 <= saved < math.inf:
+        raise ValueError(f"expected a number of at least 0, not {saved}")
+
+
+def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
+    """Return the options of the run to resume; UserError if the command line changes one that matters."""
+    config = saved["config"]
+    # Options added since the run was saved take their defaults.
+    old = {k: config.get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
+    given = {name: value for name, value in old.items() if value is not None and value is not False}
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    args = parser.parse_args(words + sys.argv[1:])  # later options win
+    if config.get("processes") != WORLD_SIZE:
+        raise UserError(
+            f"it has {config.get('processes')} processes and cannot go on with {WORLD_SIZE}: "
+            "start it with torchrun as before"
+        )
+    changed = [
+        f"--{name} {getattr(args, name)} (it has {value})"
+        for name, value in old.items()
+        if name not in FREE_OPTIONS and str(getattr(args, name)) != str(value)
+    ]
+    if changed:
+        raise UserError(f"it cannot go on with {', '.join(changed)}: leave that out")
+    return args
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """Read last.pth of a run, or previous.pth if it is damaged; UserError if neither can be used."""
+    last, previous = folder / "last.pth", folder / "previous.pth"
+    if not last.exists() and not previous.exists():
+        raise UserError(f"--resume: {folder} holds no last.pth to resume; start the run without --resume")
+    try:
+        return load_resumable(last)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        checkpoint = load_resumable(previous)
+        if RANK == 0:
+            print(f"{error}; resuming from {previous}", file=sys.stderr)
+            if last.exists():  # set it aside, so that the next save does not keep it as previous.pth
+                last.rename(folder / "damaged.pth")
+        return checkpoint
+
+
+def load_resumable(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; UserError unless a run can be resumed from it."""
+    checkpoint = load_checkpoint(path)
+    if "position" not in checkpoint:
+        raise UserError(f"{path} holds no run to resume: main.py writes that to last.pth")
+    return checkpoint
+
+
+def keep_previous(folder: Path) -> None:
+    """Make last.pth available as previous.pth too; it stays complete at every moment."""
+    last, previous = folder / "last.pth", folder / "previous.pth"
+    if last.exists():
+        previous.unlink(missing_ok=True)
+        try:
+            previous.hardlink_to(last)
+        except OSError:  # the file system has no links
+            shutil.copyfile(last, previous)
+
+
+def check_run_folder(output_dir: Path | None, overwrite: bool) -> None:
+    """Raise UserError unless a new run can be written to output_dir, or to checkpoint/ if it is None."""
+    check_folder(output_dir or Path("checkpoint"), "--output_dir")
+    if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
+        raise UserError(
+            f"--output_dir {output_dir} holds a run: name another folder, --resume or --overwrite it"
+        )
+
+
+def make_folder(args: argparse.Namespace) -> Path:
+    """Make the folder of a new run: --output_dir, or checkpoint/<its options>, with -2, -3, … if taken."""
+    if args.output_dir:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        return args.output_dir
+    name = f"{args.dataset}_{args.model}_h{args.num_heads}_lam{args.lam:g}"
+    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        folder = Path("checkpoint", name + suffix)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)  # claims the name, also against a run that starts just now
+            return folder

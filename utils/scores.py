@@ -1,0 +1,53 @@
+"""Files of saved scores: one .npz file with the arrays scores, targets, ignore, names and paths."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from utils.runtime.cli import UserError
+from utils.runtime.files import whole_file
+
+
+def write_scores(
+    path: Path, scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray, names: list, paths: np.ndarray
+) -> None:
+    """Write scores, targets (0 or 1) and ignore (N, C), C names and paths (N,) of bytes to an .npz file."""
+    with whole_file(path, "wb") as file:
+        arrays = {"targets": targets.astype(np.int8), "ignore": ignore, "names": np.array(names)}
+        paths = np.char.decode(paths, "utf-8", "surrogateescape")
+        np.savez_compressed(file, scores=scores, **arrays, paths=paths)
+
+
+def read_scores(path: Path) -> dict:
+    """Read scores, targets, ignore (N, C), C names and N paths from a file; UserError if they do not fit."""
+    try:
+        if not (path.is_file() and zipfile.is_zipfile(path)):
+            raise ValueError("it is not an .npz file" if path.exists() else "there is no such file")
+        with np.load(path, allow_pickle=False) as file:  # a pickle could run code
+            scores, targets = file["scores"].astype(float), file["targets"]
+            ignore = file.get("ignore", np.zeros(targets.shape)).astype(bool)
+            check_inputs(scores, targets, ignore)
+            names = file.get("names", np.arange(scores.shape[1])).astype(str)
+            paths = file.get("paths", np.arange(len(scores))).astype(str)
+        if (paths.shape, names.shape) != (scores.shape[:1], scores.shape[1:]):
+            raise ValueError(f"scores are {scores.shape}, but names are {names.shape}, paths {paths.shape}")
+    except Exception as error:  # the type depends on the damage
+        needed = "must hold scores and targets (N, C) as val.py --save_scores writes them"
+        raise UserError(f"{path} {needed}: {error}") from None
+    names, paths = names.tolist(), paths.tolist()
+    return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
+
+
+def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> None:
+    """Raise ValueError unless the arrays have one shape (N, C), no score is NaN and targets are 0 or 1."""
+    if scores.ndim != 2 or not scores.shape == targets.shape == ignore.shape:
+        shapes = f"{scores.shape}, {targets.shape} and {ignore.shape}"
+        raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
+    if scores.size == 0:
+        raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
+    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if len(rows):
+        raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
+    if not ((targets == 0) | (targets == 1) | ignore).all():
+        raise ValueError("targets must be 0 or 1 where they are not ignored")
