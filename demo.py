@@ -135,22 +135,16 @@ def parse_args() -> argparse.Namespace:
     places = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=places)
     options.add_image_options(group, "as trained, else the data set's", "images per step")
-
     group = parser.add_argument_group("model")
     options.add_checkpoint_options(group)
-    dataset_help = (
-        "whose class names a released checkpoint has; one of main.py holds its own [default: voc07]"
-    )
-    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
+    names = "whose class names a released checkpoint has; one of main.py holds its own [default: voc07]"
+    group.add_argument("--dataset", metavar="NAME", help=names)
     options.add_tta(group)
-
     group = parser.add_argument_group("output")
-    threshold_help = "show classes with at least this score [default: 0.5]"
-    group.add_argument("--threshold", type=number(float, 0), help=threshold_help)
-    top_help = "show so many classes [default: all from the threshold on]"
-    group.add_argument("--top", type=number(int, 1), help=top_help)
-    heatmap_help = "draw where the model saw each class shown, and a sheet of all"
-    group.add_argument("--heatmap", action="store_true", help=heatmap_help)
+    least = "show classes with at least this score [default: 0.5]"
+    group.add_argument("--threshold", type=number(float, 0), help=least)
+    group.add_argument("--top", type=number(int, 1), help="show so many classes [default: by the threshold]")
+    group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder of the pictures")
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")

@@ -95,14 +95,13 @@ FORMATS = {".onnx": (write_onnx, check_onnx), ".pt2": (write_pt2, check_pt2)}
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
     options.add_checkpoint_options(parser)
-    out_help = "file to write, .onnx or .pt2"
-    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=out_help)
-    size_help = "side of the images, in pixels [default: as trained, else the data set's]"
-    parser.add_argument("--img_size", type=number(int, 33), help=size_help)
+    file, side = "file to write, .onnx or .pt2", "side in pixels [default: as trained, else the data set's]"
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=file)
+    parser.add_argument("--img_size", type=number(int, 33), help=side)
     parser.add_argument("--dynamic_batch", action="store_true", help="take batches of any size, not of one")
     parser.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
-    dataset_help = "whose class names a released checkpoint has [default: voc07]"
-    parser.add_argument("--dataset", metavar="NAME", help=dataset_help)
+    names = "whose class names a released checkpoint has [default: voc07]"
+    parser.add_argument("--dataset", metavar="NAME", help=names)
     args = parser.parse_args()
     if args.out.suffix not in FORMATS:
         raise UserError(f"--out {args.out}: name a file that ends in {' or '.join(FORMATS)}")

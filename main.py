@@ -141,52 +141,47 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     """Return the options and, with --resume, the checkpoint to resume from, whose options they are."""
-    own = "the data set's"
+    own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
-    options.add_data_options(parser, own, "images per step, of all processes together")
-
-    group = options.add_model_options(parser, own)
+    options.add_data_options(parser, "the data set's", "images per step, of all processes together")
+    group = options.add_model_options(parser, "the data set's")
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
-    lam_help = "weight lambda of the attention [default: 0.1, without heads 0]"
-    group.add_argument("--lam", type=number(float, 0), help=lam_help)
+    lam = "weight lambda of the attention [default: 0.1, without heads 0]"
+    group.add_argument("--lam", type=number(float, 0), help=lam)
+    start, file = f"backbone weights to start from {own}", "the same from a checkpoint, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
-    pretrained_help = f"backbone weights to start from [default: {own}]"
-    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=pretrained_help)
-    cutmix_help = "a checkpoint with backbone weights to start from, such as ResNet-101's trained with CutMix"
-    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=cutmix_help)
+    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=start)
+    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file)
 
     group = parser.add_argument_group("optimisation")
-    positive = number(float, 0, low_allowed=False)
-    group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train [default: {own}]")
+    group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
-    decay_help = f"epochs between tenfold drops of the learning rate [default: {own}]"
-    group.add_argument("--decay_step", type=number(int, 1), help=decay_help)
-    lr_help = "learning rate of the backbone; the classifier's is 10 times as high"
-    group.add_argument("--lr", type=positive, default=0.01, help=lr_help)
+    group.add_argument(
+        "--decay_step", type=number(int, 1), help=f"epochs between tenfold drops of the rate {own}"
+    )
+    rate = "learning rate of the backbone; the classifier's is 10 times as high"
+    group.add_argument("--lr", type=positive, default=0.01, help=rate)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
-    loss_help = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
-    group.add_argument("--loss", choices=LOSSES, default="bce", help=loss_help)
-    ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
-    group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema_help)
+    loss = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
+    group.add_argument("--loss", choices=LOSSES, default="bce", help=loss)
+    ema = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
+    group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema)
 
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument(
         "--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation"
     )
-    dir_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
-    group.add_argument("--output_dir", type=given_path, metavar="DIR", help=dir_help)
+    folder = "folder of the run [default: a new one in checkpoint/, named after the options]"
+    group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder)
     group.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    group.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output_dir, by its options"
-    )
-    save_help = "save every so many steps too [default: after each epoch and at a signal]"
-    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
-    print_help = "print the loss every so many steps"
-    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=print_help)
+    group.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
+    save = "save every so many steps too [default: after each epoch and at a signal]"
+    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save)
+    log = "print the loss every so many steps"
+    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log)
     parser.set_defaults(num_heads=1)
-
     args = parser.parse_args()
     if args.list_models:
         print("\n".join(MODELS))

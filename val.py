@@ -5,7 +5,6 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pipeline.network import Network
 from utils import options
-from utils.checkpoint import load_checkpoint, load_model
+from utils.checkpoint import load_model
 from utils.datasets import IGNORED, dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
@@ -21,7 +20,7 @@ from utils.label_files import class_names
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import check_file, nan_to_none, read_json, whole_file
+from utils.runtime.files import check_file, nan_to_none, whole_file
 from utils.scores import write_scores
 from utils.sweep import axis, format_sweep, sweep
 
@@ -73,8 +72,7 @@ def load_checked_model(args: argparse.Namespace) -> Network:
 
     Raises UserError if an option or the data set's classes differ from the checkpoint.
     """
-    checkpoint = load_checkpoint(args.load_from)
-    model = load_model(args.load_from, args.dataset, args.lam, args.img_size, checkpoint)
+    model = load_model(args.load_from, args.dataset, args.lam, args.img_size)
     held = {name: model.options[name] for name in ("model", "num_heads", "num_cls")}
     for name, value in held.items():
         if getattr(args, name) not in (None, value):
@@ -82,14 +80,11 @@ def load_checked_model(args: argparse.Namespace) -> Network:
             raise UserError(f"--{name} {getattr(args, name)}: {args.load_from} holds {found}; leave it out")
     names = class_names(dataset_spec(args.dataset).folder)
     if model.classes != names:
-        differ = next(
-            (f"{i} is {a}, not {b}" for i, (a, b) in enumerate(zip(model.classes, names), 1) if a != b), ""
-        )
-        raise UserError(
-            f"{args.load_from} holds {len(model.classes)} classes{differ and f' (class {differ})'}, "
-            f"--dataset {args.dataset} has {len(names)}: name the data set it was trained for"
-        )
-    if args.lam is None and not checkpoint["config"]:
+        pairs = zip(model.classes, names)
+        first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in enumerate(pairs, 1) if a != b), "")
+        counts = f"{len(model.classes)} classes{first}, --dataset {args.dataset} has {len(names)}"
+        raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
+    if args.lam is None and not model.config:
         print(
             f"{args.load_from} does not hold its lambda: using {model.options['lam']}, unless --lam is given"
         )
@@ -99,22 +94,15 @@ def load_checked_model(args: argparse.Namespace) -> Network:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise UserError for an output file that cannot be written or should not be replaced."""
-    if args.out:
-        check_file(args.out, "--out")
-        if args.out.exists() and not holds_metrics(args.out):
+    if args.save_scores and args.save_scores.suffix != ".npz":
+        raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
+    for option in ("out", "save_scores"):
+        if getattr(args, option):
+            check_file(getattr(args, option), f"--{option}")
+    if args.out and args.out.exists():
+        is_ours = args.out.is_file() and b'"mAP"' in args.out.read_bytes()[:100]
+        if not is_ours and args.out.stat().st_size:
             raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
-    if args.save_scores:
-        if args.save_scores.suffix != ".npz":
-            raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
-        check_file(args.save_scores, "--save_scores")
-
-
-def holds_metrics(path: Path) -> bool:
-    """Return whether val.py may replace a file: it is empty, or val.py wrote it."""
-    try:
-        return path.is_file() and (path.stat().st_size == 0 or "mAP" in read_json(path))
-    except (UserError, TypeError):
-        return False
 
 
 def parse_args() -> argparse.Namespace:
@@ -129,10 +117,10 @@ def parse_args() -> argparse.Namespace:
     options.add_tta(group)
     group = options.add_run_options(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
-    scores_help = "write scores and targets to this .npz file"
-    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=scores_help)
-    sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
-    group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
+    npz = "write scores and targets to this .npz file"
+    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=npz)
+    axes = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
+    group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=axes)
     args = parser.parse_args()
     if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
         raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")

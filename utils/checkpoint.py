@@ -18,7 +18,7 @@ from pipeline.models import build, read_architecture, torchvision_model
 from pipeline.network import Network
 from utils.datasets import DATASETS, DatasetSpec, dataset_spec
 from utils.label_files import class_names, is_line
-from utils.runtime.cli import UserError, blaming, number
+from utils.runtime.cli import UserError, blaming, number, parsing
 from utils.runtime.distributed import first_process_first
 from utils.runtime.files import whole_file
 
@@ -34,21 +34,17 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_model(
-    path: str | Path,
-    dataset: str | None = None,
-    lam: float | None = None,
-    img_size: int | None = None,
-    checkpoint: dict[str, Any] | None = None,
+    path: str | Path, dataset: str | None = None, lam: float | None = None, img_size: int | None = None
 ) -> Network:
     """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1].
 
-    The network has `classes`, its class names, and `options`: model, num_heads, num_cls, lam and img_size.
+    The network has `classes`, its class names, `options` (model, num_heads, num_cls, lam and img_size) and
+    `config`, the options of training, {} for a released file.
     dataset: what a released file, which does not say it, was trained on; None means voc07.
     lam, img_size: None means as trained, else 0.1 (0 for average pooling) and the data set's.
-    checkpoint: the content of the file, if it is already loaded.
     Raises UserError if the file holds no network of this project, or the data set has other classes.
     """
-    checkpoint = checkpoint or load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
     dataset = dataset or "voc07"
     spec = DATASETS.get(config.get("dataset", dataset), DatasetSpec(folder=""))
@@ -60,13 +56,12 @@ def load_model(
         model = build(**options)
         weights = model.adapt(weights)
     load_weights(model, weights, str(path))
-    model.mean, model.std, model.options = spec.mean, spec.std, options
+    model.mean, model.std = spec.mean, spec.std
+    model.options, model.config = options, config
     model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
     if len(model.classes) != options["num_cls"]:
-        raise UserError(
-            f"{path} holds {options['num_cls']} classes, --dataset {dataset} has {len(model.classes)}: "
-            "name the data set it was trained for"
-        )
+        counts = f"{options['num_cls']} classes, --dataset {dataset} has {len(model.classes)}"
+        raise UserError(f"{path} holds {counts}: name the data set it was trained for")
     return model.eval()
 
 
@@ -82,14 +77,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         fault = "is a folder or a device, not a checkpoint" if path.exists() else "is missing: no such file"
         raise UserError(f"{path} {fault}")
     check_intact(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual tensors, which are refused below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises almost anything, depending on the bytes
-        raise UserError(
-            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}): "
-            "it must be a state dict written by torch.save"
-        ) from None
+    fault = f"{path} is not a checkpoint that can be read safely: torch.save must have written it"
+    # torch.load warns of unusual tensors, which are refused below.
+    with parsing(fault), warnings.catch_warnings(action="ignore"):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     nested = (checkpoint.get(key) for key in ("model", "state_dict"))
@@ -105,26 +96,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def is_plain_tensor(value: Any) -> bool:
     """Return whether a value is a dense tensor of numbers in memory."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and value.dtype in DTYPES
-    )
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES:
+        return False
+    return (value.layout, value.device.type) == (torch.strided, "cpu")
 
 
 def check_own(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise UserError unless the options and class names beside the weights are of the right types."""
-    config, classes = checkpoint["config"], checkpoint["classes"]
-    if not isinstance(config, dict) or not all(
-        isinstance(v, str | int | float | None) for v in config.values()
-    ):
+    config, classes, option_type = checkpoint["config"], checkpoint["classes"], str | int | float | None
+    if not isinstance(config, dict) or not all(isinstance(v, option_type) for v in config.values()):
         raise UserError(f"{path} is damaged: its config holds no options")
     for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
-        try:
+        with parsing(f"{path} is damaged: the {option} of its config"):
             config[option] = parse(str(config.get(option)))
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) and is_line(name) for name in classes):
         raise UserError(f"{path} is damaged: its classes are not names")
 
@@ -134,23 +118,17 @@ def check_intact(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(500).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        raise UserError(
-            f"{path} is a web page, not a checkpoint: the download failed, for example with Google Drive's "
-            "warning or quota page; download it again in a browser"
-        )
-    try:
+        cause = "the download failed, as with Google Drive's quota page"
+        raise UserError(f"{path} is a web page, not a checkpoint: {cause}; download it again in a browser")
+    with parsing(f"{path} is damaged"):
         if not zipfile.is_zipfile(path):
             return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
         with zipfile.ZipFile(path) as file:
-            # A compressed file could expand to fill the memory; torch.save does not compress.
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
-            damaged = None if compressed else file.testzip()
-    except Exception as error:  # zipfile, too, raises almost anything
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-    if compressed:
-        raise UserError(f"{path} is a compressed archive: it must be a state dict written by torch.save")
-    if damaged:
-        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
+            # torch.save does not compress. A compressed file could expand to fill the memory.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise UserError(f"{path} is a compressed archive, not a file of torch.save")
+            if name := file.testzip():
+                raise UserError(f"{path} is damaged: the checksum of {name} in it is wrong")
 
 
 def load_weights(
@@ -211,7 +189,5 @@ def imagenet_weights(model_name: str) -> dict[str, Tensor]:
     except Exception as error:  # of the network, the file system or torch.load
         if cached.exists():
             raise UserError(f"{cached} is damaged: delete it, or use --pretrained none") from None
-        raise UserError(
-            f"cannot download ImageNet weights ({error}): put the file {weights.url} at {cached}, "
-            "or use --pretrained none"
-        ) from None
+        way_out = f"put the file {weights.url} at {cached}, or use --pretrained none"
+        raise UserError(f"cannot download ImageNet weights ({error}): {way_out}") from None

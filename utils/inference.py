@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from pipeline.csra import ResidualAttention, attended_scores
 from utils.datasets import IGNORED, to_float
 from utils.evaluation import evaluate
-from utils.runtime.cli import UserError
+from utils.runtime.cli import blaming
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
 from utils.runtime.interrupt import stop_if_asked
@@ -85,7 +85,5 @@ def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, a
 
 def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
     """Return the metrics of `evaluate` for scores and targets (N, C); UserError for NaN scores."""
-    try:
+    with blaming("the weights are damaged, or training needs a lower --lr"):
         return evaluate(scores, targets == 1, ignore=targets == IGNORED)
-    except ValueError as error:
-        raise UserError(f"{error}: the weights are damaged, or training needs a lower --lr") from None

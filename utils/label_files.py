@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import UserError, parsing
 from utils.runtime.files import read_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,21 +63,19 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
     targets = np.empty((len(entries), num_classes), dtype=np.int8)
     boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
     paths = []
+    form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
     for index, entry in enumerate(entries):
-        try:
-            target = entry["target"]
-            if len(target) != num_classes:
-                raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
-            targets[index] = [values[value] for value in target]
+        with parsing(f"{path}, entry {index} is not {form}: {str(entry):.100}"):
+            if len(entry["target"]) != num_classes:
+                raise UserError(
+                    f"{path}, entry {index}: {len(entry['target'])} targets for {num_classes} classes"
+                )
+            targets[index] = [values[value] for value in entry["target"]]
             paths.append(os.fsencode(entry["img_path"]))
             if not 0 < len(paths[-1]) <= MAX_PATH_BYTES:
                 raise ValueError("img_path is empty or too long")
             if has_boxes:
                 boxes[index] = check_box(entry["bbox"])
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            reason = f"{type(error).__name__} {str(error)[:50]}"
-            form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
-            raise UserError(f"{path}, entry {index} is not {form} ({reason}): {str(entry)[:100]}") from None
     return Labels(np.array(paths), targets, boxes)
 
 

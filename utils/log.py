@@ -3,25 +3,19 @@
 import json
 from pathlib import Path
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import parsing
 from utils.runtime.files import nan_to_none, whole_file
 
 
 def read_log(folder: Path) -> list[dict]:
     """Return the lines of a run's log.jsonl, [] if it is missing; UserError if one is malformed."""
     path = folder / "log.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
-    for number, line in enumerate(lines, start=1):
-        try:
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        with parsing(f"{path}, line {number} is not the record of an epoch: delete the line"):
             records.append(json.loads(line.decode("utf-8-sig")))
             if not isinstance(records[-1]["epoch"], int):
                 raise TypeError("its epoch is not a whole number")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            fault = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"{path}, line {number} is not the record of an epoch ({fault}): delete the line"
-            ) from None
     return records
 
 

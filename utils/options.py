@@ -16,7 +16,7 @@ def model_name(text: str) -> str:
     return text
 
 
-def add_data_options(parser: Parser, default: str, batch_help: str) -> argparse._ArgumentGroup:
+def add_data_options(parser: Parser, default: str, batch: str) -> argparse._ArgumentGroup:
     """Add the options on data, for main.py and val.py; `default` says where values left out come from."""
     names = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
     group = parser.add_argument_group("data")
@@ -24,52 +24,48 @@ def add_data_options(parser: Parser, default: str, batch_help: str) -> argparse.
     group.add_argument(
         "--num_cls", type=number(int, 1), help=f"number of classes, checked [default: {default}]"
     )
-    add_image_options(group, default, batch_help)
+    add_image_options(group, default, batch)
     return group
 
 
-def add_image_options(group: argparse._ArgumentGroup, default: str, batch_help: str) -> None:
-    """Add the options on images, for all commands that load them."""
+def add_image_options(group: argparse._ArgumentGroup, default: str, batch: str) -> None:
+    """Add the options on images, for all commands that load them; `batch` says what --batch_size counts."""
     # With 32 pixels the feature map is one place, and batch-norm cannot train on one image.
-    size_help = f"side of the square input, in pixels [default: {default}]"
-    group.add_argument("--img_size", type=number(int, 33), help=size_help)
-    group.add_argument("--batch_size", type=number(int, 1), default=16, help=batch_help)
-    workers_help = "processes that load images [default: one per CPU core, at most 8]"
+    group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")
+    group.add_argument("--batch_size", type=number(int, 1), default=16, help=batch)
+    workers = "processes that load images [default: one per CPU core, at most 8]"
     group.add_argument(
-        "--num_workers", type=number(int, 0, high=1000), default=default_workers(), help=workers_help
+        "--num_workers", type=number(int, 0, high=1000), default=default_workers(), help=workers
     )
     add_max_pixels(group)
 
 
 def add_model_options(parser: Parser, default: str) -> argparse._ArgumentGroup:
     """Add the options on the network, for main.py and val.py."""
-    group = parser.add_argument_group("model")
+    group, heads = parser.add_argument_group("model"), "attention heads; 0: average pooling"
     group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {default}]")
-    heads_help = "attention heads; 0: average pooling"
-    group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
+    group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads)
     return group
 
 
 def add_checkpoint_options(group: argparse._ActionsContainer) -> None:
     """Add the options on the checkpoint, for all commands that load one."""
     group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
-    lam_help = "weight lambda of the attention [default: as trained, else 0.1]"
-    group.add_argument("--lam", type=number(float, 0), help=lam_help)
+    lam = "weight lambda of the attention [default: as trained, else 0.1]"
+    group.add_argument("--lam", type=number(float, 0), help=lam)
 
 
 def add_tta(group: argparse._ActionsContainer) -> None:
-    """Add test-time augmentation."""
-    tta_help = "flip: the mean over image and mirror image"
-    group.add_argument("--tta", choices=["off", "flip"], default="off", help=tta_help)
+    """Add test-time augmentation, for val.py and demo.py."""
+    flip = "flip: the mean over image and mirror image"
+    group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)
 
 
 def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
     """Add the options on what computes, for all commands that run a network on many images."""
-    group = parser.add_argument_group("run")
-    devices = ["auto", "cpu", "cuda", "mps"]
+    group, devices = parser.add_argument_group("run"), ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
-    amp_help = "mixed precision, on CUDA GPUs; off: float32, as in the paper"
-    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp_help)
-    compile_help = "fuse the network with torch.compile: minutes once, then faster"
-    group.add_argument("--compile", action="store_true", help=compile_help)
+    amp = "mixed precision, on CUDA GPUs; off: float32, as in the paper"
+    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp)
+    group.add_argument("--compile", action="store_true", help="use torch.compile: minutes once, then faster")
     return group

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
 from utils.runtime.files import check_folder
 from utils.verify import add_verify_arguments, verify
 
@@ -48,7 +48,7 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
     for needed in (path, folder):
         if not needed.exists():
             raise UserError(f"{needed} is missing: set --data_path to the folder of annotations/ and images/")
-    try:
+    with parsing(f"{path} is not a COCO annotation file"):
         coco = load_annotations(path)
         check_annotations(coco, path, classes)
         column = {category: index for index, category in enumerate(sorted(coco.cats))}
@@ -56,14 +56,9 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
         for image_id in tqdm(sorted(coco.imgs), desc=split, unit="img", disable=None):
             if image_id in coco.imgToAnns:
                 image = listed_file(folder, coco.imgs[image_id]["file_name"], path)
-                target = [0] * len(classes)
-                for annotation in coco.imgToAnns[image_id]:
-                    target[column[annotation["category_id"]]] = 1
+                present = {column[annotation["category_id"]] for annotation in coco.imgToAnns[image_id]}
+                target = [int(c in present) for c in range(len(classes))]
                 entries.append({"target": target, "img_path": image.as_posix()})
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    except (KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not a COCO annotation file: {type(error).__name__} {error}") from None
     if not entries:
         raise UserError(f"{path} annotates no image")
     return entries, len(coco.imgs) - len(entries)

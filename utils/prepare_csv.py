@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import UNKNOWN, check_names, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, number, run_script
+from utils.runtime.cli import Parser, UserError, given_path, number, parsing, run_script
 from utils.runtime.files import check_folder, write_json_list
 from utils.verify import add_verify_arguments, verify
 
@@ -81,16 +81,14 @@ def parse_args() -> Namespace:
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first_line = file.readline()
-            file.seek(0)
-            # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-            delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    except (csv.Error, ValueError) as error:
-        raise UserError(f"{path} is not a table of comma-separated values in UTF-8: {error}") from None
+    fault = f"{path} is not a table of comma-separated values in UTF-8"
+    with parsing(fault), open(path, encoding="utf-8-sig", newline="") as file:
+        first_line = file.readline()
+        file.seek(0)
+        # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
+        delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     if len(lines) < 2 or len(lines[0][1]) < 2:
         raise UserError(f"{path} needs a header, image,labels or image and the class names, and rows below")
     (_, header), *rows = lines

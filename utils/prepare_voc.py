@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
 from utils.runtime.files import check_folder
 from utils.verify import add_verify_arguments, verify
 
@@ -61,10 +61,8 @@ def download(data_path: Path, year: str) -> None:
     from torchvision.datasets import VOCDetection
 
     for split in ("trainval", "test") if year == "2007" else ("trainval",):
-        try:
+        with parsing(f"cannot download VOC{year} {split} to {data_path}"):
             VOCDetection(data_path.parent, year=year, image_set=split, download=True)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot download VOC{year} {split} to {data_path}: {error}") from None
 
 
 def read_split(voc: Path, lists: list[str], classes: list[str]) -> list[dict]:
@@ -81,10 +79,8 @@ def read_split(voc: Path, lists: list[str], classes: list[str]) -> list[dict]:
 
 def read_ids(path: Path) -> list[str]:
     """Return the image ids of a split: the first word of each line. Raises UserError if there are none."""
-    try:
+    with parsing(f"{path} is not a text file: unpack the data set again"):
         ids = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: unpack the data set again") from None
     if not ids:
         raise UserError(f"{path} lists no images: unpack the data set again")
     return ids
@@ -102,10 +98,8 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
 
     Raises UserError if the XML is malformed or names a class that is not in `classes`.
     """
-    try:
+    with parsing(f"{path} is not valid XML"):
         root = ET.parse(path, ET.XMLParser(target=TreeWithoutDoctype())).getroot()
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding expat cannot read
-        raise UserError(f"{path} is not valid XML: {error}") from None
     if root.tag != "annotation":
         raise UserError(f"{path} is not a VOC annotation: it holds <{root.tag}>, not <annotation>")
     target = [ABSENT] * len(classes)

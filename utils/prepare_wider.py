@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import UNKNOWN, class_names, listed_file, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
 from utils.runtime.files import check_folder, read_json
 from utils.verify import add_verify_arguments, verify
 
@@ -45,7 +45,7 @@ def read_split(root: Path, split: str, values: dict[int, int], num_classes: int)
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
     entries, num_left_out = [], 0
-    try:
+    with parsing(f"{path} is not an annotation file of WIDER Attribute"):
         for image in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
             img_path = listed_file(root / "Image", image["file_name"], path)
             width, height = image_size(img_path)
@@ -58,9 +58,6 @@ def read_split(root: Path, split: str, values: dict[int, int], num_classes: int)
                     entries.append({"target": target, "img_path": img_path.as_posix(), "bbox": box})
                 else:
                     num_left_out += 1
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"{type(error).__name__} {error}"
-        raise UserError(f"{path} is not an annotation file of WIDER Attribute: {reason}") from None
     if not entries:
         raise UserError(f"{path} annotates no people")
     return entries, num_left_out
@@ -68,11 +65,8 @@ def read_split(root: Path, split: str, values: dict[int, int], num_classes: int)
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return the width and height of an image, from its header. Raises UserError if it is damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): unpack it again") from None
+    with parsing(f"{path} cannot be read as an image: unpack it again"), Image.open(path) as image:
+        return image.size
 
 
 def clip(box: list[float], width: int, height: int) -> list[int] | None:

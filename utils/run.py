@@ -22,7 +22,7 @@ from utils.checkpoint import first_not_finite, is_plain_tensor, load_checkpoint,
 from utils.evaluation import format_report
 from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Interrupted, Parser, UserError
+from utils.runtime.cli import Interrupted, Parser, UserError, parsing
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import check_folder
 
@@ -192,7 +192,7 @@ class Run:
         source = f"{self.args.output_dir}/last.pth"
         if saved["classes"] != self.classes:
             raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
-        try:
+        with parsing(f"{source} holds no run to resume: start a new run"):
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
             if self.ema:
                 load_weights(self.ema.module, saved["model"], source)
@@ -212,9 +212,6 @@ class Run:
             self.record, self.best = saved["record"], saved["best"]
             if self.epoch:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            fault = f"{type(error).__name__}: {error}"
-            raise UserError(f"{source} holds no run to resume ({fault}): start a new run") from None
         if self.step > steps_per_epoch:
             raise UserError(
                 f"{source} was saved with another number of steps per epoch than {steps_per_epoch}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import parsing
 from utils.runtime.files import whole_file
 
 
@@ -21,7 +21,7 @@ def write_scores(
 
 def read_scores(path: Path) -> dict:
     """Read scores, targets, ignore (N, C), C names and N paths from a file; UserError if they do not fit."""
-    try:
+    with parsing(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
         if not (path.is_file() and zipfile.is_zipfile(path)):
             raise ValueError("it is not an .npz file" if path.exists() else "there is no such file")
         with np.load(path, allow_pickle=False) as file:  # a pickle could run code
@@ -32,9 +32,6 @@ def read_scores(path: Path) -> dict:
             paths = file.get("paths", np.arange(len(scores))).astype(str)
         if (paths.shape, names.shape) != (scores.shape[:1], scores.shape[1:]):
             raise ValueError(f"scores are {scores.shape}, but names are {names.shape}, paths {paths.shape}")
-    except Exception as error:  # the type depends on the damage
-        needed = "must hold scores and targets (N, C) as val.py --save_scores writes them"
-        raise UserError(f"{path} {needed}: {error}") from None
     names, paths = names.tolist(), paths.tolist()
     return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import struct
 import warnings
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import UserError, parsing
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -31,22 +30,14 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
-    try:
-        # Decoders warn about damage that they can repair. Opening reads only the header.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-            check_size(path, image, max_pixels)
-            if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
-                # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
-                return decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, RuntimeError, TypeError, struct.error) as error:
-        if "t allocate memory" in str(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if reason.startswith("decode_jpeg"):  # the message starts with a place in C++ code
-            reason = reason.split(", ", 2)[-1]
-        fault = f"{path} cannot be read as an image ({reason})"
-        raise UserError(f"{fault}: replace it, or leave it out") from None
+    fault = f"{path} cannot be read as an image: replace it, or leave it out"
+    # Decoders warn about damage that they can repair. Opening reads only the header.
+    with parsing(fault), warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        check_size(path, image, max_pixels)
+        if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
+            # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
+            return decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def check_size(path: str, image: Image.Image, max_pixels: float) -> None:

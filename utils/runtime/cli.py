@@ -33,6 +33,20 @@ def blaming(what: object) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from None
 
 
+@contextlib.contextmanager
+def parsing(fault: str) -> Iterator[None]:
+    """Turn whatever malformed data raises inside the block into a UserError: `fault` and the reason."""
+    try:
+        yield
+    except (UserError, Interrupted, MemoryError):
+        raise
+    except Exception as error:  # what a library raises depends on the damage
+        if "t allocate memory" in str(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{fault} ({type(error).__name__}: {reason:.200})") from None
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Adds the default to every help text that does not explain it already."""
 

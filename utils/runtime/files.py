@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import UserError, parsing
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -58,11 +58,8 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; UserError if it is malformed."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    with parsing(f"{path} is not valid JSON"), open(path, encoding="utf-8-sig") as file:
+        return json.load(file)
 
 
 def nan_to_none(value: Any) -> Any:
