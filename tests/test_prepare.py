@@ -236,7 +236,7 @@ def test_coco_errors_name_the_file(workdir, fails):
     def without(key: str, name: str) -> str:
         return json.dumps({**good, key: [{k: v for k, v in item.items() if k != name} for item in good[key]]})
 
-    refused("{", "not valid JSON")
+    refused("{", "JSONDecodeError")
     refused("[]", "not a COCO annotation file")
     refused(without("annotations", "image_id"), "image_id")
     refused(without("annotations", "category_id"), "category_id")
