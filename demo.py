@@ -45,7 +45,8 @@ def main() -> None:
     listening = interrupt.listening("stopping")
     with listening, progress(len(paths), "label") as bar, torch.inference_mode():
         for indices, images, faults in loader:
-            interrupt.stop_if_asked()
+            if interrupt.received:
+                interrupt.stop()
             for fault in faults:
                 bar.write(f"skipped: {one_line(fault)}", file=sys.stderr)
             num_skipped += len(faults)

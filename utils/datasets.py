@@ -1,9 +1,9 @@
 """The data sets: what differs between them, their samples and their loaders."""
 
-import argparse
 import math
 import os
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,16 @@ IGNORED = -1  # a target that counts in no loss and no metric
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 
 
+# What the numbers in label files mean. In VOC's test file, 0 is a class with only difficult objects.
+VALUES, VOC_VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}, {1: 1, -1: 0, 0: IGNORED}
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """What differs between data sets; the defaults suit a data set that a user adds.
 
     train, test: label files in data/<folder>/. prepare: the command in utils/ that makes them.
-    train_values, test_values: what the numbers in the files mean: 1 positive, 0 negative, or IGNORED.
+    test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
     crop: whether training images are cropped at random; else they are only flipped.
     mean, std: pixels in [0, 1] are normalised to (pixel - mean) / std.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
@@ -39,8 +43,7 @@ class DatasetSpec:
     train: str = "train.json"
     test: str = "test.json"
     prepare: str = ""
-    train_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, UNKNOWN: IGNORED})
-    test_values: dict[int, int] = field(default_factory=lambda: {1: 1, 0: 0, UNKNOWN: IGNORED})
+    test_values: dict[int, int] = field(default_factory=lambda: VALUES)
     crop: bool = True
     mean: float = 0.0
     std: float = 1.0
@@ -50,8 +53,6 @@ class DatasetSpec:
     total_epoch: int = 30
     decay_step: int = 4
 
-
-VOC_VALUES = {1: 1, -1: 0, 0: IGNORED}  # 0: the image has only difficult objects of the class
 
 DATASETS = {
     "voc07": DatasetSpec(
@@ -148,30 +149,24 @@ def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
     return part
 
 
-def load_split(
-    spec: DatasetSpec,
-    split: str,
-    img_size: int,
-    train: bool = False,
-    seed: int = 0,
-    max_pixels: float = math.inf,
-) -> LabelledImages:
-    """Load a split, "train" or "test", with training's augmentation if `train` is set.
+def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
+    """Load a split, "train" or "test"; the options are train, seed and max_pixels of LabelledImages.
 
     Raises UserError if the label file or any image is missing, so that training does not fail hours later.
     """
     path = label_file(spec, split)
-    prepare = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
     if not path.exists():
-        raise UserError(f"{path} is missing; {prepare}")
-    labels = read_labels(path, len(class_names(spec.folder)), getattr(spec, f"{split}_values"))
+        way_out = (
+            f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
+        )
+        raise UserError(f"{path} is missing; {way_out}")
+    values = spec.test_values if split == "test" else VALUES
+    labels = read_labels(path, len(class_names(spec.folder)), values)
     missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
     if missing:
-        of_all = f"({len(missing)} of {len(labels.paths)} are)"
-        raise UserError(
-            f"{missing[0]}, named in {path}, is missing {of_all}: run in the folder that paths start from"
-        )
-    return LabelledImages(labels, img_size, train, seed, spec.crop, max_pixels)
+        which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
+        raise UserError(f"{which}: run the command in the folder that relative paths start from")
+    return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
 class EpochBatches(Sampler):
@@ -222,19 +217,16 @@ def make_loader(
         )
 
 
-def make_loaders(
-    args: argparse.Namespace, spec: DatasetSpec, device: torch.device
-) -> tuple[DataLoader, DataLoader]:
+def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, DataLoader]:
     """Return main.py's loaders of training and test images; make the data set shapes if it is missing."""
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
-    train_set = load_split(spec, "train", args.img_size, True, args.seed, args.max_pixels)
-    test_set = load_split(spec, "test", args.img_size, max_pixels=args.max_pixels)
+    options = {"seed": args.seed, "max_pixels": args.max_pixels}
+    train_set = load_split(spec, "train", args.img_size, train=True, **options)
+    test_set = load_split(spec, "test", args.img_size, **options)
+    train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
-    return (
-        make_loader(train_set, args.batch_size, args.num_workers, device),
-        make_loader(test_set, min(args.batch_size, 16), args.num_workers, device),
-    )
+    return train_loader, make_loader(test_set, min(args.batch_size, 16), args.num_workers, device)
 
 
 def make_missing_shapes() -> None:

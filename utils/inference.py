@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from pipeline.csra import ResidualAttention, attended_scores
 from utils.datasets import IGNORED, to_float
 from utils.evaluation import evaluate
+from utils.runtime import interrupt
 from utils.runtime.cli import blaming
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
-from utils.runtime.interrupt import stop_if_asked
 from utils.runtime.progress import progress
 
 
@@ -37,7 +37,8 @@ def predict(
     batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
-            stop_if_asked()
+            if interrupt.received:
+                interrupt.stop()
             with autocast(device, amp):
                 rows = (forward or model)(to_float(images, device))
             batches.append((index, rows))  # fetching the rows from a GPU here would wait for it

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from utils.checkpoint import first_not_finite, is_plain_tensor, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import first_not_finite, load_checkpoint, load_weights, save_checkpoint
 from utils.evaluation import format_report
 from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
@@ -200,7 +200,8 @@ class Run:
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
             own = self.resume_state()
             for key in ("position", "optimizer", "scaler", "buffers"):
-                check_like(saved[key], own[key])
+                if structure(saved[key]) != structure(own[key]):
+                    raise ValueError(f"its {key} does not fit")
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
             for buffer, value in zip(self.model.buffers(), saved["buffers"][RANK]):
@@ -218,18 +219,15 @@ class Run:
             )
 
 
-def check_like(saved: Any, own: Any) -> None:
-    """Raise ValueError unless `saved` has the types, keys and shapes of `own`, and finite numbers."""
-    if isinstance(own, Tensor):
-        if not is_plain_tensor(saved) or saved.shape != own.shape or not saved.isfinite().all():
-            raise ValueError(f"expected finite numbers of shape {tuple(own.shape)}")
-    elif type(saved) is not type(own) or (isinstance(own, dict | list) and len(saved) != len(own)):
-        raise ValueError(f"expected {str(own):.50}, not {str(saved):.50}")
-    elif isinstance(own, dict | list):
-        for key in own if isinstance(own, dict) else range(len(own)):
-            check_like(saved[key], own[key])
-    elif isinstance(own, int | float) and not 0 <= saved < math.inf:
-        raise ValueError(f"expected a number of at least 0, not {saved}")
+def structure(value: Any) -> Any:
+    """Return what saved and own state must have in common: keys, types, shapes, and finite numbers."""
+    if isinstance(value, Tensor):
+        return value.shape, value.layout, value.is_floating_point(), bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return {key: structure(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [structure(v) for v in value]
+    return type(value), not isinstance(value, int | float) or 0 <= value < math.inf
 
 
 def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
@@ -240,18 +238,15 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     given = {name: value for name, value in old.items() if value is not None and value is not False}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
     args = parser.parse_args(words + sys.argv[1:])  # later options win
-    if config.get("processes") != WORLD_SIZE:
-        raise UserError(
-            f"it has {config.get('processes')} processes and cannot go on with {WORLD_SIZE}: "
-            "start it with torchrun as before"
-        )
     changed = [
         f"--{name} {getattr(args, name)} (it has {value})"
         for name, value in old.items()
         if name not in FREE_OPTIONS and str(getattr(args, name)) != str(value)
     ]
+    if config.get("processes") != WORLD_SIZE:
+        changed.append(f"{WORLD_SIZE} processes of torchrun (it has {config.get('processes')})")
     if changed:
-        raise UserError(f"it cannot go on with {', '.join(changed)}: leave that out")
+        raise UserError(f"it cannot go on with {', '.join(changed)}: change that back")
     return args
 
 

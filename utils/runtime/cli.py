@@ -16,12 +16,8 @@ class UserError(Exception):
     """A mistake the user can fix; its message is one line that names the bad value or file and a way out."""
 
 
-class Interrupted(Exception):  # noqa: N818
-    """A signal asked the command to stop; `status` is the exit status: 130 for SIGINT, else 143."""
-
-    def __init__(self, status: int):
-        super().__init__()
-        self.status = status
+class Interrupted(SystemExit):
+    """A signal asked the command to stop; the exit status is 130 for SIGINT, else 143."""
 
 
 @contextlib.contextmanager
@@ -38,10 +34,8 @@ def parsing(fault: str) -> Iterator[None]:
     """Turn whatever malformed data raises inside the block into a UserError: `fault` and the reason."""
     try:
         yield
-    except (UserError, Interrupted, MemoryError):
-        raise
     except Exception as error:  # what a library raises depends on the damage
-        if "t allocate memory" in str(error):
+        if isinstance(error, UserError) or out_of_memory_message(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{fault} ({type(error).__name__}: {reason:.200})") from None
@@ -131,8 +125,6 @@ def run_script(main: Callable[[], None]) -> None:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Interrupted as stop:
-        sys.exit(stop.status)
     except Exception as error:
         message = out_of_memory_message(error)
         if message is None:
@@ -148,15 +140,13 @@ def run_script(main: Callable[[], None]) -> None:
 def out_of_memory_message(error: Exception) -> str | None:
     """Return the message for an error that means that memory ran out, None for any other error."""
     text = str(error).partition("\n")[0]
-    reason = text.partition(". ")[0].removesuffix(".")
-    if text.startswith("DataLoader worker") and "shared memory" in text:
-        return f"{reason}: give the container more shared memory, or use --num_workers 0"
-    if text.startswith("DataLoader worker") and ("Killed" in text or "exited unexpectedly" in text):
-        return f"{reason}: memory probably ran out; use fewer --num_workers or a smaller --batch_size"
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if is_memory or "t allocate memory" in text:
-        return f"memory ran out ({reason}): use a smaller --batch_size, --img_size or --max_pixels"
-    return None
+    if not (is_memory or "t allocate memory" in text or text.startswith("DataLoader worker")):
+        return None
+    advice = "use a smaller --batch_size, --img_size or --max_pixels, or fewer --num_workers"
+    if "shared memory" in text:
+        advice = "give the container more shared memory, or use --num_workers 0"
+    return f"memory ran out ({text.partition('. ')[0].removesuffix('.')}): {advice}"
 
 
 def one_line(message: str) -> str:

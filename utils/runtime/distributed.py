@@ -43,11 +43,6 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process."""
-    return bool(average(torch.tensor(float(flag))) > 0)
-
-
 def average(tensor: Tensor) -> Tensor:
     """Return the mean of a floating-point tensor over the processes."""
     if WORLD_SIZE == 1:

@@ -7,8 +7,10 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
+import torch
+
 from utils.runtime.cli import Interrupted, UserError
-from utils.runtime.distributed import RANK, WORLD_SIZE, any_process
+from utils.runtime.distributed import RANK, WORLD_SIZE, average
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 received: list[int] = []
@@ -23,7 +25,7 @@ def listening(answer: str) -> Iterator[None]:
     before = {number: signal.signal(number, functools.partial(note, answer)) for number in SIGNALS}
     try:
         yield
-    except (Interrupted, UserError, OSError):
+    except (UserError, OSError):
         raise
     except Exception:
         if received and WORLD_SIZE > 1:  # the other processes are gone, so this step cannot finish
@@ -50,13 +52,7 @@ def note(answer: str, number: int, frame: object) -> None:
 
 def asked_anywhere() -> bool:
     """Return whether any process received a signal; all processes must call this."""
-    return any_process(bool(received))
-
-
-def stop_if_asked() -> None:
-    """Raise Interrupted if this process received a signal."""
-    if received:
-        stop()
+    return bool(average(torch.tensor(float(len(received)))) > 0)
 
 
 def stop() -> NoReturn:
