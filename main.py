@@ -144,7 +144,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
     options.add_data_options(parser, "the data set's", "images per step, of all processes together")
-    group = options.add_model_options(parser, "the data set's")
+    group = options.add_model_options(parser, "the data set's", "1")
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
     lam = "weight lambda of the attention [default: 0.1, without heads 0]"
     group.add_argument("--lam", type=number(float, 0), help=lam)

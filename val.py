@@ -112,7 +112,7 @@ def parse_args() -> argparse.Namespace:
         parser, "as trained, else the data set's", "images per step of each process"
     )
     group.add_argument("--split", choices=["test", "train"], default="test", help="images to evaluate on")
-    group = options.add_model_options(parser, "read off the checkpoint")
+    group = options.add_model_options(parser, "the checkpoint's", "the checkpoint's")
     options.add_checkpoint_options(group)
     options.add_tta(group)
     group = options.add_run_options(parser)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import demo
+import export
+import main
+import val
 from conftest import REPOSITORY
+from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
 SHIPPED = [
@@ -15,6 +20,8 @@ SHIPPED = [
     *(REPOSITORY / "pipeline").rglob("*.py"),
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
+PREPARERS = [prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider]
+COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS]
 OTHERS = [
     path for name in ("benchmarks", "experiments", "tests") for path in REPOSITORY.glob(f"{name}/**/*.py")
 ]
@@ -98,6 +105,13 @@ def test_documents_name_only_options_that_exist(document):
     torchruns = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", document.read_text()))
     assert named <= defined | torchruns
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda script: script.__name__)
+def test_every_command_explains_its_options(command, script):
+    result = command(script, "--help")
+    assert (result.status, result.err) == (0, "")
+    assert "[default: None]" not in result.out
 
 
 def test_the_readme_starts_with_two_commands():

@@ -40,10 +40,13 @@ def add_image_options(group: argparse._ArgumentGroup, default: str, batch: str) 
     add_max_pixels(group)
 
 
-def add_model_options(parser: Parser, default: str) -> argparse._ArgumentGroup:
-    """Add the options on the network, for main.py and val.py."""
-    group, heads = parser.add_argument_group("model"), "attention heads; 0: average pooling"
-    group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {default}]")
+def add_model_options(parser: Parser, model: str, heads: str) -> argparse._ArgumentGroup:
+    """Add the options on the network, for main.py and val.py; `model` and `heads` name their defaults."""
+    group, heads = (
+        parser.add_argument_group("model"),
+        f"attention heads; 0: average pooling [default: {heads}]",
+    )
+    group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads)
     return group
 

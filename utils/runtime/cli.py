@@ -45,7 +45,8 @@ class HelpFormatter(argparse.HelpFormatter):
     """Adds the default to every help text that does not explain it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False or "[default" in action.help:
+        explained = action.default is None or action.default is False or "[default" in action.help
+        if explained or action.default is argparse.SUPPRESS:
             return action.help
         return f"{action.help} [default: %(default)s]"
 
