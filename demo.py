@@ -59,7 +59,8 @@ def main() -> None:
                     maps = model.classifier.attention_maps(features).cpu().numpy() if args.heatmap else None
                 scores = logits.cpu().double().sigmoid().numpy()
             for row, index in enumerate(indices):
-                path, results[paths[index]] = paths[index], scores[row]
+                path = paths[index]
+                results[path] = scores[row]
                 best = best_classes(scores[row], args.threshold, args.top)
                 found = ", ".join(f"{model.classes[c]} {scores[row, c]:.2f}" for c in best)
                 bar.write(one_line(f"{path}: {found or '-'}"))
@@ -95,7 +96,7 @@ def best_classes(scores: np.ndarray, threshold: float | None, top: int | None) -
 
 
 def class_map(model: torch.nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
-    """Return what a picture of class c shows; values of CSRA's attention are shares of the whole."""
+    """Return the ClassMap of class c; its maximum is a share for CSRA's attention, a score for pooling."""
     is_share = not isinstance(model.classifier, AveragePooling)
     maximum = f"{100 * values.max():.0f} %" if is_share else f"{max(0, values.max()):.1f}"
     return ClassMap(model.classes[c], float(score), values, maximum)
@@ -133,20 +134,20 @@ def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Label images. Exit status 1: some files were skipped; 2: a mistake.")
     group = parser.add_argument_group("images")
-    places = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
-    group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=places)
+    dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
+    group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
     options.add_image_options(group, "as trained, else the data set's", "images per step")
     group = parser.add_argument_group("model")
     options.add_checkpoint_options(group)
-    names = "whose class names a released checkpoint has; one of main.py holds its own [default: voc07]"
-    group.add_argument("--dataset", metavar="NAME", help=names)
+    dataset_help = "data set of a released checkpoint, for its class names [default: voc07]"
+    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
     options.add_tta(group)
     group = parser.add_argument_group("output")
-    least = "show classes with at least this score [default: 0.5]"
-    group.add_argument("--threshold", type=number(float, 0), help=least)
-    group.add_argument("--top", type=number(int, 1), help="show so many classes [default: by the threshold]")
+    threshold_help = "show classes with at least this score [default: 0.5]"
+    group.add_argument("--threshold", type=number(float, 0), help=threshold_help)
+    group.add_argument("--top", type=number(int, 1), help="show at most so many classes")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
-    group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder of the pictures")
+    group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
     options.add_run_options(parser)

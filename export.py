@@ -27,7 +27,7 @@ def main() -> None:
     network = nn.Sequential(model, nn.Sigmoid()).eval() if args.probabilities else model
     output = "probabilities" if args.probabilities else "logits"
     size = model.options["img_size"]
-    # torch.export takes a batch of one for a constant, so a dynamic batch is traced with two.
+    # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
     images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
     shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else None
     write, check = FORMATS[args.out.suffix]
@@ -38,7 +38,7 @@ def main() -> None:
         differences = [check(part, network, batch) for batch in batches]
         if None in differences:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
-        elif not max(differences) < TOLERANCE:
+        elif not max(differences) < TOLERANCE:  # also true for NaN
             differ = f"the exported network's outputs differ by up to {max(differences):.2g}"
             raise UserError(f"{differ}: nothing is written")
         else:
@@ -68,7 +68,7 @@ def write_onnx(network: nn.Module, images: Tensor, shapes: dict | None, classes:
 
 
 def write_pt2(network: nn.Module, images: Tensor, shapes: dict | None, classes: str, path: Path) -> None:
-    """Write a network as torch.export's file; its extra file classes.json holds the class names."""
+    """Write a network as torch.export's file; the class names are in its extra file classes.json."""
     program = torch.export.export(network, (images,), dynamic_shapes=shapes and (shapes,))
     torch.export.save(program, path, extra_files={"classes.json": classes})
 
@@ -95,13 +95,14 @@ FORMATS = {".onnx": (write_onnx, check_onnx), ".pt2": (write_pt2, check_pt2)}
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
     options.add_checkpoint_options(parser)
-    file, side = "file to write, .onnx or .pt2", "side in pixels [default: as trained, else the data set's]"
-    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=file)
-    parser.add_argument("--img_size", type=number(int, 33), help=side)
+    out_help = "file to write, .onnx or .pt2"
+    size_help = "side in pixels [default: as trained, else the data set's]"
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=out_help)
+    parser.add_argument("--img_size", type=number(int, 33), help=size_help)
     parser.add_argument("--dynamic_batch", action="store_true", help="take batches of any size, not of one")
     parser.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
-    names = "whose class names a released checkpoint has [default: voc07]"
-    parser.add_argument("--dataset", metavar="NAME", help=names)
+    dataset_help = "data set of a released checkpoint, for its class names [default: voc07]"
+    parser.add_argument("--dataset", metavar="NAME", help=dataset_help)
     args = parser.parse_args()
     if args.out.suffix not in FORMATS:
         raise UserError(f"--out {args.out}: name a file that ends in {' or '.join(FORMATS)}")

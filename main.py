@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: torch.device) -> None:
-    """Train from where the run stands to the end of its epoch, and save the run."""
+    """Train the remaining steps of the current epoch, then save the run."""
     args, model, optimizer, scaler, ema = run.args, run.model, run.optimizer, run.scaler, run.ema
     ddp_model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have the same shape
@@ -104,13 +104,13 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
 
 
 def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: int, decay_step: int) -> float:
-    """Return base · min(1, k/W) · 0.1^⌊e/s⌋: iteration k of epoch e, both from 0; no warm-up for W = 0."""
+    """Return the rate at an iteration (from 0): linear warm-up, times 0.1 every `decay_step` epochs."""
     warmup = min(1.0, iteration / warmup_iterations) if warmup_iterations else 1.0
     return base * warmup * 0.1 ** (epoch // decay_step)
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """Return the network: random by --seed, with the backbone weights that the options ask for."""
+    """Return the network, initialised from --seed and the backbone weights that the options ask for."""
     torch.manual_seed(args.seed)
     spec = dataset_spec(args.dataset)
     with blaming(f"--img_size {args.img_size}"):
@@ -140,18 +140,19 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
 
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """Return the options and, with --resume, the checkpoint to resume from, whose options they are."""
+    """Return the options and None, or with --resume the options of the saved run and its checkpoint."""
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
     options.add_data_options(parser, "the data set's", "images per step, of all processes together")
     group = options.add_model_options(parser, "the data set's", "1")
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
-    lam = "weight lambda of the attention [default: 0.1, without heads 0]"
-    group.add_argument("--lam", type=number(float, 0), help=lam)
-    start, file = f"backbone weights to start from {own}", "the same from a checkpoint, such as CutMix's"
+    lam_help = "weight lambda of the attention [default: 0.1, without heads 0]"
+    group.add_argument("--lam", type=number(float, 0), help=lam_help)
+    start_help = f"backbone weights to start from {own}"
+    file_help = "checkpoint with backbone weights to start from, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
-    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=start)
-    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file)
+    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=start_help)
+    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
@@ -159,28 +160,28 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group.add_argument(
         "--decay_step", type=number(int, 1), help=f"epochs between tenfold drops of the rate {own}"
     )
-    rate = "learning rate of the backbone; the classifier's is 10 times as high"
-    group.add_argument("--lr", type=positive, default=0.01, help=rate)
+    rate_help = "learning rate of the backbone; the classifier's is 10 times as high"
+    group.add_argument("--lr", type=positive, default=0.01, help=rate_help)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
-    loss = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
-    group.add_argument("--loss", choices=LOSSES, default="bce", help=loss)
-    ema = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
-    group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema)
+    loss_help = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
+    group.add_argument("--loss", choices=LOSSES, default="bce", help=loss_help)
+    ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
+    group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema_help)
 
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument(
         "--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation"
     )
-    folder = "folder of the run [default: a new one in checkpoint/, named after the options]"
-    group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder)
+    folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
+    group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder_help)
     group.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    group.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
-    save = "save every so many steps too [default: after each epoch and at a signal]"
-    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save)
-    log = "print the loss every so many steps"
-    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log)
+    group.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
+    save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
+    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
+    log_help = "print the loss every STEPS steps"
+    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log_help)
     parser.set_defaults(num_heads=1)
     args = parser.parse_args()
     if args.list_models:
@@ -189,7 +190,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     if not args.resume:
         return resolve(args), None
     if args.output_dir is None or args.overwrite:
-        raise UserError("--resume goes on with the run in --output_dir: add that, without --overwrite")
+        raise UserError("--resume needs --output_dir and cannot be combined with --overwrite")
     saved = load_last(args.output_dir)
     try:
         return resolve(resumed_options(parser, args, saved)), saved
@@ -198,19 +199,19 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
 
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the options with the data set's values in place of None; UserError if some contradict others."""
+    """Return the options with the data set's values in place of None; UserError for options that conflict."""
     spec = dataset_spec(args.dataset)
     num_classes = len(class_names(spec.folder))
     defaults = {name: getattr(spec, name) for name in ("model", "img_size", "total_epoch", "decay_step")}
     defaults |= {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
     defaults |= {} if args.cutmix else {"pretrained": spec.pretrained}
-    args = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
-    del args["list_models"]
-    args = argparse.Namespace(**args)
+    resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
+    del resolved["list_models"]  # not part of a run
+    args = argparse.Namespace(**resolved)
     if args.num_cls != num_classes:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
-        raise UserError("--num_heads 0 trains without attention: leave --lam out, and give it to val.py")
+        raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
     if args.overwrite and args.output_dir is None:
         raise UserError("--overwrite replaces the run in --output_dir: add --output_dir")
     with blaming(f"--img_size {args.img_size}"):

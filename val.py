@@ -47,14 +47,14 @@ def main() -> None:
 
     with interrupt.listening("stopping"):
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
-    # The terms of a sweep: mean scores, attended scores as trained, and attended scores for each T.
-    scores = sigmoid(outputs[:, 0] + args.lam * outputs[:, 1] if args.sweep else outputs)
-    targets = dataset.labels.targets
+    if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
+        swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
+    scores, targets = sigmoid(outputs), dataset.labels.targets
     metrics = evaluate_scores(scores, targets)
     print(format_report(metrics, model.classes, dataset.positives()))
     results = {**metrics, "AP": dict(zip(model.classes, metrics["AP"]))}
     if args.sweep:
-        results["sweep"] = sweep(np.delete(outputs, 1, axis=1), targets, axes["lam"], axes["T"])
+        results["sweep"] = sweep(swept, targets, axes["lam"], axes["T"])
         print(f"\n{format_sweep(results['sweep'])}")
     if args.out and distributed.RANK == 0:
         with whole_file(args.out) as file:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def load_checked_model(args: argparse.Namespace) -> Network:
-    """Return the checkpoint's network, and set the options that were left out to what it was built with.
+    """Return the checkpoint's network, and fill in the options that were left out from it.
 
     Raises UserError if an option or the data set's classes differ from the checkpoint.
     """
@@ -85,9 +85,7 @@ def load_checked_model(args: argparse.Namespace) -> Network:
         counts = f"{len(model.classes)} classes{first}, --dataset {args.dataset} has {len(names)}"
         raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
     if args.lam is None and not model.config:
-        print(
-            f"{args.load_from} does not hold its lambda: using {model.options['lam']}, unless --lam is given"
-        )
+        print(f"{args.load_from} does not store its lambda: using {model.options['lam']}, or set --lam")
     vars(args).update(model.options)
     return model
 
@@ -106,7 +104,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the options; those that are left out are read off the checkpoint later."""
+    """Parse the options; the checkpoint fills in those that are left out."""
     parser = Parser(description="Evaluate a checkpoint.")
     group = options.add_data_options(
         parser, "as trained, else the data set's", "images per step of each process"
@@ -117,10 +115,10 @@ def parse_args() -> argparse.Namespace:
     options.add_tta(group)
     group = options.add_run_options(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
-    npz = "write scores and targets to this .npz file"
-    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=npz)
-    axes = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
-    group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=axes)
+    scores_help = "write scores and targets to this .npz file"
+    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=scores_help)
+    sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
+    group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
     args = parser.parse_args()
     if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
         raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")

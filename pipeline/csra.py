@@ -18,7 +18,7 @@ TEMPERATURES: dict[int, tuple[float, ...]] = {
 
 
 def attention(scores: Tensor, T: float) -> Tensor:
-    """Weigh the places k of score maps (..., K) by softmax_k(T · s_k) (Eq. 6); for T = ∞ the maxima share."""
+    """Return softmax_k(T · s_k) over the positions of score maps (..., K) (Eq. 6); T = ∞ takes the maxima."""
     if math.isinf(T):
         maxima = (scores == scores.amax(dim=-1, keepdim=True)).to(scores.dtype)
         return maxima / maxima.sum(dim=-1, keepdim=True)
@@ -26,7 +26,7 @@ def attention(scores: Tensor, T: float) -> Tensor:
 
 
 def attended_scores(scores: Tensor, T: float) -> Tensor:
-    """Sum score maps (..., K) over the places, weighed by their attention (Eq. 6); for T = ∞ the maximum."""
+    """Sum score maps (..., K) over positions, weighted by attention (Eq. 6); for T = ∞ take the maximum."""
     return scores.amax(dim=-1) if math.isinf(T) else (attention(scores, T) * scores).sum(dim=-1)
 
 
@@ -66,6 +66,7 @@ class CSRA(ResidualAttention):
     def __init__(self, input_dim: int, num_classes: int, T: float, lam: float):
         super().__init__()
         self.T, self.lam = math.inf if T == 99 else T, lam
+        # The released checkpoints call it `head`.
         self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1, bias=False)
 
     def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:

@@ -13,12 +13,12 @@ from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA, read_vit
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
-# These take one image size only, end in a map per ImageNet class, or have no ImageNet-1k weights.
-UNFIT = ("vit_", "maxvit", "squeezenet", "regnet_y_128gf")
+# Excluded: one image size only, a map per ImageNet class as the last map, or no ImageNet-1k weights.
+EXCLUDED = ("vit_", "maxvit", "squeezenet", "regnet_y_128gf")
 OTHERS = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
-    if not name.startswith(UNFIT) and name not in RESNETS
+    if not name.startswith(EXCLUDED) and name not in RESNETS
 )
 MODELS = (*RESNETS, *SIZES, *OTHERS)
 
@@ -55,16 +55,16 @@ def torchvision_model(model: str) -> str:
 
 
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> dict[str, int | str | None]:
-    """Read model, num_heads, num_cls and, for a Vision Transformer, img_size (else None) off a state dict.
+    """Read model, num_heads, num_cls and, for a Vision Transformer, img_size (else None) from a state dict.
 
-    model: the name that the checkpoint gives, if any. Raises ValueError if no network here fits the names.
+    model: the name that the checkpoint gives, if any. Raises ValueError if no network here has such names.
     """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
     weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
     if weight is None:
-        similar = [key for key in state_dict if re.match(r"(head|fc|classifier)", key)]
-        found = f", but {', '.join(similar[:4])}" if similar else ""
+        others = [key for key in state_dict if re.match(r"(head|fc|classifier)", key)]
+        found = f", but {', '.join(others[:4])}" if others else ""
         raise ValueError(f"it has no CSRA head (classifier.multi_head.0.head.weight){found}")
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")

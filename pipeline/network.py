@@ -1,4 +1,4 @@
-"""What all networks share: images in, a feature map between, logits out."""
+"""The base class of the networks: images -> feature map -> logits."""
 
 from torch import Tensor, nn
 
@@ -22,11 +22,11 @@ class Network(nn.Module):
         return self.classifier(self.features(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalise pixels, which most data sets leave in [0, 1]."""
+        """Normalise pixels; for mean 0 and std 1 this changes nothing."""
         return images if (self.mean, self.std) == (0, 1) else (images - self.mean) / self.std
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict with this network's names and sizes, given one that uses another library's."""
+        """Return a state dict of torchvision or timm with the names and sizes of this network."""
         return state_dict
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pipeline.network import Network, make_classifier
 
-# Depth by the number of blocks in layer3 and whether they are bottlenecks, which a state dict shows.
+# (number of blocks in layer3, whether they are bottlenecks) -> depth, to read the depth off a state dict.
 DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
 TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 

@@ -1,4 +1,4 @@
-"""Any torchvision classifier, cut behind its last feature map, with CSRA in place of the rest."""
+"""Any torchvision classifier, cut after its last feature map, with CSRA in place of the rest."""
 
 import torch
 import torchvision
@@ -11,14 +11,14 @@ from pipeline.network import Network, make_classifier
 class Trunk_CSRA(Network):
     """torchvision's network `model` up to its last feature map, as `trunk`, and a CSRA `classifier`.
 
-    The state dict has torchvision's names behind `trunk.`. Weights start random.
+    The state dict has torchvision's names, prefixed with `trunk.`. Weights start random.
     Raises ValueError if the network has no feature map.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str):
         super().__init__()
         plain = {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
-        self.trunk, width = cut_behind_last_map(torchvision.models.get_model(model, weights=None, **plain))
+        self.trunk, width = cut_after_last_map(torchvision.models.get_model(model, weights=None, **plain))
         self.classifier = make_classifier(num_heads, lam, width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Trunk_CSRA(Network):
         return {f"trunk.{key}": value for key, value in state_dict.items()}
 
 
-def cut_behind_last_map(network: nn.Module) -> tuple[nn.Module, int]:
+def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:
     """Return the network up to its last feature map (B, D, H, W), which it outputs as "map", and D."""
     network.eval()
     _, nodes = get_graph_node_names(network, suppress_diff_warning=True)

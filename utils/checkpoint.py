@@ -1,4 +1,4 @@
-"""Checkpoint files: written completely or not at all, read without running anything in them."""
+"""Checkpoint files: written completely or not at all, and loaded without running code in them."""
 
 import argparse
 import contextlib
@@ -39,8 +39,8 @@ def load_model(
     """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1].
 
     The network has `classes`, its class names, `options` (model, num_heads, num_cls, lam and img_size) and
-    `config`, the options of training, {} for a released file.
-    dataset: what a released file, which does not say it, was trained on; None means voc07.
+    `config`, the options of training, {} for a file from the paper's authors.
+    dataset: the data set of a file from the paper's authors, which does not store it; None means voc07.
     lam, img_size: None means as trained, else 0.1 (0 for average pooling) and the data set's.
     Raises UserError if the file holds no network of this project, or the data set has other classes.
     """
@@ -134,11 +134,11 @@ def check_intact(path: Path) -> None:
 def load_weights(
     model: Network, state_dict: dict[str, Tensor], source: str, backbone_only: bool = False
 ) -> None:
-    """Load a state dict into a network; UserError, naming `source`, if names, shapes or values do not fit.
+    """Load a state dict into a network; UserError if names, shapes or values do not fit.
 
-    backbone_only: load everything but `classifier`, and ignore what else the state dict holds.
+    source: what errors call the weights. backbone_only: load all but `classifier`, and ignore other weights.
     """
-    # Nothing here reads the batch counters: old files lack them, and averaged weights have them as fractions.
+    # Batch counters are not used: old files lack them, and in averaged weights they are fractions.
     given = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     if backbone_only:

@@ -24,8 +24,9 @@ IGNORED = -1  # a target that counts in no loss and no metric
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 
 
-# What the numbers in label files mean. In VOC's test file, 0 is a class with only difficult objects.
-VALUES, VOC_VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}, {1: 1, -1: 0, 0: IGNORED}
+# What the numbers in a label file mean.
+VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}
+VOC_TEST_VALUES = {1: 1, -1: 0, 0: IGNORED}  # 0: the image has only difficult objects of the class
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class DatasetSpec:
 
 DATASETS = {
     "voc07": DatasetSpec(
-        "voc07", "trainval_voc07.json", "test_voc07.json", "prepare_voc.py", test_values=VOC_VALUES
+        "voc07", "trainval_voc07.json", "test_voc07.json", "prepare_voc.py", test_values=VOC_TEST_VALUES
     ),
     "voc12": DatasetSpec(
         "voc12",
         "train_voc12.json",
         "val_voc12.json",
         "prepare_voc.py --year 2012",
-        test_values=VOC_VALUES,
+        test_values=VOC_TEST_VALUES,
     ),
     "coco": DatasetSpec("coco", "train_coco2014.json", "val_coco2014.json", "prepare_coco.py", decay_step=5),
     "coco2017": DatasetSpec(
@@ -88,7 +89,7 @@ DATASETS = {
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of a data set, the default row for a folder data/<name>/, else raise UserError."""
+    """Return the DatasetSpec of a name or of a folder data/<name>/; UserError if there is neither."""
     if name in DATASETS:
         return DATASETS[name]
     if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
@@ -104,7 +105,7 @@ def label_file(spec: DatasetSpec, split: str) -> Path:
 
 @dataclass(eq=False)
 class LabelledImages(Dataset):
-    """Images and targets of one split; a sample is asked for by the key (epoch, index, counted).
+    """Images and targets of one split, indexed by the keys (epoch, index, counted) of EpochBatches.
 
     train: augment each sample by a function of (seed, epoch, index) alone, so that neither the number of
     workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
@@ -165,7 +166,7 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
     missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
     if missing:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
-        raise UserError(f"{which}: run the command in the folder that relative paths start from")
+        raise UserError(f"{which}: run the command in the folder where the label files were made")
     return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
@@ -173,8 +174,9 @@ class EpochBatches(Sampler):
     """The batches of an epoch that this process takes; each is a list of keys (epoch, index, counted).
 
     In training the order is a function of (seed, epoch) alone, and every process takes its share of each
-    batch. If the last batch has no share for a process, it gets an image that does not count, so that all
-    processes take as many steps. In evaluation the batches are in order and dealt out whole.
+    batch. If the last batch is too small for that, the other processes get an image with `counted` False,
+    whose labels are ignored, so that all take equally many steps. In evaluation the batches are in order, and
+    the processes take whole batches in turns.
     Set `epoch` (from 0) before iterating, and `start` to skip the first batches.
     """
 

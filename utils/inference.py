@@ -28,12 +28,12 @@ def predict(
 ) -> np.ndarray:
     """Return the logits (N, C) float64 of the loader's data set; row i belongs to sample i.
 
-    forward: computed in place of the model from images (B, 3, S, S); its results (B, ...) become (N, ...).
+    forward: a function of images (B, 3, S, S) to call instead of the model; its (B, ...) become (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
-    so the order of the loader does not matter; a sample that never came has NaN.
+    so the order of the loader does not matter; the rows of missing samples are NaN.
     """
     model.eval()
-    torch.backends.cudnn.benchmark = False  # it picks algorithms by timing, so processes could differ
+    torch.backends.cudnn.benchmark = False  # it picks algorithms by timing, so scores could differ by process
     batches = []
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
@@ -45,10 +45,10 @@ def predict(
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
             if bar.disable and len(batches) % 100 == 0:
                 print(f"evaluated {len(batches)} of {len(loader)} batches", flush=True)
-    mine = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    found = list(itertools.chain.from_iterable(gather(mine)))
-    logits = np.full((len(loader.dataset), *found[0][1].shape[1:]), np.nan)
-    for index, rows in found:
+    own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
+    all_rows = list(itertools.chain.from_iterable(gather(own_rows)))
+    logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
+    for index, rows in all_rows:
         logits[index] = rows
     return logits
 

@@ -21,7 +21,7 @@ def read_log(folder: Path) -> list[dict]:
 
 def log_epoch(folder: Path, record: dict) -> None:
     """Append an epoch to log.jsonl, which is rewritten completely, and print its summary."""
-    # After an interruption the same epoch may come again.
+    # A resumed run can repeat an epoch, which replaces the earlier line.
     earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
     with whole_file(folder / "log.jsonl") as file:
         file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])

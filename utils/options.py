@@ -12,12 +12,12 @@ def model_name(text: str) -> str:
     """Check the name of a model; an argparse type."""
     if text not in MODELS:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
-        raise argparse.ArgumentTypeError(f"{text!r} is not in --list_models, as {similar} are")
+        raise argparse.ArgumentTypeError(f"unknown model {text!r}: did you mean {similar}? see --list_models")
     return text
 
 
 def add_data_options(parser: Parser, default: str, batch: str) -> argparse._ArgumentGroup:
-    """Add the options on data, for main.py and val.py; `default` says where values left out come from."""
+    """Add the options on data, for main.py and val.py; `default` names the default of open ones."""
     names = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="voc07", metavar="NAME", help=names)
@@ -30,7 +30,7 @@ def add_data_options(parser: Parser, default: str, batch: str) -> argparse._Argu
 
 def add_image_options(group: argparse._ArgumentGroup, default: str, batch: str) -> None:
     """Add the options on images, for all commands that load them; `batch` says what --batch_size counts."""
-    # With 32 pixels the feature map is one place, and batch-norm cannot train on one image.
+    # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
     group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")
     group.add_argument("--batch_size", type=number(int, 1), default=16, help=batch)
     workers = "processes that load images [default: one per CPU core, at most 8]"
@@ -65,7 +65,7 @@ def add_tta(group: argparse._ActionsContainer) -> None:
 
 
 def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
-    """Add the options on what computes, for all commands that run a network on many images."""
+    """Add the options on device and precision, for all commands that run a network on many images."""
     group, devices = parser.add_argument_group("run"), ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
     amp = "mixed precision, on CUDA GPUs; off: float32, as in the paper"

@@ -27,14 +27,14 @@ from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import check_folder
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth")
-# Options of the command, not of the run; and options that may change at a resume.
+# Options of the command, not of the run; and options that may differ when a run is resumed.
 COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
 
 
 @dataclass
 class Run:
-    """A training run: what it trains, where it stands, and the folder that it saves itself to.
+    """A training run: the network and optimiser, its progress, and the folder that it saves to.
 
     epoch: epochs done. step: steps done of the next epoch. seconds: the time these steps took.
     record: the last line of the log. best: the line of the log with the highest mAP.
@@ -91,11 +91,11 @@ class Run:
             launcher = "python" if WORLD_SIZE == 1 else "torchrun, as before, and"
             command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
             where = f"step {self.step} of epoch {self.epoch + 1}"
-            with contextlib.suppress(OSError):  # the reader of stdout may have ended at the same signal
+            with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
                 print(f"stopped at {where}; resume with: {launcher} {command}", flush=True)
             raise
         finally:
-            with contextlib.suppress(OSError):  # if the run has saved something
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
                 self.folder.rmdir()
 
     def add_step(self, loss_sum: Tensor, num_labels: Tensor) -> None:
@@ -121,7 +121,7 @@ class Run:
         elif self.epoch == self.args.warmup_epoch == 0:
             advice += " or without --warmup_epoch 0"
         saved = " and ".join(file for file in ("best.pth", "last.pth") if (self.folder / file).exists())
-        return UserError(f"{where}: {advice}{f'; {saved} there are from before' if saved else ''}")
+        return UserError(f"{where}: {advice}{f'; {saved} in {self.folder} are from before' if saved else ''}")
 
     def print_step(self, steps_per_epoch: int) -> None:
         """Print a line on the epoch so far."""
@@ -156,7 +156,7 @@ class Run:
         return f"best epoch: {self.best['epoch']} of {self.epoch}\n{metrics}"
 
     def contents(self) -> dict[str, Any]:
-        """Return what best.pth and last.pth both hold; "raw" are the weights behind a moving average."""
+        """Return what best.pth and last.pth both hold; with --ema, "model" is the average of "raw"."""
         raw = {"raw": self.model.state_dict()} if self.ema else {}
         own = {"config": self.config, "classes": self.classes, "record": self.record}
         return {"model": self.eval_model.state_dict()} | raw | own
@@ -185,10 +185,10 @@ class Run:
                 self.replaced.pop().unlink(missing_ok=True)
             keep_previous(self.folder)
             save_checkpoint(self.folder / "last.pth", self.contents() | state)
-        distributed.barrier()  # nobody goes on, or exits, before it is written
+        distributed.barrier()  # the other processes wait until it is written
 
     def restore(self, saved: dict[str, Any], steps_per_epoch: int) -> None:
-        """Take up what last.pth holds; UserError if it does not fit this run."""
+        """Restore the state saved in last.pth; UserError if it does not fit this run."""
         source = f"{self.args.output_dir}/last.pth"
         if saved["classes"] != self.classes:
             raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
@@ -220,7 +220,7 @@ class Run:
 
 
 def structure(value: Any) -> Any:
-    """Return what saved and own state must have in common: keys, types, shapes, and finite numbers."""
+    """Describe a state, to compare two: keys, types, shapes, and whether numbers are finite."""
     if isinstance(value, Tensor):
         return value.shape, value.layout, value.is_floating_point(), bool(value.isfinite().all())
     if isinstance(value, dict):
@@ -239,14 +239,14 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
     args = parser.parse_args(words + sys.argv[1:])  # later options win
     changed = [
-        f"--{name} {getattr(args, name)} (it has {value})"
+        f"--{name} {getattr(args, name)} (the saved run has {value})"
         for name, value in old.items()
         if name not in FREE_OPTIONS and str(getattr(args, name)) != str(value)
     ]
     if config.get("processes") != WORLD_SIZE:
-        changed.append(f"{WORLD_SIZE} processes of torchrun (it has {config.get('processes')})")
+        changed.append(f"{WORLD_SIZE} processes of torchrun (the saved run has {config.get('processes')})")
     if changed:
-        raise UserError(f"it cannot go on with {', '.join(changed)}: change that back")
+        raise UserError(f"these cannot change: {', '.join(changed)}")
     return args
 
 
@@ -305,5 +305,5 @@ def make_folder(args: argparse.Namespace) -> Path:
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
         folder = Path("checkpoint", name + suffix)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)  # claims the name, also against a run that starts just now
+            folder.mkdir(parents=True)  # fails if another run took the name just now
             return folder

@@ -1,4 +1,4 @@
-"""What every command needs: checked arguments, and mistakes that end in one line."""
+"""What every command needs: checked arguments, and errors of the user reported in one line."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class Interrupted(SystemExit):
-    """A signal asked the command to stop; the exit status is 130 for SIGINT, else 143."""
+    """A signal asked the command to stop; a SystemExit passes every `except Exception` on its way out."""
 
 
 @contextlib.contextmanager
@@ -62,14 +62,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def given_path(text: str) -> Path:
-    """Parse a path that is not empty, as an unset shell variable would be; an argparse type."""
+    """Parse a path that is not empty (an unset shell variable gives an empty one); an argparse type."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
 
 
 def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63) -> Callable[[str], float]:
-    """Return an argparse type for an int or float (`kind`) from `low`, or above it, to below `high`."""
+    """Return an argparse type for an int or float (`kind`) with low ≤ x < high, or low < x < high."""
     word = {int: "whole number", float: "number"}[kind]
     bound = f"of at least {low}" if low_allowed else f"above {low}"
 
@@ -158,7 +158,7 @@ def one_line(message: str) -> str:
 
 
 def kill_workers() -> None:
-    """Kill the DataLoader workers, which ignore the SIGTERM that Python sends and waits on at exit."""
+    """Kill the DataLoader workers: they ignore SIGTERM, so Python would wait for them at exit forever."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler reports their end as a failure
     for process in multiprocessing.active_children():

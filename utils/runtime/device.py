@@ -14,10 +14,10 @@ from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, amp: str = "off", compiles: bool = False) -> torch.device:
-    """Return the named device, or for "auto" the first of CUDA, MPS and CPU, set up to run fast.
+def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> torch.device:
+    """Return the named device, or for "auto" the first of CUDA, MPS and CPU, and configure it.
 
-    Each process gets a GPU of its own. amp: a key of AMP_DTYPES. compiles: whether torch.compile is used.
+    Each process gets a GPU of its own. amp: a key of AMP_DTYPES. use_compile: whether torch.compile is used.
     Raises UserError if the device is missing or cannot do what is asked.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -36,7 +36,7 @@ def choose_device(name: str, amp: str = "off", compiles: bool = False) -> torch.
     if name == "cpu":
         keep_freed_memory()
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-        if compiles and shutil.which(shlex.split(compiler)[0]) is None:
+        if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
             raise UserError(
                 f"--compile needs the C++ compiler {compiler}: install it, or leave --compile out"
             )

@@ -61,14 +61,14 @@ def gather(value: Any) -> list:
 
 
 def first_process_first(action: Callable[[], Any]) -> Any:
-    """Call an action that leaves a file behind in the first process of each machine, then in the others."""
+    """Call an action that caches a file in the first process of each machine, then in the others."""
     result = action() if LOCAL_RANK == 0 else None
     barrier()
     return result if LOCAL_RANK == 0 else action()
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Return the model as one whose backward averages gradients over the processes.
+    """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes.
 
     In training each process keeps batch-norm statistics of its own: see `average_buffers`.
     """
@@ -83,4 +83,4 @@ def average_buffers(model: nn.Module) -> None:
     """Average the batch-norm statistics over the processes, so that all evaluate and save the same model."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            buffer.copy_(average(buffer.double()))  # float64 keeps equal values equal, as after a resume
+            buffer.copy_(average(buffer.double()))  # in float64 the average of equal values is exact

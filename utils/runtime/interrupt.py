@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: noted when they arrive, obeyed where nothing is lost."""
+"""Stopping on a signal: the handler only records it, and the loops stop at a point where nothing is lost."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ def listening(answer: str) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception:
-        if received and WORLD_SIZE > 1:  # the other processes are gone, so this step cannot finish
+        if received and WORLD_SIZE > 1:  # the other processes ended at the signal, so this step failed
             signal.signal(received[0], before[received[0]])
             signal.raise_signal(received[0])
         raise
@@ -39,9 +39,9 @@ def listening(answer: str) -> Iterator[None]:
 
 
 def note(answer: str, number: int, frame: object) -> None:
-    """Handle a signal."""
+    """Record a signal and say so; without torchrun, let the next one end the process."""
     if not received and RANK == 0:
-        with contextlib.suppress(OSError):  # the reader of stderr may have ended at the same signal
+        with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
             os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
     received.append(number)
     if WORLD_SIZE == 1:
@@ -56,7 +56,7 @@ def asked_anywhere() -> bool:
 
 
 def stop() -> NoReturn:
-    """Raise Interrupted with the exit status of the signal; a scheduler's SIGUSR1 announces a SIGTERM."""
+    """Raise Interrupted with the exit status of the signal; SIGUSR1 warns of a SIGTERM and counts as one."""
     raise Interrupted(130 if signal.SIGINT in received else 143)
 
 
