@@ -1,4 +1,4 @@
-"""The textbook way of each stage, which bench.py times ours against: plain, correct, in no hurry."""
+"""The textbook's way to compute each stage: simple and correct code that does nothing for speed."""
 
 import math
 
@@ -14,7 +14,7 @@ from pipeline.csra import TEMPERATURES
 
 
 class Photos(Dataset):
-    """Pillow, then torchvision's transforms, then float tensors (3, S, S) in [0, 1]."""
+    """Images as Pillow and torchvision's transforms load them: float tensors (3, S, S) in [0, 1]."""
 
     def __init__(self, paths: list[str], targets: np.ndarray, img_size: int, train: bool):
         self.paths = paths
@@ -35,7 +35,7 @@ class Photos(Dataset):
 
 
 class Heads(nn.Module):
-    """CSRA with one convolution per head (paper, Eq. 5-8)."""
+    """CSRA with one convolution for each head (paper, Eq. 5-8)."""
 
     def __init__(self, num_heads: int, lam: float, input_dim: int, num_classes: int):
         super().__init__()
@@ -59,7 +59,7 @@ class Heads(nn.Module):
 
 
 class Network(nn.Module):
-    """torchvision's ResNet with Heads in place of its pooling and fc."""
+    """torchvision's ResNet, with Heads in place of its average pooling and fc."""
 
     def __init__(self, depth: int, num_heads: int, lam: float, num_classes: int):
         super().__init__()
@@ -72,7 +72,7 @@ class Network(nn.Module):
 
 
 def copy_weights(network: Network, ours: nn.Module) -> None:
-    """Give the network the weights of a ResNet_CSRA: both hold the same tensors in the same order."""
+    """Copy the weights of a ResNet_CSRA, which holds the same tensors in the same order."""
     state = [*ours.state_dict().values()]
     trunk, heads = state[: -len(network.heads.convs)], state[-len(network.heads.convs) :]
     network.trunk.load_state_dict(dict(zip(network.trunk.state_dict(), trunk)))
@@ -80,7 +80,7 @@ def copy_weights(network: Network, ours: nn.Module) -> None:
 
 
 def train(network: Network, loader: DataLoader, lr: float, device: torch.device) -> list[float]:
-    """One epoch of SGD, the loss read at every step; returns the losses."""
+    """Train one epoch with SGD and read the loss at every step; return the losses."""
     groups = [
         {"params": network.trunk.parameters(), "lr": lr},
         {"params": network.heads.parameters(), "lr": 10 * lr},
@@ -100,13 +100,13 @@ def train(network: Network, loader: DataLoader, lr: float, device: torch.device)
 
 @torch.no_grad()
 def predict(network: Network, loader: DataLoader, device: torch.device) -> np.ndarray:
-    """Return the scores (N, C) of a loader's images, fetched batch by batch."""
+    """Return the scores (N, C) of a loader's images; move them to the CPU batch by batch."""
     network.eval()
     return np.concatenate([torch.sigmoid(network(images.to(device))).cpu().numpy() for images, _ in loader])
 
 
 def evaluate(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Every metric of utils.evaluation.evaluate but the list AP, by loops over classes and images."""
+    """Compute the metrics of utils.evaluation.evaluate, except AP, in loops over classes and images."""
     images, classes = scores.shape
     top3 = np.zeros(scores.shape, bool)
     for i in range(images):
@@ -131,7 +131,7 @@ def evaluate(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of the precision at the rank of each positive."""
+    """Return the mean of the precision at the rank of each positive."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     hits, total = 0, 0.0
     for rank, i in enumerate(order, start=1):

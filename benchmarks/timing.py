@@ -1,4 +1,4 @@
-"""How bench.py measures: a row of its table, actions timed in turns, and processes of their own."""
+"""How bench.py measures: its settings, the rows of its table, and functions that take time and memory."""
 
 import multiprocessing
 import statistics
@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Runs the command given to it and prints seconds and peak memory; in between, a process that is small itself,
-# since a child's peak starts with what its parent held.
+# Runs the given command and prints its seconds and its peak memory in MiB. It runs in a small process of its
+# own, because a child's peak starts at the memory of its parent.
 MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
@@ -23,11 +24,39 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 """
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the stages compute on, and how much of it. The defaults are the full size.
+
+    folder: for files that a stage writes. photos: paths of JPEGs. depth: of the ResNet.
+    batch_size, num_steps, num_workers: of training and validation.
+    num_rounds: of the stages that take seconds. num_long_rounds: of those that take minutes.
+    """
+
+    folder: Path
+    photos: list[str]
+    device: torch.device = torch.device("cpu")
+    amp: str = "off"
+    compile: bool = False
+    num_workers: int = 0
+    depth: int = 101
+    img_size: int = 448
+    batch_size: int = 16
+    num_steps: int = 2
+    num_scored_images: int = 40_137  # in COCO's val2014
+    num_coco_images: int = 82_783  # in COCO's train2014
+    num_coco_boxes: int = 604_907
+    num_rounds: int = 10
+    num_long_rounds: int = 2
+
+
 @dataclass
 class Row:
-    """A line of the table: what the textbook, we, and the limit take, in `unit`; less is better.
+    """A line of the table: the time or memory that the textbook version and ours take; less is better.
 
-    target: the least ratio textbook / ours aimed at. same: whether both computed the same thing, by `check`.
+    target: the lowest ratio textbook / ours to reach. limit: the cost, in the same unit, of the work that no
+    version can avoid. same: whether both versions computed the same. check: what was compared, and how
+    closely it agrees.
     """
 
     stage: str
@@ -35,32 +64,35 @@ class Row:
     textbook: float
     ours: float
     target: float | None
-    limit: float | None = None
-    limit_name: str = ""
+    limit: float
+    limit_name: str
     same: bool = True
     check: str = ""
 
 
-def in_turns(rounds: int, *actions: Callable[[], Any]) -> list[float]:
-    """Run the actions in turns, once to warm up and `rounds` times more; returns their median seconds."""
+def in_turns(num_rounds: int, *actions: Callable[[], Any]) -> list[float]:
+    """Run the actions in turns and return the median seconds of each.
+
+    The first round is a warm-up. It counts only if it is the only one.
+    """
     seconds = [[] for _ in actions]
-    for _ in range(rounds + 1):
+    for _ in range(num_rounds):
         for action, taken in zip(actions, seconds):
             start = time.perf_counter()
             action()
             taken.append(time.perf_counter() - start)
-    return [statistics.median(taken[1:]) for taken in seconds]
+    return [statistics.median(taken[1:] or taken) for taken in seconds]
 
 
 def in_child(function: Callable[..., Any], *arguments) -> Any:
-    """Call a function in a fresh process: what the memory allocator was told in one does not help another."""
+    """Call a function in a new process, because the textbook must not profit from our allocator settings."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """Run Python in a folder; returns seconds and, on Linux, the peak memory in MiB."""
+    """Run Python with these arguments in a folder; return seconds and, on Linux, the peak memory in MiB."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, sys.executable, *command],
         cwd=folder,
@@ -73,6 +105,11 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU has still to do."""
+    """Wait until a GPU has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
+
+
+def without_tf32() -> AbstractContextManager:
+    """Return a context in which convolutions do not use TF32, which rounds the two versions differently."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -1,10 +1,11 @@
-"""The paper's claim on the data set that everyone has: average pooling, attention without training, and CSRA.
+"""Measure the paper's claim on shapes: average pooling, attention added without training, and CSRA.
 
 python experiments/claims.py --out FOLDER [--seeds 3] [--jobs 2]
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from utils.runtime.cli import Parser, UserError, given_path, number, run_script
 from utils.runtime.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-HEADS = (0, 1, 2, 4, 6)
+# Each model by its number of heads.
+MODELS = {0: "average pooling", 1: "CSRA, 1 head"} | {n: f"CSRA, {n} heads" for n in (2, 4, 6)}
+NUM_TRAIN, NUM_TEST = 2000, 1000
 IMAGES = ["--difficulty", "medium", "--size", "128"]
 TRAINING = ["--dataset", "shapes", "--img_size", "128", "--warmup_epoch", "1", "--decay_step", "3"]
+TRAINING += ["--num_workers", "1"]
 GRID = ["lam=0:2:0.1", "T=1,2,4,inf"]
 
 
@@ -30,93 +34,82 @@ def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     make_images(args.out)
-    runs = [(heads, seed) for seed in range(args.seeds) for heads in HEADS]
+    runs = itertools.product(range(args.seeds), MODELS)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda item: train(*item, args), runs))
+        list(pool.map(lambda run: train(args, *run), runs))
+    rows = []
     with contextlib.chdir(args.out):
-        rows = {
-            f"CSRA, {heads} head{'s' * (heads > 1)}": judge(heads, args.seeds) for heads in HEADS if heads
-        }
-        free = [without_training(seed) for seed in range(args.seeds)]
-        rows = {"average pooling": judge(0, args.seeds), "with attention, untrained": (free, None)} | rows
-    print("| model | mAP, % | maps that point at their object, % |\n|---|---|---|")
-    for name, (scores, pointing) in rows.items():
-        print(f"| {name} | {spread(scores)} | {spread(pointing) if pointing else ''} |")
+        for num_heads, name in MODELS.items():
+            scores, pointing = judge(num_heads, args.seeds)
+            rows.append(f"| {name} | {spread(scores)} | {spread(pointing)} |")
+        scores = [without_training(seed) for seed in range(args.seeds)]
+    rows.insert(1, f"| average pooling, attention added without training | {spread(scores)} | |")
+    print("| model | mAP, % | maps that point at their object, % |\n|---|---|---|", *rows, sep="\n")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(
-        description="Train average pooling and CSRA on shapes, medium difficulty, and print a table."
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, metavar="FOLDER", help="data and runs; what is done is kept"
-    )
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each [default: %(default)s]")
-    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs at once [default: %(default)s]")
-    parser.add_argument("--epochs", type=number(int, 1), default=5, help="of a run [default: %(default)s]")
-    parser.add_argument("--lam", type=number(float, 0), default=0.3, help="lambda of CSRA [default: 0.3]")
+    parser = Parser("Train average pooling and CSRA on shapes of medium difficulty, and print a table.")
+    out_help = "folder for images and runs; runs that are there are resumed"
+    parser.add_argument("--out", type=given_path, required=True, metavar="FOLDER", help=out_help)
+    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each model")
+    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs at the same time")
+    parser.add_argument("--epochs", type=number(int, 1), default=5, help="epochs of each run")
+    parser.add_argument("--lam", type=number(float, 0), default=0.3, help="weight lambda of CSRA")
     return parser.parse_args()
 
 
-def script(name: str, *words: object, out: Path, threads: int) -> None:
-    """Run one of the scripts in the folder `out`; UserError if it fails."""
+def script(out: Path, num_threads: int, name: str, *words: object) -> None:
+    """Run a script of the repository in the folder `out`; UserError if it fails."""
     command = [sys.executable, str(REPOSITORY / name), *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
     result = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise UserError(f"{name} {' '.join(map(str, words))} failed: {result.stderr}")
 
 
 def make_images(out: Path) -> None:
-    """Make the data set, and another for choosing λ, unless they are there."""
-    for folder, counts, seed in (("shapes", (2000, 1000), 0), ("validation", (1, 1000), 1)):
-        if not (out / "data" / folder / "test.json").exists():
-            words = [*IMAGES, "--num_train", counts[0], "--num_test", counts[1], "--seed", seed]
-            script("utils/prepare_shapes.py", *words, "--out_dir", f"data/{folder}", out=out, threads=1)
+    """Make the data set, and other images to choose λ on, unless they exist."""
+    for name, num_train, seed in (("shapes", NUM_TRAIN, 0), ("validation", 1, 1)):
+        if not (out / "data" / name / "test.json").exists():
+            words = [*IMAGES, "--num_train", num_train, "--num_test", NUM_TEST, "--seed", seed]
+            script(out, 1, "utils/prepare_shapes.py", *words, "--out_dir", f"data/{name}")
 
 
-def train(heads: int, seed: int, args: argparse.Namespace) -> None:
-    """Train a model, or go on with it, to its last epoch."""
-    folder = Path("runs", f"heads{heads}_seed{seed}")
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    words = [
-        *TRAINING,
-        "--num_heads",
-        heads,
-        "--seed",
-        seed,
-        "--total_epoch",
-        args.epochs,
-        "--num_workers",
-        1,
-    ]
-    words += ["--lam", args.lam] if heads else []
+def run_folder(num_heads: int, seed: int) -> Path:
+    """Return the folder of a run, relative to --out."""
+    return Path("runs", f"heads{num_heads}_seed{seed}")
+
+
+def train(args: argparse.Namespace, seed: int, num_heads: int) -> None:
+    """Train a model to its last epoch; resume the run if it exists."""
+    folder = run_folder(num_heads, seed)
+    words = [*TRAINING, "--num_heads", num_heads, "--seed", seed, "--total_epoch", args.epochs]
+    words += ["--lam", args.lam] if num_heads else []
     words += ["--resume" if (args.out / folder / "last.pth").exists() else "--overwrite"]
-    script("main.py", *words, "--output_dir", folder, out=args.out, threads=threads)
+    num_threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    script(args.out, num_threads, "main.py", *words, "--output_dir", folder)
     print(f"{folder}: mAP {100 * read_log(args.out / folder)[-1]['mAP']:.2f} %", flush=True)
 
 
-def judge(heads: int, seeds: int) -> tuple[list[float], list[float]]:
-    """Return the mAP of each seed's last epoch, and the share of its maps that point at objects, in %."""
-    folders = [Path("runs", f"heads{heads}_seed{seed}") for seed in range(seeds)]
-    scores = [100 * read_log(folder)[-1]["mAP"] for folder in folders]
+def judge(num_heads: int, num_seeds: int) -> tuple[list[float], list[float]]:
+    """Return for each seed the mAP of the last epoch, and the share of maps that point at objects, in %."""
+    folders = [run_folder(num_heads, seed) for seed in range(num_seeds)]
     games = [pointing_game(folder / "last.pth") for folder in folders]
-    return scores, [100 * hits / tries for hits, tries, _ in games]
+    return [100 * read_log(folder)[-1]["mAP"] for folder in folders], [100 * hits / n for hits, n, _ in games]
 
 
 def without_training(seed: int) -> float:
-    """Return the mAP in % of average pooling with attention, its λ and T chosen on other images."""
-    checkpoint = f"runs/heads0_seed{seed}/last.pth"
+    """Return the mAP in % of average pooling with attention, whose λ and T are chosen on other images."""
+    checkpoint = run_folder(0, seed) / "last.pth"
 
-    def sweep(dataset: str, *axes: str) -> dict:
+    def best(dataset: str, *axes: str) -> dict:
         words = ["--dataset", dataset, "--load_from", checkpoint, "--out", "sweep.json", "--sweep", *axes]
-        script("val.py", *words, out=Path(), threads=os.cpu_count() or 1)
+        script(Path(), os.cpu_count() or 1, "val.py", *words)
         return max(read_json(Path("sweep.json"))["sweep"], key=lambda result: result["mAP"])
 
-    chosen = sweep("validation", *GRID)
-    result = sweep("shapes", f"lam={chosen['lam']}", f"T={chosen['T']}")
+    chosen = best("validation", *GRID)
     print(f"seed {seed}: attention without training at lambda {chosen['lam']}, T {chosen['T']}", flush=True)
-    return 100 * result["mAP"]
+    return 100 * best("shapes", f"lam={chosen['lam']}", f"T={chosen['T']}")["mAP"]
 
 
 def spread(values: list[float]) -> str:

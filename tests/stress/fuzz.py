@@ -1,4 +1,4 @@
-"""Malformed files for every parser of outside data: each must be told in one line that names the file.
+"""Malformed files for each parser of outside data, which must refuse them in one line that names the file.
 
 python tests/stress/torture.py --fuzz 1000
 """
@@ -11,9 +11,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import plot, prepare_coco, prepare_csv, prepare_voc
+from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.evaluation import evaluate
 from utils.label_files import check_names, class_names, read_labels
 from utils.run import Run
@@ -33,12 +33,11 @@ from utils.runtime import cli
 from utils.scores import read_scores
 from utils.transforms import load_image
 
-HANG = 20  # seconds after which a parser counts as hanging
+MAX_SECONDS = 20  # a parser that takes longer hangs
 
 
-@dataclass(frozen=True, repr=False)
-class Parser:
-    """A parser of outside data: where its file lies, a good one, and how the two are read and written."""
+class Parser(NamedTuple):
+    """A parser of outside data: where its file lies, a good content, and how to read and write that."""
 
     path: str
     good: Any
@@ -46,25 +45,28 @@ class Parser:
     encode: Callable[[Any], bytes]
 
 
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
 def to_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
 def to_lines(records: Any) -> bytes:
-    return b"\n".join(map(to_json, records if isinstance(records, list) else [records]))
+    return b"\n".join(map(to_json, as_list(records)))
 
 
 def to_words(ids: Any) -> bytes:
-    return "\n".join(map(str, ids if isinstance(ids, list) else [ids])).encode(errors="replace")
+    return "\n".join(map(str, as_list(ids))).encode(errors="replace")
 
 
 def to_table(rows: Any) -> bytes:
-    rows = [row if isinstance(row, list) else [row] for row in rows] if isinstance(rows, list) else [[rows]]
-    return "\n".join(",".join(map(str, row)) for row in rows).encode(errors="replace")
+    return "\n".join(",".join(map(str, as_list(row))) for row in as_list(rows)).encode(errors="replace")
 
 
 def to_npz(arrays: Any) -> bytes:
-    """Write named arrays, what makes no array as its text."""
+    """Write named arrays, or their text if they are no arrays."""
     content = io.BytesIO()
     named = arrays if isinstance(arrays, dict) else {"scores": arrays}
     try:
@@ -75,7 +77,7 @@ def to_npz(arrays: Any) -> bytes:
 
 
 def to_xml(node: Any) -> bytes:
-    """Write nested [tag, child, ...] lists, all else as text."""
+    """Write nested [tag, child, ...] lists; any other value becomes text."""
     if isinstance(node, list) and node and isinstance(node[0], str):
         tag = node[0].encode(errors="replace")
         return b"<" + tag + b">" + b"".join(map(to_xml, node[1:])) + b"</" + tag + b">"
@@ -88,21 +90,25 @@ def to_checkpoint(value: Any) -> bytes:
     return content.getvalue()
 
 
-def picture() -> bytes:
-    """Return a small photograph's worth of JPEG."""
+def to_picture(value: Any) -> bytes:
+    """Write a picture, given as bytes, as it is; any other value becomes text."""
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
+
+
+def make_picture() -> bytes:
+    """Return a small JPEG."""
     content = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(pixels).save(content, "JPEG")
     return content.getvalue()
 
 
-def to_picture(value: Any) -> bytes:
-    """Return a picture as it is, or any other value as its text: no picture."""
-    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
-
-
 def read_coco(path: Path) -> None:
     prepare_coco.read_split(path.parents[1], "train2014", class_names("coco"))
+
+
+def read_wider(path: Path) -> None:
+    prepare_wider.read_split(path.parents[1], "test", {1: 1, -1: 0, 0: 99}, num_classes=3)
 
 
 def read_csv(path: Path) -> None:
@@ -118,28 +124,23 @@ def read_csv(path: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
-    val.load_checked_model(
-        call_with(["val.py", "--dataset", "shapes", "--load_from", str(path)], val.parse_args)
-    )
+    val.load_checked_model(parse_args(val, "--dataset", "shapes", "--load_from", path))
 
 
 def read_run(path: Path) -> None:
-    """Read last.pth as main.py --resume does, for a small network in place of a ResNet."""
-    args, saved = call_with(["main.py", "--resume", "--output_dir", str(path.parent)], main.parse_args)
+    """Read last.pth as main.py --resume does, but into a small network."""
+    args, saved = parse_args(main, "--resume", "--output_dir", path.parent)
     small_run(args).restore(saved, steps_per_epoch=10)
 
 
-def call_with(words: list[str], parse: Callable) -> Any:
-    """Call a script's parse_args as if these were the words of its command line."""
-    before, sys.argv = sys.argv, words
-    try:
-        return parse()
-    finally:
-        sys.argv = before
+def parse_args(script: Any, *words: object) -> Any:
+    """Return what a script's parse_args returns for a command line."""
+    with mock.patch.object(sys, "argv", [Path(script.__file__).name, *map(str, words)]):
+        return script.parse_args()
 
 
 def small_run(args: argparse.Namespace) -> Run:
-    """Return a run of a small network in place of a ResNet."""
+    """Return a run with a small network in place of a ResNet."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -149,33 +150,35 @@ def small_run(args: argparse.Namespace) -> Run:
 
 
 def good_run() -> dict[str, Any]:
-    """Return what main.py writes as last.pth, but for its network's size."""
-    args, _ = call_with(["main.py", "--dataset", "shapes", "--device", "cpu"], main.parse_args)
+    """Return the content of a last.pth of main.py, for a small network."""
+    args, _ = parse_args(main, "--dataset", "shapes", "--device", "cpu")
     run = small_run(args)
     run.totals += torch.tensor([0.5, 16.0])
     metrics = evaluate(torch.rand(4, 8, generator=torch.manual_seed(0)).numpy(), [[1, 0] * 4] * 4)
     run.record = run.best = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
-    del run.config["output_dir"]
     return run.contents() | run.resume_state()
 
 
 def good_checkpoint() -> dict[str, Any]:
-    """Return what main.py writes as best.pth, each weight one number seen many times: a small file."""
+    """Return the content of a best.pth of main.py. Each tensor repeats one number, so the file is small."""
     state = ResNet_CSRA(1, 0.1, 8, depth=18).state_dict()
-    small = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
-    return {key: value for key, value in good_run().items() if key in ("config", "classes", "record")} | {
-        "model": small
-    }
+    weights = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
+    run = good_run()
+    return {"model": weights} | {key: run[key] for key in ("config", "classes", "record")}
 
 
-LABELS = [{"target": [1, 0, 99], "img_path": f"{i}.jpg"} for i in range(3)]
+PICTURES = ("3.jpg", "5.jpg")  # these lie in images/train2014/ and in Image/
+LABELS = [{"target": [1, 0, 99], "img_path": f"{i}.jpg", "bbox": [0, 1, 20, 30]} for i in range(3)]
 COCO = {
-    "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (3, 5)],
+    "images": [{"id": int(name[0]), "file_name": name} for name in PICTURES],
     "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names("coco"))],
     "annotations": [{"id": i, "image_id": 3, "category_id": i} for i in (1, 7, 80)],
 }
+PERSON = {"attribute": [1, -1, 0], "bbox": [-5.5, 10, 20, 50.2]}
+WIDER = {"images": [{"file_name": name, "targets": [PERSON, PERSON]} for name in PICTURES]}
 LOG = [{"epoch": epoch, "train_loss": 0.5, "mAP": 0.5, "lr": {"backbone": 0.1}} for epoch in (1, 2)]
 TABLE = [["image", "a", "b"], ["images/train2014/3.jpg", 1, ""], ["images/train2014/5.jpg", 0, 1]]
+LABEL_LISTS = [["image", "labels"], ["images/train2014/3.jpg", "a;b"], ["images/train2014/5.jpg", ""]]
 OBJECT = ["object", ["name", "dog"], ["difficult", 0], ["bndbox", ["xmin", 3], ["ymin", 4]]]
 PARSERS = {
     "VOC annotation": Parser(
@@ -186,6 +189,7 @@ PARSERS = {
     ),
     "VOC split": Parser("train.txt", ["000005", "000007"], prepare_voc.read_ids, to_words),
     "COCO annotations": Parser("annotations/instances_train2014.json", COCO, read_coco, to_json),
+    "WIDER annotations": Parser("Annotations/wider_attribute_test.json", WIDER, read_wider, to_json),
     "label file": Parser(
         "train.json", LABELS, lambda path: read_labels(path, 3, {1: 1, 0: 0, 99: -1}), to_json
     ),
@@ -195,9 +199,10 @@ PARSERS = {
     "checkpoint": Parser("model.pth", good_checkpoint(), read_checkpoint, to_checkpoint),
     "run to resume": Parser("last.pth", good_run(), read_run, to_checkpoint),
     "table": Parser("t.csv", TABLE, read_csv, to_table),
+    "table of label lists": Parser("t.csv", LABEL_LISTS, read_csv, to_table),
     "scores": Parser("s.npz", {"scores": [[0.5, 1.0]] * 3, "targets": [[0, 1]] * 3}, read_scores, to_npz),
     "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, plot.read_results, to_json),
-    "image": Parser("a.jpg", picture(), lambda path: load_image(str(path), 10**6), to_picture),
+    "image": Parser("a.jpg", make_picture(), lambda path: load_image(str(path), 10**6), to_picture),
     "log": Parser("log.jsonl", LOG, lambda path: plot.read_run(path.parent), to_lines),
 }
 JSON = st.recursive(
@@ -227,16 +232,11 @@ TENSORS = st.sampled_from(
 )
 
 
-JSON_AND_TENSORS = JSON | TENSORS
-
-
 @st.composite
 def malformed(draw: st.DrawFn, parser: Parser) -> bytes:
-    """Draw a file that differs from a good one: in what it says, in its bytes, or in everything."""
-    values = JSON_AND_TENSORS if parser.encode is to_checkpoint else JSON
-    kind = draw(st.sampled_from(["said"] * 6 + ["bytes"] * 3 + ["other", "noise", "nested"]))
-    if kind == "said" and isinstance(parser.good, bytes):
-        kind = "bytes"
+    """Draw a file that differs from a good one: in its values, in its bytes, or completely."""
+    values = JSON | TENSORS if parser.encode is to_checkpoint else JSON
+    kind = draw(st.sampled_from(["values"] * 6 + ["bytes"] * 3 + ["other", "noise", "nested"]))
     if kind == "noise":
         return draw(st.binary(max_size=200))
     if kind == "nested":
@@ -244,7 +244,7 @@ def malformed(draw: st.DrawFn, parser: Parser) -> bytes:
         return b"[" * depth if parser.encode is not to_xml else b"<a>" * depth + b"</a>" * depth
     if kind == "other":
         return parser.encode(draw(values))
-    if kind == "bytes":
+    if kind == "bytes" or isinstance(parser.good, bytes):
         return damaged(draw, parser.encode(parser.good))
     document = copy.deepcopy([parser.good])
     for _ in range(draw(st.integers(1, 2))):
@@ -255,44 +255,39 @@ def malformed(draw: st.DrawFn, parser: Parser) -> bytes:
     return content
 
 
-def change(draw: st.DrawFn, document: Any, values: st.SearchStrategy) -> None:
-    """Replace, remove or double one value somewhere in nested lists and dicts."""
-    while True:
-        keys = list(document) if isinstance(document, dict) else range(len(document))
-        key = draw(st.sampled_from(keys))
-        inner = document[key]
-        if isinstance(inner, dict | list) and inner and draw(st.integers(0, 3)):
-            document = inner
-            continue
-        action = draw(st.sampled_from(["replace", "remove", "double"]))
-        if action == "remove" and len(document) > 1:
-            del document[key]
-        elif action == "double" and isinstance(document, list):
-            document.append(copy.deepcopy(inner))
-        else:
-            document[key] = draw(values)
+def change(draw: st.DrawFn, document: list | dict, values: st.SearchStrategy) -> None:
+    """Replace, remove or repeat one value somewhere in nested lists and dicts."""
+    key = draw(st.sampled_from(list(document) if isinstance(document, dict) else range(len(document))))
+    inner = document[key]
+    if isinstance(inner, dict | list) and inner and draw(st.integers(0, 3)):
+        change(draw, inner, values)
         return
+    action = draw(st.sampled_from(["replace", "remove", "repeat"]))
+    if action == "remove" and len(document) > 1:
+        del document[key]
+    elif action == "repeat" and isinstance(document, list):
+        document.append(copy.deepcopy(inner))
+    else:
+        document[key] = draw(values)
 
 
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Flip bits of a file, cut it, or put other bytes into it."""
+    """Flip a bit of a file, cut the file, or put other bytes into it."""
     place = draw(st.integers(0, len(content) - 1))
+    before, after = content[:place], content[place:]
     action = draw(st.sampled_from(["flip", "cut", "insert"]))
     if action == "cut":
-        return content[:place]
+        return before
     if action == "flip":
-        return content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
-    return (
-        content[:place]
-        + draw(st.binary(min_size=1, max_size=20))
-        + content[place + draw(st.integers(0, 9)) :]
-    )
+        return before + bytes([after[0] ^ 1 << draw(st.integers(0, 7))]) + after[1:]
+    return before + draw(st.binary(min_size=1, max_size=20)) + after[draw(st.integers(0, 9)) :]
 
 
-def check(parser: Parser, folder: Path, content: bytes) -> bool:
-    """Have a parser read a file as a command would, in the working folder; returns whether it was refused.
+def is_refused(parser: Parser, folder: Path, content: bytes) -> bool:
+    """Let a parser read a file, in the working folder, like a command; return whether it refuses the file.
 
-    Raises AssertionError unless it is accepted, or refused in one line that names the file, soon.
+    Raises AssertionError if the parser hangs, prints something for a file that it accepts, or refuses a file
+    in any other way than with status 2 and one line that names the file.
     """
     path = folder / parser.path
     path.write_bytes(content)
@@ -305,39 +300,36 @@ def check(parser: Parser, folder: Path, content: bytes) -> bool:
             status = end.code
     err.seek(0)
     message = err.read()
-    assert time.monotonic() - start < HANG, f"{parser.path}: hangs"
+    assert time.monotonic() - start < MAX_SECONDS, f"{parser.path}: the parser hangs"
     assert status in (0, 2)
-    if not status:
-        assert not message, message
-    else:
-        assert message.count("\n") == 1, message
-        assert path.name in message, message
-    return bool(status)
+    assert message.count("\n") == (1 if status else 0), message
+    assert path.name in message or not status, message
+    return status == 2
 
 
 def fuzz(name: str, folder: Path, count: int, first_seed: int = 0) -> tuple[int, int]:
-    """Try a parser of PARSERS on at least `count` malformed files; returns how many it refused, and took."""
-    parser, refused, taken = PARSERS[name], 0, 0
+    """Give a parser of PARSERS malformed files until it has refused `count` of them.
+
+    Gives up after 30 x `count` files. Returns how many files the parser refused and accepted.
+    """
+    parser, results = PARSERS[name], []
     (folder / parser.path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / "images" / "train2014").mkdir(parents=True, exist_ok=True)
-    for image in COCO["images"]:
-        (folder / "images" / "train2014" / image["file_name"]).touch()
-    assert not check(parser, folder, parser.encode(parser.good)), f"{name}: the good file is refused"
+    for images in (folder / "images" / "train2014", folder / "Image"):
+        images.mkdir(parents=True, exist_ok=True)
+        for picture in PICTURES:
+            (images / picture).write_bytes(make_picture())
+    assert not is_refused(parser, folder, parser.encode(parser.good)), f"{name}: the good file is refused"
 
-    def one(content: bytes) -> None:
-        nonlocal refused, taken
-        if check(parser, folder, content):
-            refused += 1
-        else:
-            taken += 1
+    def try_file(content: bytes) -> None:
+        results.append(is_refused(parser, folder, content))
 
-    while refused < count and refused + taken < 30 * count:
-        trial = given(malformed(parser))(one)
-        trial = settings(
+    while sum(results) < count and len(results) < 30 * count:
+        options = settings(
             max_examples=min(count, 1000),
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
-        )(seed(first_seed + refused + taken)(trial))
-        trial()
-    return refused, taken
+        )
+        # The same seed would draw the same files again.
+        options(seed(first_seed + len(results))(given(malformed(parser))(try_file)))()
+    return sum(results), results.count(False)

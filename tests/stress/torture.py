@@ -1,4 +1,4 @@
-"""Kill training runs at random moments, resume them, and compare with a run that nothing disturbed.
+"""Kill training runs at random moments, resume them, and compare them with an undisturbed run.
 
 python tests/stress/torture.py [--rounds 100] [--fuzz 1000] [--seed 0]
 """
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -21,10 +22,9 @@ from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import Parser, UserError, number, run_script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Saved at every step; on one thread, so that sums are the same whatever else the machine does.
+# The runs save at every step. They use one thread, so that sums do not depend on the load of the machine.
 OPTIONS = ["--dataset", "shapes", "--img_size", "40", "--batch_size", "8", "--num_workers", "1"]
 OPTIONS += ["--total_epoch", "12", "--save_every", "1", "--device", "cpu"]
-BEGUN: set[Path] = set()  # folders of runs that have saved something, and may not lose it
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -36,128 +36,134 @@ def main() -> None:
         torture_runs(args.rounds, args.seed)
 
 
+def parse_args() -> argparse.Namespace:
+    parser = Parser("Kill training runs, resume them, and compare them with an undisturbed run.")
+    rounds_help = "least number of interruptions"
+    parser.add_argument("--rounds", type=number(int, 0), default=100, help=rounds_help)
+    fuzz_help = (
+        "before that, give each parser malformed files until it refuses COUNT of them; "
+        "give up after 30 x COUNT files"
+    )
+    parser.add_argument("--fuzz", type=number(int, 0), default=0, metavar="COUNT", help=fuzz_help)
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of the random choices")
+    return parser.parse_args()
+
+
 def fuzz_parsers(count: int, seed: int) -> None:
-    """Feed every parser of outside data so many malformed files, and print what became of them."""
+    """Give malformed files to each parser of outside data, and print how many it refuses and accepts."""
     try:
         from fuzz import PARSERS, fuzz
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"--fuzz needs {error.name}: pip install -r requirements-dev.txt") from None
     for name in PARSERS:
         with tempfile.TemporaryDirectory() as folder:
-            refused, taken = fuzz(name, Path(folder), count, seed)
-        print(f"{name:16} {refused:6} refused in one line each, {taken:6} taken", flush=True)
+            num_refused, num_accepted = fuzz(name, Path(folder), count, seed)
+        print(f"{name:20} {num_refused:6} refused in one line each, {num_accepted:6} accepted", flush=True)
+        if num_refused < count:
+            print(f"{name:20} gave up: it refused fewer than {count} of 30 x {count} files", flush=True)
 
 
-def torture_runs(rounds: int, seed: int) -> None:
-    """Interrupt runs at least so many times; UserError where one is lost, damaged or ends otherwise."""
+def torture_runs(num_rounds: int, seed: int) -> None:
+    """Interrupt runs `num_rounds` times or more; UserError if one is lost or damaged or ends differently."""
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
-        folder, rng = Path(name), random.Random(seed)
+        folder = Path(name)
         undisturbed, tortured = folder / "undisturbed", folder / "tortured"
-        script("utils/prepare_shapes.py", "--num_train", "40", "--num_test", "10", cwd=folder)
-        script("main.py", *OPTIONS, "--output_dir", str(undisturbed), cwd=folder)
-        interruptions = runs = 0
-        while interruptions < rounds:
+        for words in (
+            ["utils/prepare_shapes.py", "--num_train", "40", "--num_test", "10"],
+            ["main.py", *OPTIONS, "--output_dir", str(undisturbed)],
+        ):
+            start = time.monotonic()
+            result = run(words, folder)
+            seconds = time.monotonic() - start
+            if result.returncode:
+                raise UserError(f"{words[0]} failed: {result.stderr}")
+        num_interruptions = num_runs = 0
+        while num_interruptions < num_rounds:
             shutil.rmtree(tortured, ignore_errors=True)
-            BEGUN.discard(tortured)
-            while not run_until(tortured, folder, seconds=rng.uniform(3, 9), file_size=None):
-                interruptions += 1
+            # Relative to the whole run, so that a slow machine makes progress between two kills, too.
+            while not run_until(tortured, seconds * rng.uniform(0.1, 0.4), random_limit(rng)):
+                num_interruptions += 1
                 check(tortured)
-                if interruptions % 5 == 0:  # and now and then no place on the disk
-                    run_until(tortured, folder, seconds=9, file_size=rng.randrange(2**20, 180 * 2**20))
-                    interruptions += 1
-                    check(tortured)
             compare(undisturbed, tortured)
-            runs += 1
+            num_runs += 1
             print(
-                f"{interruptions} interruptions of {runs} runs: none lost, nothing damaged, same weights",
+                f"{num_interruptions} interruptions of {num_runs} runs: no run lost, no file damaged, "
+                "the same weights",
                 flush=True,
             )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = Parser(description="Kill training runs at random, resume them, compare with an undisturbed one.")
-    parser.add_argument(
-        "--rounds", type=number(int, 0), default=100, help="least number of kills [default: %(default)s]"
-    )
-    parser.add_argument(
-        "--fuzz",
-        type=number(int, 0),
-        default=0,
-        metavar="COUNT",
-        help="first feed every parser so many malformed files [default: none]",
-    )
-    parser.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of the random moments [default: %(default)s]"
-    )
-    return parser.parse_args()
+def random_limit(rng: random.Random) -> int | None:
+    """Return, in one of six cases, a limit on the size of files in bytes, which acts like a full disk."""
+    return None if rng.randrange(6) else rng.randrange(2**20, 180 * 2**20)
 
 
-def script(*arguments: str, cwd: Path) -> None:
-    """Run one of the scripts to its end."""
-    command = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
-    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
-    if result.returncode:
-        raise UserError(f"{arguments[0]} failed: {result.stderr}")
+def run(
+    words: list[str], folder: Path, seconds: float | None = None, file_size: int | None = None
+) -> subprocess.CompletedProcess:
+    """Run a script of the repository in a folder; raise TimeoutExpired if it had to be killed.
 
-
-def run_until(run_folder: Path, cwd: Path, seconds: float | None, file_size: int | None) -> bool:
-    """Start or resume the run, and kill it -9 after so many seconds; returns whether it came to its end.
-
-    file_size: bytes that no file may exceed, as if the disk were full.
+    file_size: the bytes that no file may exceed.
     """
-    saved = run_folder / "last.pth"
-    begun = run_folder in BEGUN
-    if begun and not saved.exists():
-        raise UserError(f"{saved} was lost")
-    start = ["--resume"] if begun else [*OPTIONS, "--overwrite"]
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))) if file_size else None
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py"), *start, "--output_dir", str(run_folder)],
-        cwd=cwd,
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / words[0]), *words[1:]],
+        cwd=folder,
         env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=seconds,
         preexec_fn=limit,
     )
+
+
+def run_until(run_folder: Path, seconds: float, file_size: int | None) -> bool:
+    """Start or resume a run and kill it with -9 after some seconds; return whether it finished before."""
+    last = run_folder / "last.pth"
+    has_begun = last.exists()
+    words = ["main.py", "--output_dir", str(run_folder)]
+    words += ["--resume"] if has_begun else [*OPTIONS, "--overwrite"]
     try:
-        _, err = process.communicate(timeout=seconds)
+        result = run(words, run_folder.parent, seconds, file_size)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return False
-    finally:
-        if saved.exists():
-            BEGUN.add(run_folder)
-    refused = file_size and process.returncode == 2 and "cannot be written" in err and "Traceback" not in err
-    if process.returncode and not refused:
-        raise UserError(f"the run was lost: {err}")
-    return process.returncode == 0
+        finished = False
+    else:
+        finished = result.returncode == 0
+        full = file_size and result.returncode == 2 and "cannot be written" in result.stderr
+        if not finished and (not full or "Traceback" in result.stderr):
+            raise UserError(f"the run was lost: {result.stderr}")
+    if has_begun and not last.exists():
+        raise UserError(f"{last} was lost")
+    return finished
 
 
 def check(run_folder: Path) -> None:
     """Raise UserError if a file of the run is damaged."""
     for path in run_folder.glob("*.pth"):
         load_checkpoint(path)
-    log = run_folder / "log.jsonl"
-    epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()] if log.exists() else []
+    epochs = [record["epoch"] for record in read_records(run_folder)]
     if epochs != list(range(1, len(epochs) + 1)):
-        raise UserError(f"{log} has epochs {epochs}")
+        raise UserError(f"the log in {run_folder} has the epochs {epochs}")
 
 
 def compare(undisturbed: Path, tortured: Path) -> None:
-    """Raise UserError unless both runs have the same log, but for the times, and the same weights."""
+    """Raise UserError unless both runs have the same weights and, except for the times, the same log."""
     for name in ("last.pth", "best.pth"):
         expected, found = (load_checkpoint(folder / name)["model"] for folder in (undisturbed, tortured))
         if not all(torch.equal(expected[key], found[key]) for key in expected):
-            raise UserError(f"{name} differs from the undisturbed run's")
-    logs = []
-    for folder in (undisturbed, tortured):
-        logs.append([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()])
-        for record in logs[-1]:
-            del record["seconds"], record["images_per_second"]
+            raise UserError(f"{name} differs from that of the undisturbed run")
+    logs = [read_records(folder) for folder in (undisturbed, tortured)]
+    for record in [*logs[0], *logs[1]]:
+        del record["seconds"], record["images_per_second"]
     if logs[0] != logs[1]:
-        raise UserError("log.jsonl differs from the undisturbed run's")
+        raise UserError("log.jsonl differs from that of the undisturbed run")
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Return the records in a run's log; [] if there is no log yet."""
+    log = folder / "log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 if __name__ == "__main__":
