@@ -47,6 +47,7 @@ def main() -> None:
     run = Run(args, class_names(spec.folder), model, optimizer, scaler, ema)
     if saved:
         run.restore(saved, len(train_loader))
+        saved.clear()  # frees its memory
     print("\n".join(f"{name:12} {value}" for name, value in run.config.items()))
     print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
     run.open_folder()
@@ -91,7 +92,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             run.add_step(loss_sum, num_labels)
             bar.update(min(args.batch_size, bar.total - bar.n))
             if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
-                run.print_step(len(loader))
+                bar.write(run.progress_line(loader))
             stop = interrupt.asked_anywhere()
             if stop or (args.save_every and run.step % args.save_every == 0):
                 run.save()
@@ -149,7 +150,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     lam_help = "weight lambda of the attention [default: 0.1, without heads 0]"
     group.add_argument("--lam", type=number(float, 0), help=lam_help)
     start_help = f"backbone weights to start from {own}"
-    file_help = "checkpoint with backbone weights to start from, such as CutMix's"
+    file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", choices=["imagenet", "none"], help=start_help)
     weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
@@ -180,7 +181,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
     save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
     group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
-    log_help = "print the loss every STEPS steps"
+    log_help = "print the mean loss of the epoch so far every STEPS steps"
     group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log_help)
     parser.set_defaults(num_heads=1)
     args = parser.parse_args()

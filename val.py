@@ -98,8 +98,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         if getattr(args, option):
             check_file(getattr(args, option), f"--{option}")
     if args.out and args.out.exists():
-        is_ours = args.out.is_file() and b'"mAP"' in args.out.read_bytes()[:100]
-        if not is_ours and args.out.stat().st_size:
+        content = args.out.read_bytes() if args.out.is_file() else b"no file"
+        if content and not content.startswith(b'{\n  "mAP"'):
             raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
 
 

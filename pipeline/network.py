@@ -22,7 +22,7 @@ class Network(nn.Module):
         return self.classifier(self.features(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalise pixels; for mean 0 and std 1 this changes nothing."""
+        """Return (images - mean) / std."""
         return images if (self.mean, self.std) == (0, 1) else (images - self.mean) / self.std
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The head against the paper's equations, written out here class by class."""
+"""Compare the head with the paper's equations, written out here class by class."""
 
 import math
 
@@ -14,7 +14,7 @@ LAM = 0.3
 
 
 def equations(x: torch.Tensor, weights: list[torch.Tensor], temperatures: list[float], lam: float):
-    """Eq. 5-8 for one class, one image, one head at a time: x (B, D, H, W), weights of (C, D, 1, 1)."""
+    """Return Eq. 5-8, for one class, image and head at a time: x (B, D, H, W), weights of (C, D, 1, 1)."""
     logits = torch.zeros(len(x), len(weights[0]), dtype=x.dtype)
     for b in range(len(x)):
         for c in range(len(weights[0])):
@@ -33,7 +33,7 @@ def equations(x: torch.Tensor, weights: list[torch.Tensor], temperatures: list[f
 
 
 @pytest.mark.parametrize("num_heads", TEMPERATURES)
-def test_forward_and_gradient_are_the_papers(num_heads):
+def test_forward_and_gradient_follow_the_equations(num_heads):
     torch.manual_seed(num_heads)
     head = MHA(num_heads, LAM, input_dim=7, num_classes=3).double()
     x = torch.randn(2, 7, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -48,7 +48,7 @@ def test_forward_and_gradient_are_the_papers(num_heads):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-def test_temperatures_are_the_papers():
+def test_temperatures_follow_the_paper():
     inf = math.inf
     assert dict(TEMPERATURES) == {
         1: (1,),
@@ -60,27 +60,27 @@ def test_temperatures_are_the_papers():
 
 
 @pytest.mark.parametrize("T", [1, 2.5, math.inf, 99])
-def test_one_head_alone(T):
+def test_one_head_follows_the_equations(T):
     head = CSRA(5, 2, T, LAM).double()
     x = torch.randn(3, 5, 2, 2, dtype=torch.float64)
     expected = equations(x, [head.head.weight], [math.inf if T == 99 else T], LAM)
     torch.testing.assert_close(head(x), expected, rtol=0, atol=1e-12)
 
 
-def test_without_attention_it_is_average_pooling():
+def test_lam_0_is_average_pooling():
     head = CSRA(5, 2, T=1, lam=0)
     x = torch.randn(3, 5, 2, 2)
     torch.testing.assert_close(head(x), F.linear(x.mean((2, 3)), F.normalize(head.head.weight.flatten(1))))
 
 
-def test_state_dict_has_a_weight_per_head_and_nothing_else():
+def test_state_dict_holds_one_weight_per_head():
     state = MHA(4, LAM, 7, 3).state_dict()
     assert {k: tuple(v.shape) for k, v in state.items()} == {
         f"multi_head.{i}.head.weight": (3, 7, 1, 1) for i in range(4)
     }
 
 
-def test_all_heads_cost_one_convolution(monkeypatch):
+def test_all_heads_share_one_convolution(monkeypatch):
     calls = []
     conv2d = F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or conv2d(*args, **kwargs))
@@ -112,14 +112,14 @@ def test_equal_maxima_share_the_attention():
     assert attention(torch.tensor([1.0, 3.0, 3.0]), math.inf).tolist() == [0, 0.5, 0.5]
 
 
-def test_attention_pools_as_the_logits_do():
+def test_logits_are_pooled_with_the_attention():
     scores = torch.randn(2, 3, 7, dtype=torch.float64)
     for T in (1, 3, math.inf):
         pooled = scores.mean(-1) + LAM * (attention(scores, T) * scores).sum(-1)
         torch.testing.assert_close(residual_attention(scores, T, LAM), pooled)
 
 
-def test_the_baseline_is_a_linear_classifier_of_the_mean_and_takes_attention_untrained():
+def test_the_baseline_classifies_the_mean_and_lam_adds_the_maximum():
     head = AveragePooling(0, 5, 3).double()
     x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     linear = F.linear(x.mean((2, 3)), head.head.weight.flatten(1), head.head.bias)
@@ -134,7 +134,7 @@ def test_the_baseline_is_a_linear_classifier_of_the_mean_and_takes_attention_unt
 
 
 @pytest.mark.parametrize("num_heads", [0, 1, 4])
-def test_logits_for_any_lambda_and_temperature_come_from_the_same_maps(num_heads):
+def test_logit_terms_give_the_logits_for_any_lam_and_temperature(num_heads):
     head = MHA(num_heads, LAM, 5, 3) if num_heads else AveragePooling(LAM, 5, 3)
     x = torch.randn(2, 5, 3, 4)
     terms = logit_terms(head, x, [None, 2, math.inf])

@@ -1,4 +1,4 @@
-"""Checkpoints that a disk or a download damaged are told from good ones before they are used."""
+"""load_checkpoint detects damage from a disk or a download."""
 
 import random
 import zipfile
@@ -33,21 +33,21 @@ def splice(content: bytearray, rng: random.Random) -> bytearray:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, scribble, splice])
-def test_a_damaged_checkpoint_is_told_or_unharmed(tmp_path: Path, damage):
+def test_damage_is_detected_or_harmless(tmp_path: Path, damage):
     whole, damaged = tmp_path / "whole.pth", tmp_path / "damaged.pth"
     state = {"a": torch.randn(100, 10), "b": torch.arange(5)}
     torch.save({"model": state, "config": {"lr": 1.0}, "classes": ["a"], "record": {}}, whole)
-    told = 0
+    detected = 0
     for seed in range(300):
         damaged.write_bytes(damage(bytearray(whole.read_bytes()), random.Random(seed)))
         try:
             checkpoint = load_checkpoint(damaged)
         except UserError as error:
-            told += "damaged.pth" in str(error)
-        else:  # the damage hit what nothing reads, such as padding
+            detected += "damaged.pth" in str(error)
+        else:  # nothing reads the damaged bytes, for example padding
             assert all(torch.equal(checkpoint["model"][name], state[name]) for name in state)
             assert checkpoint["config"] == {"lr": 1.0}
-    assert told > 250
+    assert detected > 250
 
 
 def test_a_compressed_archive_is_refused(tmp_path):

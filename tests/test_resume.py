@@ -1,30 +1,24 @@
-"""A run that was stopped and resumed ends as one that never was."""
+"""A run that stops and resumes ends like a run that never stopped."""
 
 import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import main
-from conftest import TINY
-from test_distributed import torchrun
+from conftest import RUN, finish, start, wait_until
 from utils import inference
 from utils.checkpoint import load_checkpoint
 from utils.log import log_epoch
 
-RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]  # 3 steps of training and 2 of evaluation an epoch
-
 
 def results(folder: Path) -> tuple[list[dict], dict, dict]:
-    """What a run leaves: its log but for the times, the last weights and optimiser, and the best weights."""
+    """Return the log of a run without times, its last weights and momentum, and its best weights."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for record in records:
         del record["seconds"], record["images_per_second"]
@@ -49,19 +43,8 @@ def assert_same(ours: object, theirs: object) -> None:
         assert ours == theirs
 
 
-@pytest.fixture(scope="session")
-def undisturbed(shapes_folder) -> Path:
-    """The folder of a run that nothing stopped."""
-    folder = shapes_folder / "undisturbed"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(shapes_folder)
-        patch.setattr("sys.argv", ["main.py", *RUN, "--output_dir", str(folder)])
-        main.main()
-    return folder
-
-
 def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
-    """Send this process SIGTERM at the n-th step of training, or of evaluation."""
+    """Send SIGTERM to this process at the n-th step of "train" or of "evaluate"."""
     module, steps = {"train": main, "evaluate": inference}[where], itertools.count(1)
     to_float = module.to_float
 
@@ -77,7 +60,9 @@ STOPS = [("train", 2, 2), ("train", 3, 0), ("train", 5, 0), ("evaluate", 2, 0)]
 
 
 @pytest.mark.parametrize(("where", "step", "workers"), STOPS)
-def test_a_resumed_run_is_the_undisturbed_one(undisturbed, shapes, tmp_path, command, where, step, workers):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    uninterrupted, shapes, tmp_path, command, where, step, workers
+):
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, where, step)
@@ -86,59 +71,42 @@ def test_a_resumed_run_is_the_undisturbed_one(undisturbed, shapes, tmp_path, com
     assert f"python main.py --resume --output_dir {folder}" in result.out
     result = command(main, "--resume", "--output_dir", folder, "--num_workers", workers)
     assert result.status == 0, result.err
-    assert_same(results(folder), results(undisturbed))
+    assert_same(results(folder), results(uninterrupted))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])  # SIGTERM comes to the runs above
-def test_signals_save_and_end_the_run(undisturbed, shapes, tmp_path, number):
-    """In a process of its own, with workers, to all of which a terminal sends the signal."""
-    folder = tmp_path / "run"
-    arguments = [*RUN, "--num_workers", 2, "--total_epoch", 1000, "--output_dir", folder]
-    run = subprocess.Popen(torchrun(1, "main.py", *arguments), stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        wait_for(folder / "log.jsonl", run)
+def test_signals_save_and_end_the_run(shapes, tmp_path):
+    """Check the other signals on separate processes: a terminal sends them to the DataLoader workers, too."""
+    statuses = {signal.SIGINT: 130, signal.SIGUSR1: 143}
+    options = [*RUN, "--num_workers", 2, "--total_epoch", 1000, "--output_dir"]
+    runs = {
+        number: start(1, "main.py", *options, tmp_path / number.name, start_new_session=True)
+        for number in statuses
+    }
+    for number, run in runs.items():
+        wait_until((tmp_path / number.name / "log.jsonl").exists, run)
         os.killpg(run.pid, number)
-        _, err = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert run.returncode == (130 if number == signal.SIGINT else 143)
-    assert b"Traceback" not in err
-    assert number.name.encode() in err
-    with pytest.raises(ProcessLookupError):  # nobody of its group is left
-        os.killpg(run.pid, 0)
-    assert load_checkpoint(folder / "last.pth")["position"]["epoch"] >= 1
+        status, _, err = finish(run)
+        assert status == statuses[number]
+        assert "Traceback" not in err
+        assert number.name in err
+        with pytest.raises(ProcessLookupError):  # no process of its group is left
+            os.killpg(run.pid, 0)
+        assert load_checkpoint(tmp_path / number.name / "last.pth")["position"]["epoch"] >= 1
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Wait until a process has written a file."""
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_killed_run_goes_on_from_its_last_save(undisturbed, shapes, tmp_path, command):
+def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path, command):
     folder = tmp_path / "run"
-    run = subprocess.Popen(torchrun(1, "main.py", *RUN, "--save_every", 1, "--output_dir", folder))
-    try:
-        wait_for(folder / "previous.pth", run)
-    finally:
-        run.kill()
-    run.wait()
+    run = start(1, "main.py", *RUN, "--save_every", 1, "--output_dir", folder)
+    wait_until((folder / "previous.pth").exists, run)
+    run.kill()
+    run.communicate()
     assert command(main, "--resume", "--output_dir", folder).status == 0
-    assert_same(results(folder), results(undisturbed))
+    assert_same(results(folder), results(uninterrupted))
 
 
-@pytest.fixture
-def finished(undisturbed, shapes, tmp_path) -> Path:
-    """A copy of a finished run."""
-    shutil.copytree(undisturbed, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def test_a_finished_run_says_so_and_can_be_prolonged(finished, command):
+def test_a_finished_run_can_be_extended(finished, command, fails):
     before = (finished / "last.pth").read_bytes()
+    old = shutil.copytree(finished, finished.with_name("old"))
     result = command(main, "--resume", "--output_dir", finished)
     assert result.status == 0
     assert "finished" in result.out
@@ -146,28 +114,40 @@ def test_a_finished_run_says_so_and_can_be_prolonged(finished, command):
     assert command(main, "--resume", "--output_dir", finished, "--total_epoch", 3).status == 0
     assert [record["epoch"] for record in results(finished)[0]] == [1, 2, 3]
 
+    # Old runs lack newer options and have their position in another order.
+    saved = torch.load(old / "last.pth", weights_only=True)
+    saved["position"] = dict(reversed(saved["position"].items()))
+    for option in ("print_freq", "ema", "loss", "max_pixels"):
+        del saved["config"][option]
+    torch.save(saved, old / "last.pth")
+    other = ["--ema", 0.9, "--loss", "asl"]
+    says = ["--ema 0.9 (it has None)", "--loss asl (it has bce)"]
+    fails(main, "--resume", "--output_dir", old, *other, says=says)
+    assert command(main, "--resume", "--output_dir", old, "--total_epoch", 3).status == 0
+    assert_same(results(old), results(finished))
 
-def test_options_that_would_change_the_run_are_refused(finished, fails):
+
+def test_a_resume_refuses_options_that_change_the_run(finished, fails):
     changes = ["--lr", "0.02", "--num_heads", "2", "--dataset", "voc07", "--batch_size", "8"]
     says = ["--lr 0.02 (it has 0.01)", "--num_heads 2 (it has 1)", "--dataset voc07 (it has shapes)"]
     fails(main, "--resume", "--output_dir", finished, *changes, says=says)
 
 
-def test_a_data_set_that_changed_is_refused(finished, shapes, fails, monkeypatch):
+def test_a_resume_refuses_other_classes(finished, shapes, fails, monkeypatch):
     monkeypatch.setattr(main, "class_names", lambda folder: [f"class {number}" for number in range(8)])
     fails(main, "--resume", "--output_dir", finished, says=["last.pth was trained on other classes"])
 
 
-def test_another_number_of_processes_is_refused(finished, fails, monkeypatch):
+def test_a_resume_refuses_another_number_of_processes(finished, fails, monkeypatch):
     monkeypatch.setattr("utils.run.WORLD_SIZE", 2)
-    fails(main, "--resume", "--output_dir", finished, says=["has 1 processes", "with 2", "torchrun"])
+    fails(main, "--resume", "--output_dir", finished, says=["has 1 processes", "not 2", "torchrun"])
 
 
 def full_disk(*args) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_save_that_fails_after_a_signal_says_so(undisturbed, shapes, tmp_path, command):
+def test_a_failed_save_after_a_signal_is_reported(shapes, tmp_path, command):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "train", 2)
         patch.setattr("os.fsync", full_disk)
@@ -176,23 +156,23 @@ def test_a_save_that_fails_after_a_signal_says_so(undisturbed, shapes, tmp_path,
     assert "last.pth cannot be written: No space left" in result.err
 
 
-def test_the_good_checkpoint_survives_a_full_disk_beside_a_damaged_one(finished, undisturbed, command):
+def test_previous_pth_survives_a_full_disk_if_last_pth_is_damaged(finished, uninterrupted, command):
     (finished / "last.pth").write_bytes(b"damaged")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", full_disk)
         assert command(main, "--resume", "--output_dir", finished).status == 2
     assert command(main, "--resume", "--output_dir", finished).status == 0
-    assert_same(results(finished), results(undisturbed))
+    assert_same(results(finished), results(uninterrupted))
 
 
-def test_nothing_to_resume(shapes, tmp_path, fails):
+def test_resume_needs_a_run(shapes, tmp_path, fails):
     fails(main, "--resume", says=["--output_dir"])
     fails(main, "--resume", "--output_dir", tmp_path / "none", says=["none", "without --resume"])
     fails(main, "--resume", "--overwrite", "--output_dir", tmp_path, says=["--overwrite"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
-def test_a_damaged_last_checkpoint_is_told_and_the_one_before_taken(finished, undisturbed, command, damage):
+def test_previous_pth_replaces_a_damaged_last_pth(finished, uninterrupted, command, damage):
     last = finished / "last.pth"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
@@ -202,10 +182,10 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_taken(finished, un
     result = command(main, "--resume", "--output_dir", finished)
     assert result.status == 0, result.err
     assert "previous.pth" in result.err
-    assert_same(results(finished), results(undisturbed))
+    assert_same(results(finished), results(uninterrupted))
 
 
-def test_two_damaged_checkpoints_are_an_error(finished, command):
+def test_two_damaged_checkpoints_cannot_be_resumed(finished, command):
     for name in ("last.pth", "previous.pth"):
         (finished / name).write_bytes(b"damaged")
     result = command(main, "--resume", "--output_dir", finished)
@@ -213,7 +193,7 @@ def test_two_damaged_checkpoints_are_an_error(finished, command):
     assert "previous.pth" in result.err
 
 
-def test_the_log_has_each_epoch_once(tmp_path):
+def test_the_log_holds_each_epoch_once(tmp_path):
     record = {
         "lr": {"backbone": 0.1},
         "train_loss": 1.0,
@@ -225,25 +205,3 @@ def test_the_log_has_each_epoch_once(tmp_path):
         log_epoch(tmp_path, {"epoch": epoch} | record)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_torchrun_saves_and_resumes(shapes, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [*RUN, "--total_epoch", 5]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    command = torchrun(2, "main.py", *arguments, "--output_dir", whole)
-    assert subprocess.run(command, env=environment, timeout=120).returncode == 0
-    run = subprocess.Popen(torchrun(2, "main.py", *arguments, "--output_dir", stopped), env=environment)
-    try:
-        wait_for(stopped / "log.jsonl", run)
-        workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(workers[-1]), signal.SIGTERM)  # one alone: they stop together
-        assert run.wait(timeout=60) != 0
-    finally:
-        run.kill()
-    command = torchrun(2, "main.py", "--resume", "--output_dir", stopped)
-    assert subprocess.run(command, env=environment, timeout=120).returncode == 0
-    # The sums of several processes may differ in the last digits, by the order in which they come together.
-    for ours, theirs in zip(results(stopped)[0], results(whole)[0], strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""The learning rate at every iteration, against the formula."""
+"""Compare the learning rate at every iteration with the formula."""
 
 import math
 
@@ -9,7 +9,7 @@ from main import learning_rate
 
 @pytest.mark.parametrize("decay_step", [1, 4, 5])
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 2, 7])
-def test_every_iteration(warmup_epochs, decay_step):
+def test_every_iteration_follows_the_formula(warmup_epochs, decay_step):
     per_epoch = 3
     for epoch in range(12):
         for k in range(epoch * per_epoch, (epoch + 1) * per_epoch):
@@ -19,8 +19,8 @@ def test_every_iteration(warmup_epochs, decay_step):
             assert rate == pytest.approx(expected, rel=1e-12)
 
 
-def test_warm_up_starts_at_zero_and_does_not_erase_the_decay():
+def test_warm_up_starts_at_zero_and_multiplies_the_decay():
     assert learning_rate(1, 0, 0, 10, 4) == 0
     assert learning_rate(1, 10, 1, 10, 4) == 1
-    # A warm-up longer than the decay step: half way up, and already decayed.
+    # If the warm-up is longer than the decay step, the rate decays before the warm-up ends.
     assert learning_rate(1, 50, 5, 100, 4) == pytest.approx(0.05)

@@ -1,52 +1,43 @@
-"""The scripts as a user runs them, each in a process of its own."""
+"""The scripts as a user runs them: in separate processes, from another folder."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, SHAPES, TINY
-
-
-def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    script, *rest = arguments
-    command = [sys.executable, str(REPOSITORY / script), *rest]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+import demo
+import export
+import main
+import val
+from conftest import REPOSITORY, SHAPES, TINY, finish, start
 
 
 @pytest.mark.parametrize(
     "script", ["utils/prepare_voc.py", "utils/prepare_coco.py", "utils/prepare_shapes.py"]
 )
-def test_preparers_run_as_scripts_and_without_torch(tmp_path, script):
-    (tmp_path / "torch.py").write_text("raise ImportError('torch is not to be imported')")
-    result = run_script(script, "--help", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    result = run_script(script, "--nonsense", cwd=tmp_path)
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+def test_preparers_run_without_torch(tmp_path, script):
+    (tmp_path / "torch.py").write_text("raise ImportError('the preparers must not import torch')")
+    for option, expected in (("--help", (0, 0)), ("--nonsense", (2, 1))):
+        command = [sys.executable, REPOSITORY / script, option]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (result.returncode, result.stderr.count("\n")) == expected, result.stderr
 
 
-def test_scripts_run_from_another_folder_and_keep_stderr_clean(shapes_folder, trained):
-    result = run_script("val.py", *SHAPES, "--load_from", str(trained / "best.pth"), cwd=shapes_folder)
-    assert (result.returncode, result.stderr) == (0, "")
-    result = run_script("main.py", "--num_heads", "3", cwd=shapes_folder)
-    assert result.returncode == 2
-    assert result.stderr.startswith("main.py: error: argument --num_heads")
-    assert result.stderr.count("\n") == 1
+@pytest.mark.parametrize("script", [main, val, demo, export])
+def test_help_lists_the_options(command, script):
+    result = command(script, "--help")
+    assert (result.status, result.err) == (0, "")
+    assert "--img_size" in result.out
 
 
-def test_a_log_has_plain_progress_lines_and_no_bar(shapes_folder, tmp_path):
-    options = [
-        *SHAPES,
-        *TINY,
-        "--batch_size",
-        "5",
-        "--print_freq",
-        "3",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    result = run_script("main.py", *options, cwd=shapes_folder)
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = [line for line in result.stdout.splitlines() if line.startswith("epoch ") and "step" in line]
+def test_scripts_print_plain_progress_lines_and_nothing_to_stderr(shapes_folder, trained, tmp_path):
+    options = [*TINY, "--batch_size", 5, "--print_freq", 3, "--output_dir", tmp_path / "run"]
+    training = start(1, "main.py", *SHAPES, *options, cwd=shapes_folder)
+    validation = start(1, "val.py", *SHAPES, "--load_from", trained / "best.pth", cwd=shapes_folder)
+    status, out, err = finish(training)
+    assert (status, err) == (0, "")
+    lines = [line for line in out.splitlines() if line.startswith("epoch ") and "step" in line]
     assert [line.split("  loss")[0] for line in lines] == ["epoch 1/2  step 3/4", "epoch 2/2  step 3/4"]
+    status, out, err = finish(validation)
+    assert (status, err) == (0, "")
+    assert "mAP" in out

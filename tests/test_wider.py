@@ -93,7 +93,7 @@ def test_a_malformed_annotation_file_is_reported(wider, fails):
     refused(good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "WIDER")
     refused(good.replace("[1, -1, 0", "[1, -1, 7"), "7")
     refused(good.replace("[1, -1, 0, ", "[1, -1, "), "13 attributes")
-    refused(good.replace("test/0--Parade", "../test"), "leads out of Image/")
+    refused(good.replace("test/0--Parade", "../test"), "points outside of Image/")
     refused(good.replace("a b.png", "c.png"), "c.png is missing")
     refused('{"images": []}', "annotates no people")
     path.unlink()

@@ -40,9 +40,10 @@ def load_model(
 
     The network has `classes`, its class names, `options` (model, num_heads, num_cls, lam and img_size) and
     `config`, the options of training, {} for a file from the paper's authors.
-    dataset: the data set of a file from the paper's authors, which does not store it; None means voc07.
+    dataset: the data set of a file from the paper's authors, which does not store it; None means voc07. Its
+    row says how pixels are normalised; a file of main.py has its own data set for that.
     lam, img_size: None means as trained, else 0.1 (0 for average pooling) and the data set's.
-    Raises UserError if the file holds no network of this project, or the data set has other classes.
+    Raises UserError if the file holds no network of this project, or the number of classes differs.
     """
     checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
@@ -59,6 +60,10 @@ def load_model(
     model.mean, model.std = spec.mean, spec.std
     model.options, model.config = options, config
     model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
+    if "classes" in checkpoint and len(model.classes) != options["num_cls"]:
+        raise UserError(
+            f"{path} is damaged: {len(model.classes)} class names for {options['num_cls']} classes"
+        )
     if len(model.classes) != options["num_cls"]:
         counts = f"{options['num_cls']} classes, --dataset {dataset} has {len(model.classes)}"
         raise UserError(f"{path} holds {counts}: name the data set it was trained for")
@@ -77,10 +82,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         fault = "is a folder or a device, not a checkpoint" if path.exists() else "is missing: no such file"
         raise UserError(f"{path} {fault}")
     check_intact(path)
-    fault = f"{path} is not a checkpoint that can be read safely: torch.save must have written it"
-    # torch.load warns of unusual tensors, which are refused below.
-    with parsing(fault), warnings.catch_warnings(action="ignore"):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about unusual tensors, which are refused below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the type depends on the bytes, and the message can advise to run the file
+        fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
+        raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     nested = (checkpoint.get(key) for key in ("model", "state_dict"))
@@ -107,8 +114,10 @@ def check_own(checkpoint: dict[str, Any], path: Path) -> None:
     if not isinstance(config, dict) or not all(isinstance(v, option_type) for v in config.values()):
         raise UserError(f"{path} is damaged: its config holds no options")
     for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
-        with parsing(f"{path} is damaged: the {option} of its config"):
+        try:
             config[option] = parse(str(config.get(option)))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) and is_line(name) for name in classes):
         raise UserError(f"{path} is damaged: its classes are not names")
 

@@ -166,7 +166,8 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
     missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
     if missing:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
-        raise UserError(f"{which}: run the command in the folder where the label files were made")
+        again = f", or prepare it again: python utils/{spec.prepare}" if spec.prepare else ""
+        raise UserError(f"{which}: run the command in the folder where the label files were made{again}")
     return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
@@ -234,7 +235,7 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tu
 def make_missing_shapes() -> None:
     """Make the data set shapes unless it exists."""
     if not label_file(DATASETS["shapes"], "test").exists():
-        print("The data set shapes is missing: making it with utils/prepare_shapes.py", flush=True)
+        print("The data set shapes is missing: making it with utils/prepare_shapes.py")
         prepare_shapes.main([])
 
 

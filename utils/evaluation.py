@@ -4,27 +4,27 @@ python utils/evaluation.py FILE.npz [--threshold 0.5]
 """
 
 import math
-import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # to run as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run_script
 from utils.scores import check_inputs, read_scores
 
 
 def main() -> None:
     parser = Parser("Print the metrics of scores that val.py --save_scores or another program wrote.")
-    file_help = "arrays scores and targets (N, C); optionally ignore (N, C), names (C,) and paths (N,)"
-    parser.add_argument("file", type=given_path, metavar="FILE.npz", help=file_help)
-    threshold_help = "lowest score that predicts a label [default: 0.5]"
-    parser.add_argument("--threshold", type=number(float, -math.inf), help=threshold_help)
+    arrays = "arrays scores and targets (N, C); optionally ignore (N, C), names (C,) and paths (N,)"
+    parser.add_argument("file", type=given_path, metavar="FILE.npz", help=arrays)
+    least = "lowest score that is a prediction [default: 0.5]"
+    parser.add_argument("--threshold", type=number(float, -math.inf), help=least)
     args = parser.parse_args()
     scores, targets, ignore, names, _ = read_scores(args.file).values()
-    if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
-        limits = f"{scores.min():g} to {scores.max():g}"
-        raise UserError(f"{args.file}: scores from {limits} are not probabilities: give the --threshold")
+    low, high = scores.min(), scores.max()
+    if args.threshold is None and (low < 0 or high > 1):
+        raise UserError(f"{args.file}: scores from {low:g} to {high:g} are not in [0, 1]: give a --threshold")
     threshold = 0.5 if args.threshold is None else args.threshold
     metrics = evaluate(scores, targets, ignore, threshold)
     positives = ((targets == 1) & ~ignore).sum(axis=0).tolist()
@@ -46,35 +46,26 @@ def evaluate(
     scores, targets = np.asarray(scores, float), np.asarray(targets)
     ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
-    positives = (targets == 1) & ~ignore
-    ap = average_precision(scores, positives, ~ignore)
-    predicted = (scores >= threshold) & ~ignore
+    positives, predicted = (targets == 1) & ~ignore, (scores >= threshold) & ~ignore
+    by_class = zip(*(np.ascontiguousarray(x.T) for x in (scores, positives, ~ignore)))
+    ap = [average_precision(*arrays) for arrays in by_class]
     rest = np.where(ignore, -np.inf, scores)
     for _ in range(3):  # remove each image's highest score, the first of equal ones
         rest[np.arange(len(rest)), rest.argmax(axis=1)] = -np.inf
-    top3 = predicted & (rest != scores)
-    mean = float(np.nanmean(ap)) if positives.any() else math.nan
-    metrics = {"mAP": mean, "AP": ap.tolist()} | precision_recall_f1(predicted, positives)
-    return metrics | precision_recall_f1(top3, positives, suffix="_3")
+    metrics = {"mAP": float(np.nanmean(ap)) if positives.any() else math.nan, "AP": ap}
+    metrics |= precision_recall_f1(predicted, positives)
+    return metrics | precision_recall_f1(predicted & (rest != scores), positives, suffix="_3")
 
 
-def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Compute the AP of each class: the mean of the precision at the rank of each positive, not interpolated.
-
-    scores, positives, counted: (N, C). Images of equal score share the lowest of their ranks, so the order of
-    the images does not matter (as in scikit-learn). Returns (C,), NaN for a class without positives.
-    """
-    ap = np.full(scores.shape[1], np.nan)
-    by_class = zip(*(np.ascontiguousarray(x.T) for x in (scores, positives, counted)))
-    for c, (score, positive, count) in enumerate(by_class):
-        hits = np.sort(score[positive])
-        if len(hits):
-            # The rank of a score is the number of scores at least as high, so lower ones are left out.
-            ranked = np.sort(score[count & (score >= hits[0])])
-            rank_among_hits = len(hits) - np.searchsorted(hits, hits)
-            rank = len(ranked) - np.searchsorted(ranked, hits)
-            ap[c] = np.mean(rank_among_hits / rank)
-    return ap
+def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
+    """Compute the mean precision at the ranks of the positives (N,), not interpolated; NaN without any."""
+    hits = np.sort(scores[positives])
+    if not len(hits):
+        return math.nan
+    # A rank is the number of scores at least as high: equal scores share the lowest, as in scikit-learn.
+    ranked = np.sort(scores[counted & (scores >= hits[0])])
+    rank_among_hits = len(hits) - np.searchsorted(hits, hits)
+    return float(np.mean(rank_among_hits / (len(ranked) - np.searchsorted(ranked, hits))))
 
 
 def precision_recall_f1(predicted: np.ndarray, positives: np.ndarray, suffix: str = "") -> dict[str, float]:
@@ -100,8 +91,7 @@ def format_report(metrics: dict, classes: list[str], positives: list[int]) -> st
     for title, suffix in (("all", ""), ("top-3", "_3")):
         names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
         lines.append("  ".join([f"{title:5}", *(f"{n} {100 * metrics[n + suffix]:6.2f}" for n in names)]))
-    lines.append(f"mAP {100 * metrics['mAP']:.4f} %")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"mAP {100 * metrics['mAP']:.4f} %"])
 
 
 if __name__ == "__main__":

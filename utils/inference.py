@@ -44,7 +44,7 @@ def predict(
             batches.append((index, rows))  # fetching the rows from a GPU here would wait for it
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
             if bar.disable and len(batches) % 100 == 0:
-                print(f"evaluated {len(batches)} of {len(loader)} batches", flush=True)
+                print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
     all_rows = list(itertools.chain.from_iterable(gather(own_rows)))
     logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)

@@ -2,41 +2,36 @@
 
 import os
 import unicodedata
+from argparse import Namespace
+from collections import namedtuple
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from utils.runtime.cli import UserError, parsing
+from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers, parsing
 from utils.runtime.files import read_json, write_json_list
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FORM = '{"target": [...], "img_path": "..."}'
 UNKNOWN = 99  # in a label file: counts in no loss and no metric
-MAX_PATH_BYTES = 4096  # Linux's own limit; the array of all paths is as wide as the longest path
-
-
-class Labels(NamedTuple):
-    """The content of a label file, in flat arrays because worker processes can share their memory."""
-
-    paths: np.ndarray  # (N,) UTF-8 bytes
-    targets: np.ndarray  # (N, C) int8
-    boxes: np.ndarray | None  # (N, 4) int32, the part to cut out, as x, y, w, h in pixels
+# A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
+# (N, C) int8, and boxes (N, 4) int32, the parts to cut out as x, y, w, h in pixels, or None.
+Labels = namedtuple("Labels", ["paths", "targets", "boxes"])
 
 
 def class_names(folder: str) -> list[str]:
     """Read the class names, in target order, from data/<folder>/classes.json here or in the repository."""
     name = Path("data", folder, "classes.json")
-    path = name if name.exists() else REPOSITORY / name
+    path = name if name.exists() else Path(__file__).resolve().parents[1] / name
     if not path.exists():
         raise UserError(f"{name} is missing: create it as a JSON list of the class names in target order")
-    names = read_json(path)
-    check_names(names, path)
-    return names
+    return check_names(read_json(path), path)
 
 
-def check_names(names: Any, path: Path) -> None:
-    """Raise UserError, which names the file, if its class names are not a list of different names."""
+def check_names(names: Any, path: Path) -> list[str]:
+    """Return the class names that a file holds; UserError if they are not a list of different names."""
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{path} must hold a list of class names, and no name may be empty")
     for name in names:
@@ -44,61 +39,63 @@ def check_names(names: Any, path: Path) -> None:
             raise UserError(f"{path}: the class name {name!r} contains line breaks or control characters")
     if len(set(names)) != len(names):
         raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
+    return names
 
 
 def is_line(name: str) -> bool:
-    """Return whether a name is one line without control characters, which could command the terminal."""
+    """Return whether a name is one line without control characters, such as escape sequences."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
-    """Read a label file; `values` maps each number that its targets may hold to the target to return.
-
-    Raises UserError, with the number of the entry, if an entry is malformed.
-    """
+    """Read a label file; `values` maps each number that its targets may hold to the target to return."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a JSON list of {FORM}; it cannot be empty")
     has_boxes = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
-    targets = np.empty((len(entries), num_classes), dtype=np.int8)
+    targets, paths = np.empty((len(entries), num_classes), dtype=np.int8), []
     boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
-    paths = []
     form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
     for index, entry in enumerate(entries):
         with parsing(f"{path}, entry {index} is not {form}: {str(entry):.100}"):
-            if len(entry["target"]) != num_classes:
-                raise UserError(
-                    f"{path}, entry {index}: {len(entry['target'])} targets for {num_classes} classes"
-                )
-            targets[index] = [values[value] for value in entry["target"]]
+            target = entry["target"]
+            if len(target) != num_classes:
+                raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
+            targets[index] = [values[value] for value in target]
             paths.append(os.fsencode(entry["img_path"]))
-            if not 0 < len(paths[-1]) <= MAX_PATH_BYTES:
+            if not 0 < len(paths[-1]) <= 4096:  # the array of all paths is as wide as the longest path
                 raise ValueError("img_path is empty or too long")
             if has_boxes:
-                boxes[index] = check_box(entry["bbox"])
+                x, y, w, h = box = entry["bbox"]
+                if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
+                    raise ValueError(f"bbox {box}")
+                boxes[index] = box
     return Labels(np.array(paths), targets, boxes)
-
-
-def check_box(box: list[int]) -> list[int]:
-    """Return a box x, y, w, h; raise ValueError if it is not in whole pixels or has no area."""
-    x, y, w, h = box
-    if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
-        raise ValueError(f"bbox {box}")
-    return box
 
 
 def listed_file(folder: Path, name: str, source: Path) -> Path:
     """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
     if Path(name).anchor or ".." in Path(name).parts:
-        raise UserError(f"{source}: {name!r} leads out of {folder.name}/: download the original file again")
+        raise UserError(
+            f"{source}: {name!r} points outside of {folder.name}/: download the original file again"
+        )
     path = folder / name
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
     return path
 
 
-def write_labels(folder: Path, classes: list[str], splits: dict[str, list[dict[str, Any]]]) -> None:
-    """Write a label file per split, {file name: entries}, and print the number of images of each class."""
+def parse_args(parser: Parser) -> Namespace:
+    """Parse a preparer's command line, with the options that `write_labels` reads."""
+    parser.add_argument("--verify", action="store_true", help="decode every image once and list the bad ones")
+    add_max_pixels(parser)
+    return parser.parse_args()
+
+
+def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace | None = None) -> None:
+    """Check images with --verify, write a label file per split, {file name: entries}, and print counts."""
+    if args and args.verify:
+        verify(splits, args.max_pixels)
     for name, entries in splits.items():
         write_json_list(folder / name, entries)
         num_labels = sum(value == 1 for entry in entries for value in entry["target"])
@@ -108,3 +105,23 @@ def write_labels(folder: Path, classes: list[str], splits: dict[str, list[dict[s
     for c, class_name in enumerate(classes):
         counts = (sum(entry["target"][c] == 1 for entry in entries) for entries in splits.values())
         print(f"{class_name:{width}}", *(f"{count:18}" for count in counts))
+
+
+def verify(splits: dict, max_pixels: int) -> None:
+    """Decode all images as training does, and list the bad ones; UserError if there are any."""
+    from utils.transforms import load_image  # imports torch, which the preparers do not need otherwise
+
+    def error_message(path: str) -> str | None:
+        try:
+            load_image(path, max_pixels)
+        except UserError as error:
+            return str(error)
+
+    paths = sorted({entry["img_path"] for entries in splits.values() for entry in entries})
+    with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
+        messages = pool.imap(error_message, paths)
+        bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
+        errors = [message for message in bar if message]
+    print(f"decoded {len(paths)} images, {len(errors)} of them bad", *errors, sep="\n")
+    if errors:
+        raise UserError(f"{len(errors)} of {len(paths)} images are bad, first {errors[0]}")

@@ -28,6 +28,5 @@ def log_epoch(folder: Path, record: dict) -> None:
     rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
     print(
         f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "
-        f"lr {rates}  {record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s",
-        flush=True,
+        f"lr {rates}  {record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
     )

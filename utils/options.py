@@ -12,7 +12,9 @@ def model_name(text: str) -> str:
     """Check the name of a model; an argparse type."""
     if text not in MODELS:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
-        raise argparse.ArgumentTypeError(f"unknown model {text!r}: did you mean {similar}? see --list_models")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no backbone: did you mean {similar}? main.py --list_models prints all"
+        )
     return text
 
 
@@ -42,19 +44,17 @@ def add_image_options(group: argparse._ArgumentGroup, default: str, batch: str) 
 
 def add_model_options(parser: Parser, model: str, heads: str) -> argparse._ArgumentGroup:
     """Add the options on the network, for main.py and val.py; `model` and `heads` name their defaults."""
-    group, heads = (
-        parser.add_argument_group("model"),
-        f"attention heads; 0: average pooling [default: {heads}]",
-    )
+    heads_help = f"attention heads; 0: average pooling [default: {heads}]"
+    group = parser.add_argument_group("model")
     group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
-    group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads)
+    group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
     return group
 
 
 def add_checkpoint_options(group: argparse._ActionsContainer) -> None:
     """Add the options on the checkpoint, for all commands that load one."""
     group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
-    lam = "weight lambda of the attention [default: as trained, else 0.1]"
+    lam = "weight lambda of the attention [default: as trained, else 0.1, without heads 0]"
     group.add_argument("--lam", type=number(float, 0), help=lam)
 
 

@@ -4,28 +4,25 @@ python utils/plot.py RUN [RUN ...] --out DIR
 """
 
 import math
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # to run as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.log import read_log
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
 from utils.runtime.files import check_folder, read_json, whole_file
 from utils.scores import read_scores
 
-# The palette of Okabe and Ito, which colour-blind people can tell apart. Further lines get other dashes.
+# The palette of Okabe and Ito, which colour-blind people can tell apart. After six lines the dashes change.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", ":", "-.")
-MAX_CURVES = 8  # more curves on one chart are hard to tell apart
 
 
 def main() -> None:
     parser = Parser("Draw charts of training runs and results as PNG files.")
-    sources_help = "folders of runs, for one chart; files of val.py --out (.json) or --save_scores (.npz)"
-    parser.add_argument("sources", type=given_path, nargs="+", metavar="RUN", help=sources_help)
+    kinds = "folders of runs, for one chart; files of val.py --out (.json) or --save_scores (.npz)"
+    parser.add_argument("sources", type=given_path, nargs="+", metavar="RUN", help=kinds)
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder for the charts")
     args = parser.parse_args()
     check_folder(args.out, "--out")
@@ -34,12 +31,12 @@ def main() -> None:
         figures["curves"] = draw_curves({name: read_run(run) for name, run in short_names(runs).items()})
     for name, file in short_names([source for source in args.sources if source not in runs]).items():
         title = name.replace("/", "_").removesuffix(file.suffix)
+        if file.suffix not in (".json", ".npz"):
+            raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
         if file.suffix == ".json":
             figures[f"ap_{title}"] = draw_average_precisions(title, read_results(file))
-        elif file.suffix == ".npz":
-            figures[f"pr_{title}"] = draw_precision_recall(title, read_scores(file))
         else:
-            raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
+            figures[f"pr_{title}"] = draw_precision_recall(title, read_scores(file))
     for name, figure in figures.items():  # nothing is written if a source has an error
         with whole_file(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
@@ -53,37 +50,34 @@ def short_names(sources: list[Path]) -> dict[str, Path]:
 
 
 def read_run(folder: Path) -> list[dict]:
-    """Return the log of a run; raises UserError if it is missing or lacks values that the curves show."""
+    """Return the log of a run, and in each epoch the `curves`: loss, mAP in % and learning rate."""
     records = read_log(folder)
     if not records:
         raise UserError(f"{folder} holds no log.jsonl with an epoch: name the folder of a run")
     for record in records:
-        record["mAP"] = math.nan if record.get("mAP") is None else record["mAP"]  # None: no positives
-        rates = record["lr"].values() if isinstance(record.get("lr"), dict) else []
-        values = [record.get("train_loss"), record["mAP"], *rates]
-        if not rates or not all(isinstance(value, int | float) for value in values):
-            raise UserError(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr")
+        with parsing(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
+            mAP = math.nan if record.get("mAP") is None else record["mAP"]  # None: no positives
+            rate, *_ = record["lr"].values()
+            record["curves"] = [float(record["train_loss"]), 100 * float(mAP), float(rate)]
     return records
 
 
 def read_results(path: Path) -> dict[str, float | None]:
     """Return the AP of each class from a file of val.py --out, None for a class without positives."""
-    results = read_json(path)
-    values = results.get("AP") if isinstance(results, dict) else None
-    known = [ap for ap in values.values() if ap is not None] if isinstance(values, dict) else []
-    if not known or not all(isinstance(value, int | float) for value in known):
-        raise UserError(f"{path} holds no AP by class, or one is not a number: name a file of val.py --out")
+    with parsing(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
+        values = read_json(path)["AP"]
+        known = [ap for ap in values.values() if ap is not None]
+        if not known or not all(isinstance(ap, int | float) for ap in known):
+            raise TypeError("they are not numbers")
     return values
 
 
 def make_figure(width: float, height: float, num_axes: int = 1):
     """Return an empty figure, its size in inches, and its axes; UserError if matplotlib is not installed."""
-    try:
+    with parsing("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("charts need matplotlib: pip install matplotlib") from None
-    styles = matplotlib.cycler(linestyle=DASHES) * matplotlib.cycler(color=PALETTE)
+    styles = matplotlib.cycler(linestyle=["-", "--", ":", "-."]) * matplotlib.cycler(color=PALETTE)
     matplotlib.rc("axes", grid=True, prop_cycle=styles)
     matplotlib.rc("axes.spines", top=False, right=False)
     matplotlib.rc("grid", alpha=0.3)
@@ -97,13 +91,12 @@ def draw_curves(runs: dict[str, list[dict]]):
     figure, axes = make_figure(13, 4.2, num_axes=3)
     titles = ("training loss", "mAP on the test images, %", "learning rate of the backbone")
     for name, records in runs.items():
-        rows = [(r["train_loss"], 100 * r["mAP"], next(iter(r["lr"].values()))) for r in records]
-        for axis, values in zip(axes, zip(*rows)):
-            epochs = [record["epoch"] for record in records]
+        epochs = [record["epoch"] for record in records]
+        curves = zip(*(record["curves"] for record in records))
+        for axis, title, values in zip(axes, titles, curves):
             axis.plot(epochs, values, label=name, marker="o", markersize=3.5, linewidth=1.8)
-    for axis, title in zip(axes, titles):
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
     rates = np.concatenate([line.get_ydata() for line in axes[2].lines])
     if 0 < 10 * min(rates) <= max(rates):
         axes[2].set_yscale("log")
@@ -114,15 +107,14 @@ def draw_curves(runs: dict[str, list[dict]]):
 
 def draw_average_precisions(title: str, values: dict[str, float | None]):
     """Draw the AP of each class as a bar, the best on top, and their mean."""
-    without = ", ".join(name for name in values if values[name] is None)
+    without = [name for name in values if values[name] is None]
+    note = f"\nwithout positives: {', '.join(without)}" if without else ""
     names = sorted((name for name in values if values[name] is not None), key=values.get)
     percent = [100 * values[name] for name in names]
     mean = float(np.mean(percent))
     figure, axis = make_figure(7, 1.4 + 0.26 * len(names))
-    bars = axis.barh(names, percent, color=PALETTE[0])
-    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axis.bar_label(axis.barh(names, percent, color=PALETTE[0]), fmt="%.1f", padding=3, fontsize=8)
     axis.axvline(mean, color=PALETTE[1], linestyle="--", label=f"mAP {mean:.2f} %")
-    note = f"\nwithout positives: {without}" if without else ""
     axis.set(xlim=(0, 108), ylim=(-0.7, len(names) - 0.3), xlabel=f"average precision, %{note}", title=title)
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center")
@@ -132,17 +124,14 @@ def draw_average_precisions(title: str, values: dict[str, float | None]):
 def draw_precision_recall(title: str, arrays: dict):
     """Draw precision against recall of all labels together and of single classes: all, or best and worst."""
     scores, targets, counted = arrays["scores"], arrays["targets"] == 1, ~arrays["ignore"]
-    curves = []
-    for name, score, target, count in zip(arrays["names"], scores.T, targets.T, counted.T):
-        if (target & count).any():
-            curves.append((name, *precision_recall(score[count], target[count])))
+    columns, legend = zip(arrays["names"], scores.T, targets.T, counted.T), "AP, %"
+    curves = [(name, *precision_recall(s[c], t[c])) for name, s, t, c in columns if (t & c).any()]
     if not curves:
         raise UserError("no class has a positive: there is no precision to draw")
     curves.sort(key=lambda curve: -curve[3])
-    legend = "AP, %"
-    if len(curves) > MAX_CURVES:
+    if len(curves) > 8:  # more curves on one chart are hard to tell apart
         legend = f"AP, %: best and worst of {len(curves)}"
-        curves = curves[: MAX_CURVES // 2] + curves[-MAX_CURVES // 2 :]
+        curves = curves[:4] + curves[-4:]
     figure, axis = make_figure(7.5, 5)
     for name, recall, precision, ap in curves:
         axis.step(recall, precision, where="pre", label=f"{name} ({100 * ap:.1f})", linewidth=1.8)
@@ -154,10 +143,7 @@ def draw_precision_recall(title: str, arrays: dict):
 
 
 def precision_recall(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return recall and precision (1 + K,) at recall 0 and at K distinct scores, and the average precision.
-
-    scores, positives: (N,), with at least one positive. Each precision holds from the previous recall on.
-    """
+    """Return recall and precision (1 + K,), at recall 0 and K distinct scores, and the average precision."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are predicted together
     hits = np.cumsum(positives[order])[last]

@@ -10,63 +10,48 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import UNKNOWN, class_names, listed_file, write_labels
+from utils.label_files import UNKNOWN, class_names, listed_file, parse_args, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
 from utils.runtime.files import check_folder, read_json
-from utils.verify import add_verify_arguments, verify
-
-PRESENT, ABSENT, UNSPECIFIED = 1, -1, 0  # the codes of an attribute in the annotations
 
 
 def main() -> None:
     parser = Parser(description="Make data/wider/trainval_wider.json and test_wider.json.")
-    default, contents = Path("Dataset/WIDER"), "folder of Annotations/ and Image/"
-    parser.add_argument("--data_path", type=given_path, default=default, help=contents)
-    add_verify_arguments(parser)
-    args = parser.parse_args()
+    parser.add_argument("--data_path", type=given_path, default="Dataset/WIDER", help="holds Annotations/")
+    args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
     classes = class_names("wider")
     splits, num_left_out = {}, {}
     for split, unspecified in (("trainval", 0), ("test", UNKNOWN)):
-        values = {PRESENT: 1, ABSENT: 0, UNSPECIFIED: unspecified}
+        values = {1: 1, -1: 0, 0: unspecified}  # an attribute is present, absent or unspecified
         name = f"{split}_wider.json"
         splits[name], num_left_out[name] = read_split(args.data_path, split, values, len(classes))
-    verify(splits, args)
-    write_labels(Path("data/wider"), classes, splits)
+    write_labels(Path("data/wider"), classes, splits, args)
     print(f"people left out because their box covers no pixel of the image: {sum(num_left_out.values())}")
 
 
 def read_split(root: Path, split: str, values: dict[int, int], num_classes: int) -> tuple[list[dict], int]:
-    """Return a split's label file entries, one per person, and the number of people that it leaves out.
-
-    values: maps the code of an attribute to the target. Raises UserError if a file is malformed or missing.
-    """
+    """Return an entry per person, with attributes mapped by `values`, and the number of people left out."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
     entries, num_left_out = [], 0
     with parsing(f"{path} is not an annotation file of WIDER Attribute"):
-        for image in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
-            img_path = listed_file(root / "Image", image["file_name"], path)
-            width, height = image_size(img_path)
-            for person in image["targets"]:
+        for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
+            img_path = listed_file(root / "Image", item["file_name"], path)
+            with parsing(f"{img_path} is damaged: unpack it again"), Image.open(img_path) as image:
+                width, height = image.size
+            for person in item["targets"]:
                 target = [values[code] for code in person["attribute"]]
                 if len(target) != num_classes:
                     raise ValueError(f"{len(target)} attributes for {num_classes} classes")
                 box = clip(person["bbox"], width, height)
                 if box:
                     entries.append({"target": target, "img_path": img_path.as_posix(), "bbox": box})
-                else:
-                    num_left_out += 1
+                num_left_out += box is None
     if not entries:
         raise UserError(f"{path} annotates no people")
     return entries, num_left_out
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the width and height of an image, from its header. Raises UserError if it is damaged."""
-    with parsing(f"{path} cannot be read as an image: unpack it again"), Image.open(path) as image:
-        return image.size
 
 
 def clip(box: list[float], width: int, height: int) -> list[int] | None:

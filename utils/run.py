@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from utils.checkpoint import first_not_finite, load_checkpoint, load_weights, save_checkpoint
 from utils.evaluation import format_report
@@ -32,32 +32,32 @@ COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
 
 
-@dataclass
 class Run:
     """A training run: the network and optimiser, its progress, and the folder that it saves to.
 
-    epoch: epochs done. step: steps done of the next epoch. seconds: the time these steps took.
+    epoch: epochs done. step: steps done of the next epoch. seconds, train_loss: of these steps.
     record: the last line of the log. best: the line of the log with the highest mAP.
     """
 
-    args: argparse.Namespace
-    classes: list[str]
-    model: nn.Module
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    ema: AveragedModel | None = None
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    record: dict | None = None
-    best: dict | None = None
-
-    def __post_init__(self) -> None:
-        # Sum of the losses and number of labels in the steps of this epoch, on the device.
-        self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
-        self.started = time.perf_counter()
-        self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        classes: list[str],
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: AveragedModel | None = None,
+    ):
+        self.args, self.classes = args, classes
+        self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
+        self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         self.config["processes"] = WORLD_SIZE
+        self.folder, self.replaced = args.output_dir, []
+        self.epoch, self.step, self.seconds, self.train_loss = 0, 0, 0.0, 0.0
+        self.started = time.perf_counter()
+        # Sum of the losses and number of labels in the steps of this epoch, on the device.
+        self.totals = torch.zeros(2, device=next(model.parameters()).device)
+        self.record = self.best = None
 
     @property
     def eval_model(self) -> nn.Module:
@@ -75,7 +75,7 @@ class Run:
             for part in (part for file in RUN_FILES for part in folder.glob(f".{file}.*.part")):
                 part.unlink(missing_ok=True)  # a killed run was writing it
         self.folder = distributed.broadcast(folder)
-        print(f"writing to {self.folder}", flush=True)
+        print(f"writing to {self.folder}")
         if self.epoch >= self.args.total_epoch:
             print(f"this run is finished: its {self.epoch} epochs are done")
         # --overwrite removes the earlier run only when this one has something to put in its place.
@@ -92,7 +92,7 @@ class Run:
             command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
             where = f"step {self.step} of epoch {self.epoch + 1}"
             with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
-                print(f"stopped at {where}; resume with: {launcher} {command}", flush=True)
+                print(f"stopped at {where}; resume with: {launcher} {command}")
             raise
         finally:
             with contextlib.suppress(OSError):  # a folder that is not empty stays
@@ -102,14 +102,19 @@ class Run:
         """Count a step, without waiting for the GPU."""
         self.totals += torch.stack([loss_sum.detach(), num_labels])
         self.step += 1
-        self.seconds = time.perf_counter() - self.started
 
-    def mean_loss(self) -> float:
-        """Return the mean loss per label of this epoch so far; UserError if it is not finite."""
-        loss_sum, num_labels = distributed.average(self.totals).tolist()
+    def measure(self) -> tuple[float, float]:
+        """Return the totals and set seconds and train_loss; all processes must call this.
+
+        Raises UserError if the loss is not finite.
+        """
+        loss_sum, num_labels = distributed.average(self.totals).tolist()  # waits for the GPU
+        if self.step:
+            self.seconds = time.perf_counter() - self.started
         if not math.isfinite(loss_sum):
             raise self.diverged(f"the loss became {loss_sum}")
-        return loss_sum / num_labels if num_labels else 0.0
+        self.train_loss = loss_sum / num_labels if num_labels else 0.0
+        return loss_sum, num_labels
 
     def diverged(self, what: str) -> UserError:
         """Return the error that says what diverged, what to try, and which files are still good."""
@@ -123,18 +128,20 @@ class Run:
         saved = " and ".join(file for file in ("best.pth", "last.pth") if (self.folder / file).exists())
         return UserError(f"{where}: {advice}{f'; {saved} in {self.folder} are from before' if saved else ''}")
 
-    def print_step(self, steps_per_epoch: int) -> None:
-        """Print a line on the epoch so far."""
-        lr, speed = self.optimizer.param_groups[0]["lr"], self.step * self.args.batch_size / self.seconds
-        where = f"epoch {self.epoch + 1}/{self.args.total_epoch}  step {self.step}/{steps_per_epoch}"
-        print(f"{where}  loss {self.mean_loss():.4f}  lr {lr:.2g}  {speed:.1f} images/s", flush=True)
+    def progress_line(self, loader: DataLoader) -> str:
+        """Return a line on the epoch so far."""
+        self.measure()
+        speed = min(self.step * self.args.batch_size, len(loader.dataset)) / self.seconds
+        where = f"epoch {self.epoch + 1}/{self.args.total_epoch}  step {self.step}/{len(loader)}"
+        lr = self.optimizer.param_groups[0]["lr"]
+        return f"{where}  loss {self.train_loss:.4f}  lr {lr:.2g}  {speed:.1f} images/s"
 
     def finish_epoch(self, metrics: dict, num_images: int) -> None:
         """Log the epoch, write best.pth if it is the best one so far, and move on to the next."""
         self.record = {
             "epoch": self.epoch + 1,
             "lr": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
-            "train_loss": self.mean_loss(),
+            "train_loss": self.train_loss,
             **metrics,
             "seconds": time.perf_counter() - self.started,
             "images_per_second": num_images / self.seconds,
@@ -163,7 +170,7 @@ class Run:
 
     def resume_state(self) -> dict[str, Any]:
         """Return what only last.pth holds, on top of `contents`."""
-        loss_sum, num_labels = distributed.average(self.totals).tolist()
+        loss_sum, num_labels = self.measure()
         position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
         return {
             "position": position | {"loss_sum": loss_sum, "labels": num_labels},
@@ -176,10 +183,9 @@ class Run:
 
     def save(self) -> None:
         """Write last.pth and keep the one before as previous.pth; UserError if training diverged."""
-        self.mean_loss()
+        state = self.resume_state()
         if name := first_not_finite(self.model.state_dict()):
             raise self.diverged(f"the weights of {name} became NaN or infinite")
-        state = self.resume_state()
         if RANK == 0:
             while self.replaced:
                 self.replaced.pop().unlink(missing_ok=True)
@@ -198,11 +204,16 @@ class Run:
                 load_weights(self.ema.module, saved["model"], source)
                 self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
-            own = self.resume_state()
-            for key in ("position", "optimizer", "scaler", "buffers"):
-                if structure(saved[key]) != structure(own[key]):
-                    raise ValueError(f"its {key} does not fit")
-            self.optimizer.load_state_dict(saved["optimizer"])
+            own, momentum = self.resume_state(), saved["optimizer"]["state"]
+            pairs = {key: (saved[key], own[key]) for key in ("position", "scaler", "buffers")}
+            pairs["momentum"] = momentum, own["optimizer"]["state"]
+            for name, (theirs, ours) in pairs.items():
+                if structure(theirs) != structure(ours):
+                    raise ValueError(f"its {name} does not fit: {str(theirs):.100}")
+            self.optimizer.load_state_dict(own["optimizer"] | {"state": momentum})
+            groups = zip(self.optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True)
+            for group, saved_group in groups:
+                group["lr"] = float(saved_group["lr"])
             self.scaler.load_state_dict(saved["scaler"])
             for buffer, value in zip(self.model.buffers(), saved["buffers"][RANK]):
                 buffer.copy_(value)
@@ -211,16 +222,14 @@ class Run:
             self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
-            if self.epoch:
+            if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if self.step > steps_per_epoch:
-            raise UserError(
-                f"{source} was saved with another number of steps per epoch than {steps_per_epoch}"
-            )
+            raise UserError(f"{source} was saved with other than {steps_per_epoch} steps per epoch")
 
 
 def structure(value: Any) -> Any:
-    """Describe a state, to compare two: keys, types, shapes, and whether numbers are finite."""
+    """Describe a state, to compare two: keys, types, shapes, and whether numbers are finite and ≥ 0."""
     if isinstance(value, Tensor):
         return value.shape, value.layout, value.is_floating_point(), bool(value.isfinite().all())
     if isinstance(value, dict):
@@ -237,16 +246,21 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     old = {k: config.get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
     given = {name: value for name, value in old.items() if value is not None and value is not False}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    args = parser.parse_args(words + sys.argv[1:])  # later options win
+    try:
+        parser.set_defaults(**vars(parser.parse_args(words)))
+    except UserError as error:
+        raise UserError(f"its config is damaged: {error}") from None
+    args = parser.parse_args()
+    if config.get("processes") != WORLD_SIZE:
+        processes = f"it has {config.get('processes')} processes, not {WORLD_SIZE}"
+        raise UserError(f"{processes}: start it with torchrun as before")
     changed = [
-        f"--{name} {getattr(args, name)} (the saved run has {value})"
+        f"--{name} {getattr(args, name)} (it has {value})"
         for name, value in old.items()
         if name not in FREE_OPTIONS and str(getattr(args, name)) != str(value)
     ]
-    if config.get("processes") != WORLD_SIZE:
-        changed.append(f"{WORLD_SIZE} processes of torchrun (the saved run has {config.get('processes')})")
     if changed:
-        raise UserError(f"these cannot change: {', '.join(changed)}")
+        raise UserError(f"leave out {', '.join(changed)}")
     return args
 
 
@@ -292,7 +306,7 @@ def check_run_folder(output_dir: Path | None, overwrite: bool) -> None:
     check_folder(output_dir or Path("checkpoint"), "--output_dir")
     if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
         raise UserError(
-            f"--output_dir {output_dir} holds a run: name another folder, --resume or --overwrite it"
+            f"--output_dir {output_dir} holds a run: name another, or add --resume or --overwrite"
         )
 
 

@@ -13,10 +13,9 @@ def write_scores(
     path: Path, scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray, names: list, paths: np.ndarray
 ) -> None:
     """Write scores, targets (0 or 1) and ignore (N, C), C names and paths (N,) of bytes to an .npz file."""
+    targets, paths = targets.astype(np.int8), np.char.decode(paths, "utf-8", "surrogateescape")
     with whole_file(path, "wb") as file:
-        arrays = {"targets": targets.astype(np.int8), "ignore": ignore, "names": np.array(names)}
-        paths = np.char.decode(paths, "utf-8", "surrogateescape")
-        np.savez_compressed(file, scores=scores, **arrays, paths=paths)
+        np.savez_compressed(file, scores=scores, targets=targets, ignore=ignore, names=names, paths=paths)
 
 
 def read_scores(path: Path) -> dict:
@@ -38,8 +37,8 @@ def read_scores(path: Path) -> dict:
 
 def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> None:
     """Raise ValueError unless the arrays have one shape (N, C), no score is NaN and targets are 0 or 1."""
-    if scores.ndim != 2 or not scores.shape == targets.shape == ignore.shape:
-        shapes = f"{scores.shape}, {targets.shape} and {ignore.shape}"
+    shapes = scores.shape, targets.shape, ignore.shape
+    if scores.ndim != 2 or len(set(shapes)) > 1:
         raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
     if scores.size == 0:
         raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")

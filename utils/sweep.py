@@ -21,15 +21,12 @@ def axis(text: str) -> tuple[str, list[float]]:
         return name, list(dict.fromkeys(numbers))
     start, stop, step = parse(bounds[0]), parse(bounds[1]), number(float, 0, low_allowed=False)(bounds[2])
     if not start <= stop <= start + 1000 * step:
-        raise argparse.ArgumentTypeError(f"{text!r}: a range must go up, in at most 1000 steps")
+        raise argparse.ArgumentTypeError(f"{text!r}: a range goes up, in at most 1000 steps")
     return name, [round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1)]
 
 
 def sweep(terms: np.ndarray, targets: np.ndarray, lams: list[float], temperatures: list) -> list[dict]:
-    """Return `lam`, `T` and the metrics for each λ and each temperature (None: as trained).
-
-    terms: (N, 1 + T, C), the mean scores, then the attended ones of each of T temperatures. targets: (N, C).
-    """
+    """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
         | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), targets)
@@ -46,5 +43,5 @@ def format_sweep(results: list[dict]) -> str:
     rows = {result["lam"]: f"{result['lam']:8g}" for result in results}
     for result in results:
         rows[result["lam"]] += f"{100 * result['mAP']:12.4f} {'*' if result is best else ' '}"
-    note = "* the best on these images. It is no fair result on a test set: choose on other images."
+    note = "* the best on these very images, so no fair result: choose λ and T on other images"
     return "\n".join(["mAP in %", header, *rows.values(), note])

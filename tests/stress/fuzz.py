@@ -146,7 +146,9 @@ def small_run(args: argparse.Namespace) -> Run:
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Run(args, class_names("shapes"), model, optimizer, scaler, epoch=1, step=2, seconds=1.0)
+    run = Run(args, class_names("shapes"), model, optimizer, scaler)
+    run.epoch, run.step = 1, 2
+    return run
 
 
 def good_run() -> dict[str, Any]:

@@ -111,8 +111,11 @@ def run_script(main: Callable[[], None]) -> None:
     """
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):  # print names that the terminal cannot encode, too
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # print names that the terminal cannot encode, and each line at once
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
         return
@@ -141,12 +144,20 @@ def run_script(main: Callable[[], None]) -> None:
 def out_of_memory_message(error: Exception) -> str | None:
     """Return the message for an error that means that memory ran out, None for any other error."""
     text = str(error).partition("\n")[0]
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not (is_memory or "t allocate memory" in text or text.startswith("DataLoader worker")):
-        return None
-    advice = "use a smaller --batch_size, --img_size or --max_pixels, or fewer --num_workers"
-    if "shared memory" in text:
+    worker = text.startswith("DataLoader worker")
+    if worker and "shared memory" in text:
         advice = "give the container more shared memory, or use --num_workers 0"
+    elif worker and ("Killed" in text or "exited unexpectedly" in text):
+        advice = "use fewer --num_workers or a smaller --batch_size"
+    # "t allocate memory" matches can't and couldn't.
+    elif (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "t allocate memory" in text
+    ):
+        advice = "use a smaller --batch_size, --img_size or --max_pixels"
+    else:
+        return None
     return f"memory ran out ({text.partition('. ')[0].removesuffix('.')}): {advice}"
 
 

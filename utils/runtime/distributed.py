@@ -81,6 +81,6 @@ def wrap(model: nn.Module) -> nn.Module:
 
 def average_buffers(model: nn.Module) -> None:
     """Average the batch-norm statistics over the processes, so that all evaluate and save the same model."""
-    for buffer in model.buffers():
+    for buffer in model.buffers() if WORLD_SIZE > 1 else ():
         if buffer.is_floating_point():
             buffer.copy_(average(buffer.double()))  # in float64 the average of equal values is exact

@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; UserError if it is malformed."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file")
-    with parsing(f"{path} is not valid JSON"), open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig") as file, parsing(f"{path} is not valid JSON"):
         return json.load(file)
 
 
