@@ -24,7 +24,7 @@ from utils.photos import Photos, find_photos, make_photo_loader
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device
-from utils.runtime.files import check_file, check_folder, whole_file
+from utils.runtime.files import atomic_write, check_file, check_folder
 from utils.runtime.progress import progress
 from utils.transforms import load_image
 
@@ -42,8 +42,8 @@ def main() -> None:
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
     results, num_skipped = {}, 0
-    listening = interrupt.listening("stopping")
-    with listening, progress(len(paths), "label") as bar, torch.inference_mode():
+    signals = interrupt.deferring_signals("stopping")
+    with signals, progress(len(paths), "label") as bar, torch.inference_mode():
         for indices, images, faults in loader:
             if interrupt.received:
                 interrupt.stop()
@@ -112,7 +112,7 @@ def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[Cl
         name = re.sub(r"\W+", "_", found.name)[:50]
         pictures[f"{rank}_{name}"] = panel(image, found)
     for name, picture in pictures.items():
-        with whole_file(folder / f"{name}.png", "wb") as file:
+        with atomic_write(folder / f"{name}.png", "wb") as file:
             picture.save(file, "PNG")
 
 
@@ -122,10 +122,10 @@ def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str
         entries = [
             {"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()
         ]
-        with whole_file(args.json) as file:
+        with atomic_write(args.json) as file:
             json.dump(entries, file, indent=1)
     if args.csv:
-        with whole_file(args.csv) as file:
+        with atomic_write(args.csv) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["image", *classes])
             table.writerows([path, *(f"{score:.6g}" for score in row)] for path, row in results.items())

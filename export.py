@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils import options
 from utils.checkpoint import load_model
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
-from utils.runtime.files import check_file, whole_file
+from utils.runtime.files import atomic_write, check_file
 
 TOLERANCE = 1e-4  # largest allowed difference between the outputs of the checkpoint and of the exported file
 
@@ -43,7 +43,7 @@ def main() -> None:
             raise UserError(f"{differ}: nothing is written")
         else:
             print(f"the exported network's outputs on random images differ by up to {max(differences):.2g}")
-        with whole_file(args.out, "wb") as file, open(part, "rb") as source:
+        with atomic_write(args.out, "wb") as file, open(part, "rb") as source:
             shutil.copyfileobj(source, file)
     batch = "any size" if args.dynamic_batch else "one"
     print(f"written to {args.out}: batches of {batch}, RGB of {size} x {size} in [0, 1] to {output}")

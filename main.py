@@ -24,7 +24,7 @@ from utils.label_files import class_names
 from utils.losses import LOSSES
 from utils.run import Run, check_run_folder, load_last, resumed_options
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Parser, UserError, blaming, given_path, number, run_script
+from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
 from utils.runtime.progress import progress
 
@@ -93,7 +93,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             bar.update(min(args.batch_size, bar.total - bar.n))
             if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
                 bar.write(run.progress_line(loader))
-            stop = interrupt.asked_anywhere()
+            stop = interrupt.stop_requested()
             if stop or (args.save_every and run.step % args.save_every == 0):
                 run.save()
             if stop:
@@ -114,7 +114,7 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Return the network, initialised from --seed and the backbone weights that the options ask for."""
     torch.manual_seed(args.seed)
     spec = dataset_spec(args.dataset)
-    with blaming(f"--img_size {args.img_size}"):
+    with reporting_value_errors(f"--img_size {args.img_size}"):
         model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     model.mean, model.std = spec.mean, spec.std
     if not args.resume:  # a resumed run loads its own weights
@@ -215,7 +215,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
     if args.overwrite and args.output_dir is None:
         raise UserError("--overwrite replaces the run in --output_dir: add --output_dir")
-    with blaming(f"--img_size {args.img_size}"):
+    with reporting_value_errors(f"--img_size {args.img_size}"):
         check_img_size(args.model, args.img_size)
     processes = distributed.WORLD_SIZE
     if args.batch_size % processes:

@@ -20,7 +20,7 @@ from utils.label_files import class_names
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import check_file, nan_to_none, whole_file
+from utils.runtime.files import atomic_write, check_file, nan_to_none
 from utils.scores import write_scores
 from utils.sweep import axis, format_sweep, sweep
 
@@ -45,7 +45,7 @@ def main() -> None:
     def terms(images: Tensor) -> Tensor:
         return logit_terms(model.classifier, model.features(images), [None, *axes["T"]])
 
-    with interrupt.listening("stopping"):
+    with interrupt.deferring_signals("stopping"):
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
     if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
@@ -57,7 +57,7 @@ def main() -> None:
         results["sweep"] = sweep(swept, targets, axes["lam"], axes["T"])
         print(f"\n{format_sweep(results['sweep'])}")
     if args.out and distributed.RANK == 0:
-        with whole_file(args.out) as file:
+        with atomic_write(args.out) as file:
             json.dump(nan_to_none(results), file, indent=2)
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:

@@ -23,7 +23,7 @@ from benchmarks.timing import Row, Settings
 from utils.options import add_run_options
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import check_file, whole_file
+from utils.runtime.files import atomic_write, check_file
 from utils.transforms import load_image
 
 STAGES = {
@@ -59,7 +59,7 @@ def main() -> None:
                 rows.append(row)
                 print(format_row(row), flush=True)
     if args.out:
-        with whole_file(args.out) as file:
+        with atomic_write(args.out) as file:
             json.dump({"machine": machine, "rows": [vars(row) for row in rows]}, file, indent=2)
         print(f"written to {args.out}")
     if not all(row.same for row in rows):

@@ -18,9 +18,9 @@ from pipeline.models import build, read_architecture, torchvision_model
 from pipeline.network import Network
 from utils.datasets import DATASETS, DatasetSpec, dataset_spec
 from utils.label_files import class_names, is_line
-from utils.runtime.cli import UserError, blaming, number, parsing
+from utils.runtime.cli import UserError, number, reporting_errors, reporting_value_errors
 from utils.runtime.distributed import first_process_first
-from utils.runtime.files import whole_file
+from utils.runtime.files import atomic_write
 
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 
@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint; `path` holds a complete one at every moment."""
     content = io.BytesIO()  # torch.save hides the reason when it cannot write to a file
     torch.save(checkpoint, content)
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(content.getbuffer())
 
 
@@ -49,7 +49,7 @@ def load_model(
     weights, config = checkpoint["model"], checkpoint["config"]
     dataset = dataset or "voc07"
     spec = DATASETS.get(config.get("dataset", dataset), DatasetSpec(folder=""))
-    with blaming(path):
+    with reporting_value_errors(path):
         options = read_architecture(weights, config.get("model"))
         trained_lam = config.get("lam", 0.1 if options["num_heads"] else 0.0)
         options["lam"] = trained_lam if lam is None else lam
@@ -129,7 +129,7 @@ def check_intact(path: Path) -> None:
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
         cause = "the download failed, as with Google Drive's quota page"
         raise UserError(f"{path} is a web page, not a checkpoint: {cause}; download it again in a browser")
-    with parsing(f"{path} is damaged"):
+    with reporting_errors(f"{path} is damaged"):
         if not zipfile.is_zipfile(path):
             return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
         with zipfile.ZipFile(path) as file:
@@ -183,7 +183,7 @@ def load_backbone(model: Network, args: argparse.Namespace) -> None:
         weights = first_process_first(lambda: imagenet_weights(torchvision_model(args.model)))
     else:
         return
-    with blaming(source):
+    with reporting_value_errors(source):
         weights = model.adapt(weights)
     load_weights(model, weights, source, backbone_only=True)
 

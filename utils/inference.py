@@ -12,7 +12,7 @@ from pipeline.csra import ResidualAttention, attended_scores
 from utils.datasets import IGNORED, to_float
 from utils.evaluation import evaluate
 from utils.runtime import interrupt
-from utils.runtime.cli import blaming
+from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
 from utils.runtime.progress import progress
@@ -86,5 +86,5 @@ def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, a
 
 def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
     """Return the metrics of `evaluate` for scores and targets (N, C); UserError for NaN scores."""
-    with blaming("the weights are damaged, or training needs a lower --lr"):
+    with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
         return evaluate(scores, targets == 1, ignore=targets == IGNORED)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from utils.runtime.cli import parsing
-from utils.runtime.files import nan_to_none, whole_file
+from utils.runtime.cli import reporting_errors
+from utils.runtime.files import atomic_write, nan_to_none
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -12,7 +12,7 @@ def read_log(folder: Path) -> list[dict]:
     path = folder / "log.jsonl"
     records = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
-        with parsing(f"{path}, line {number} is not the record of an epoch: delete the line"):
+        with reporting_errors(f"{path}, line {number} is not the record of an epoch: delete the line"):
             records.append(json.loads(line.decode("utf-8-sig")))
             if not isinstance(records[-1]["epoch"], int):
                 raise TypeError("its epoch is not a whole number")
@@ -23,7 +23,7 @@ def log_epoch(folder: Path, record: dict) -> None:
     """Append an epoch to log.jsonl, which is rewritten completely, and print its summary."""
     # A resumed run can repeat an epoch, which replaces the earlier line.
     earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
-    with whole_file(folder / "log.jsonl") as file:
+    with atomic_write(folder / "log.jsonl") as file:
         file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])
     rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
     print(

@@ -11,8 +11,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.log import read_log
-from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
-from utils.runtime.files import check_folder, read_json, whole_file
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
+from utils.runtime.files import atomic_write, check_folder, read_json
 from utils.scores import read_scores
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart. After six lines the dashes change.
@@ -38,7 +38,7 @@ def main() -> None:
         else:
             figures[f"pr_{title}"] = draw_precision_recall(title, read_scores(file))
     for name, figure in figures.items():  # nothing is written if a source has an error
-        with whole_file(args.out / f"{name}.png", "wb") as file:
+        with atomic_write(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
         print(f"written to {args.out / name}.png")
 
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> list[dict]:
     if not records:
         raise UserError(f"{folder} holds no log.jsonl with an epoch: name the folder of a run")
     for record in records:
-        with parsing(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
+        with reporting_errors(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
             mAP = math.nan if record.get("mAP") is None else record["mAP"]  # None: no positives
             rate, *_ = record["lr"].values()
             record["curves"] = [float(record["train_loss"]), 100 * float(mAP), float(rate)]
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> list[dict]:
 
 def read_results(path: Path) -> dict[str, float | None]:
     """Return the AP of each class from a file of val.py --out, None for a class without positives."""
-    with parsing(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
+    with reporting_errors(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
         values = read_json(path)["AP"]
         known = [ap for ap in values.values() if ap is not None]
         if not known or not all(isinstance(ap, int | float) for ap in known):
@@ -74,7 +74,7 @@ def read_results(path: Path) -> dict[str, float | None]:
 
 def make_figure(width: float, height: float, num_axes: int = 1):
     """Return an empty figure, its size in inches, and its axes; UserError if matplotlib is not installed."""
-    with parsing("charts need matplotlib: pip install matplotlib"):
+    with reporting_errors("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
     styles = matplotlib.cycler(linestyle=["-", "--", ":", "-."]) * matplotlib.cycler(color=PALETTE)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, parse_args, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
 
@@ -39,11 +39,11 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of annotations/ and images/")
-    with parsing("prepare_coco needs pycocotools: pip install pycocotools"):
+    with reporting_errors("prepare_coco needs pycocotools: pip install pycocotools"):
         from pycocotools.coco import COCO
     print(f"loading {path}", flush=True)
     entries = []
-    with parsing(f"{path} is not a COCO annotation file that lists every id it refers to"):
+    with reporting_errors(f"{path} is not a COCO annotation file that lists every id it refers to"):
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
             coco = COCO(path)
         names = [coco.cats[category]["name"] for category in sorted(coco.cats)]

@@ -14,7 +14,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import UNKNOWN, check_names, parse_args, write_labels
-from utils.runtime.cli import Parser, UserError, blaming, given_path, number, parsing, run_script
+from utils.runtime.cli import (
+    Parser,
+    UserError,
+    given_path,
+    number,
+    reporting_errors,
+    reporting_value_errors,
+    run_script,
+)
 from utils.runtime.files import check_folder, write_json_list
 
 BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")
@@ -42,7 +50,7 @@ def main() -> None:
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
     header, rows = read_table(args.csv)
     if header[1:] == ["labels"]:
-        with blaming("--separator"):
+        with reporting_value_errors("--separator"):
             classes, targets = read_label_lists(rows, args.separator)
     else:
         classes, targets = header[1:], [read_cells(row, header, args.csv) for row in rows]
@@ -68,7 +76,10 @@ def main() -> None:
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
-    with parsing(f"{path} is not comma-separated UTF-8"), path.open(encoding="utf-8-sig", newline="") as file:
+    with (
+        reporting_errors(f"{path} is not comma-separated UTF-8"),
+        path.open(encoding="utf-8-sig", newline="") as file,
+    ):
         first_line = file.readline()
         file.seek(0)
         # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.

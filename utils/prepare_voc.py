@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, parse_args, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
@@ -33,7 +33,7 @@ def main() -> None:
         from torchvision.datasets import VOCDetection
 
         for split in ("trainval", "test") if args.year == "2007" else ("trainval",):
-            with parsing(f"cannot download VOC{args.year} {split} to {args.data_path}"):
+            with reporting_errors(f"cannot download VOC{args.year} {split} to {args.data_path}"):
                 VOCDetection(args.data_path.parent, year=args.year, image_set=split, download=True)
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
@@ -65,7 +65,7 @@ def read_split(voc: Path, lists: str, classes: list[str]) -> list[dict]:
 
 def read_ids(path: Path) -> list[str]:
     """Return the image ids of a split: the first word of each line. Raises UserError if there are none."""
-    with parsing(f"{path} is not a text file: unpack the data set again"):
+    with reporting_errors(f"{path} is not a text file: unpack the data set again"):
         ids = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not ids:
         raise UserError(f"{path} lists no images: unpack the data set again")
@@ -82,7 +82,7 @@ class TreeWithoutDoctype(ET.TreeBuilder):
 def read_target(path: Path, classes: list[str]) -> list[int]:
     """Return the target (C) of an annotation: POSITIVE, ABSENT, or DIFFICULT if all its objects are."""
     target = dict.fromkeys(classes, ABSENT)
-    with parsing(f"{path} is not a VOC annotation in valid XML"):
+    with reporting_errors(f"{path} is not a VOC annotation in valid XML"):
         root = ET.parse(path, ET.XMLParser(target=TreeWithoutDoctype())).getroot()
         if root.tag != "annotation":
             raise ValueError(f"it holds <{root.tag}>, not <annotation>")

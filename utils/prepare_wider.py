@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import UNKNOWN, class_names, listed_file, parse_args, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, parsing, run_script
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder, read_json
 
 
@@ -36,10 +36,10 @@ def read_split(root: Path, split: str, values: dict[int, int], num_classes: int)
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
     entries, num_left_out = [], 0
-    with parsing(f"{path} is not an annotation file of WIDER Attribute"):
+    with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
             img_path = listed_file(root / "Image", item["file_name"], path)
-            with parsing(f"{img_path} is damaged: unpack it again"), Image.open(img_path) as image:
+            with reporting_errors(f"{img_path} is damaged: unpack it again"), Image.open(img_path) as image:
                 width, height = image.size
             for person in item["targets"]:
                 target = [values[code] for code in person["attribute"]]

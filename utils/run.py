@@ -22,7 +22,7 @@ from utils.checkpoint import first_not_finite, load_checkpoint, load_weights, sa
 from utils.evaluation import format_report
 from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Interrupted, Parser, UserError, parsing
+from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import check_folder
 
@@ -85,7 +85,7 @@ class Run:
     def stoppable(self) -> Iterator[None]:
         """Inside the block, a signal makes the run finish its step, save, and say how to resume."""
         try:
-            with interrupt.listening("finishing the step, then saving"):
+            with interrupt.deferring_signals("finishing the step, then saving"):
                 yield
         except Interrupted:
             launcher = "python" if WORLD_SIZE == 1 else "torchrun, as before, and"
@@ -198,7 +198,7 @@ class Run:
         source = f"{self.args.output_dir}/last.pth"
         if saved["classes"] != self.classes:
             raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
-        with parsing(f"{source} holds no run to resume: start a new run"):
+        with reporting_errors(f"{source} holds no run to resume: start a new run"):
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
             if self.ema:
                 load_weights(self.ema.module, saved["model"], source)

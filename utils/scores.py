@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.runtime.cli import parsing
-from utils.runtime.files import whole_file
+from utils.runtime.cli import reporting_errors
+from utils.runtime.files import atomic_write
 
 
 def write_scores(
@@ -14,13 +14,13 @@ def write_scores(
 ) -> None:
     """Write scores, targets (0 or 1) and ignore (N, C), C names and paths (N,) of bytes to an .npz file."""
     targets, paths = targets.astype(np.int8), np.char.decode(paths, "utf-8", "surrogateescape")
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez_compressed(file, scores=scores, targets=targets, ignore=ignore, names=names, paths=paths)
 
 
 def read_scores(path: Path) -> dict:
     """Read scores, targets, ignore (N, C), C names and N paths from a file; UserError if they do not fit."""
-    with parsing(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
+    with reporting_errors(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
         if not (path.is_file() and zipfile.is_zipfile(path)):
             raise ValueError("it is not an .npz file" if path.exists() else "there is no such file")
         with np.load(path, allow_pickle=False) as file:  # a pickle could run code

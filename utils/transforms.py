@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from utils.runtime.cli import UserError, parsing
+from utils.runtime.cli import UserError, reporting_errors
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -29,7 +29,11 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
     # Decoders warn about damage that they can repair. Opening reads only the header.
-    with parsing(fault), warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+    with (
+        reporting_errors(fault),
+        warnings.catch_warnings(action="ignore"),
+        Image.open(path, formats=FORMATS) as image,
+    ):
         tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole
         w, h = max(image.width, int(tags.get(322, 0))), max(image.height, int(tags.get(323, 0)))
         if w * h > max_pixels:

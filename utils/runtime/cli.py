@@ -21,7 +21,7 @@ class Interrupted(SystemExit):
 
 
 @contextlib.contextmanager
-def blaming(what: object) -> Iterator[None]:
+def reporting_value_errors(what: object) -> Iterator[None]:
     """Turn a ValueError inside the block into a UserError that starts with `what`."""
     try:
         yield
@@ -30,7 +30,7 @@ def blaming(what: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def parsing(fault: str) -> Iterator[None]:
+def reporting_errors(fault: str) -> Iterator[None]:
     """Turn whatever malformed data raises inside the block into a UserError: `fault` and the reason."""
     try:
         yield

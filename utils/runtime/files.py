@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from utils.runtime.cli import UserError, parsing
+from utils.runtime.cli import UserError, reporting_errors
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -29,7 +29,7 @@ def check_file(path: Path, option: str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that replaces `path` only once it is complete; UserError if it cannot be written."""
     path = Path(os.path.realpath(path))  # write through a link
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
 
 def write_json_list(path: Path, entries: Iterable[Any]) -> None:
     """Write a JSON list with one entry per line."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
 
 
@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; UserError if it is malformed."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file")
-    with open(path, encoding="utf-8-sig") as file, parsing(f"{path} is not valid JSON"):
+    with open(path, encoding="utf-8-sig") as file, reporting_errors(f"{path} is not valid JSON"):
         return json.load(file)
 
 

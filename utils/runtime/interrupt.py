@@ -17,12 +17,12 @@ received: list[int] = []
 
 
 @contextlib.contextmanager
-def listening(answer: str) -> Iterator[None]:
-    """Inside the block, note and answer the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process.
+def deferring_signals(message: str) -> Iterator[None]:
+    """Inside the block, record the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process.
 
     Under torchrun, which forwards the signal again, a repeat is ignored.
     """
-    before = {number: signal.signal(number, functools.partial(note, answer)) for number in SIGNALS}
+    before = {number: signal.signal(number, functools.partial(record_signal, message)) for number in SIGNALS}
     try:
         yield
     except (UserError, OSError):
@@ -38,11 +38,11 @@ def listening(answer: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def note(answer: str, number: int, frame: object) -> None:
+def record_signal(message: str, number: int, frame: object) -> None:
     """Record a signal and say so; without torchrun, let the next one end the process."""
     if not received and RANK == 0:
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
-            os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
     received.append(number)
     if WORLD_SIZE == 1:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +50,7 @@ def note(answer: str, number: int, frame: object) -> None:
             signal.signal(other, signal.SIG_DFL)
 
 
-def asked_anywhere() -> bool:
+def stop_requested() -> bool:
     """Return whether any process received a signal; all processes must call this."""
     return bool(average(torch.tensor(float(len(received)))) > 0)
 
