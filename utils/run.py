@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import itertools
+import json
 import math
 import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,7 +200,8 @@ class Run:
         source = f"{self.args.output_dir}/last.pth"
         if saved["classes"] != self.classes:
             raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
-        with reporting_errors(f"{source} holds no run to resume: start a new run"):
+        fault = f"{source} holds no run to resume: start a new run"
+        with reporting_errors(fault), warnings.catch_warnings(action="ignore"):
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
             if self.ema:
                 load_weights(self.ema.module, saved["model"], source)
@@ -208,7 +211,7 @@ class Run:
             pairs = {key: (saved[key], own[key]) for key in ("position", "scaler", "buffers")}
             pairs["momentum"] = momentum, own["optimizer"]["state"]
             for name, (theirs, ours) in pairs.items():
-                if structure(theirs) != structure(ours):
+                if not fits(theirs, ours):
                     raise ValueError(f"its {name} does not fit: {str(theirs):.100}")
             self.optimizer.load_state_dict(own["optimizer"] | {"state": momentum})
             groups = zip(self.optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True)
@@ -222,21 +225,26 @@ class Run:
             self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
+            json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
             if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if self.step > steps_per_epoch:
             raise UserError(f"{source} was saved with other than {steps_per_epoch} steps per epoch")
 
 
-def structure(value: Any) -> Any:
-    """Describe a state, to compare two: keys, types, shapes, and whether numbers are finite and ≥ 0."""
-    if isinstance(value, Tensor):
-        return value.shape, value.layout, value.is_floating_point(), bool(value.isfinite().all())
-    if isinstance(value, dict):
-        return {key: structure(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [structure(v) for v in value]
-    return type(value), not isinstance(value, int | float) or 0 <= value < math.inf
+def fits(saved: Any, own: Any) -> bool:
+    """Return whether a saved state has the keys, types and shapes of our own, and finite numbers ≥ 0."""
+    if isinstance(own, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != own.shape or saved.layout != own.layout:
+            return False
+        return saved.is_floating_point() == own.is_floating_point() and bool(saved.isfinite().all())
+    if type(saved) is not type(own):
+        return False
+    if isinstance(own, dict):
+        return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return len(saved) == len(own) and all(map(fits, saved, own))
+    return not isinstance(own, int | float) or 0 <= saved < math.inf
 
 
 def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
