@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def heatmap_folders(paths: list[str], out_dir: Path) -> dict[str, Path]:
-    """Return a folder in out_dir for the pictures of each image, laid out as the images are."""
+    """Return a folder in out_dir for the pictures of each image, in the same subfolders as the images."""
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     folders = {path: out_dir / os.path.relpath(os.path.abspath(path), common) for path in paths}
     if any(folder.is_file() for folder in folders.values()):
@@ -96,7 +96,7 @@ def best_classes(scores: np.ndarray, threshold: float | None, top: int | None) -
 
 
 def class_map(model: torch.nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
-    """Return the ClassMap of class c; its maximum is a share for CSRA's attention, a score for pooling."""
+    """Return the ClassMap of class c; `maximum` is a share for CSRA and a score for average pooling."""
     is_share = not isinstance(model.classifier, AveragePooling)
     maximum = f"{100 * values.max():.0f} %" if is_share else f"{max(0, values.max()):.1f}"
     return ClassMap(model.classes[c], float(score), values, maximum)
@@ -145,7 +145,7 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("output")
     threshold_help = "show classes with at least this score [default: 0.5]"
     group.add_argument("--threshold", type=number(float, 0), help=threshold_help)
-    group.add_argument("--top", type=number(int, 1), help="show at most so many classes")
+    group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")

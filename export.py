@@ -99,7 +99,9 @@ def parse_args() -> argparse.Namespace:
     size_help = "side in pixels [default: as trained, else the data set's]"
     parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=out_help)
     parser.add_argument("--img_size", type=number(int, 33), help=size_help)
-    parser.add_argument("--dynamic_batch", action="store_true", help="take batches of any size, not of one")
+    parser.add_argument(
+        "--dynamic_batch", action="store_true", help="accept batches of any size, not only one image"
+    )
     parser.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
     dataset_help = "data set of a released checkpoint, for its class names [default: voc07]"
     parser.add_argument("--dataset", metavar="NAME", help=dataset_help)

@@ -200,7 +200,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
 
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the options with the data set's values in place of None; UserError for options that conflict."""
+    """Return the options with the data set's defaults for None; UserError for options that conflict."""
     spec = dataset_spec(args.dataset)
     num_classes = len(class_names(spec.folder))
     defaults = {name: getattr(spec, name) for name in ("model", "img_size", "total_epoch", "decay_step")}

@@ -86,7 +86,7 @@ def test_map_leaves_out_a_class_without_positives():
     assert metrics["CP"] == 0.5
     assert metrics["CR"] == 0.5
     report = format_report(metrics, ["cat", "dog"], [1, 0])
-    assert "left out of mAP for having no positives: dog" in report
+    assert "left out of mAP because they have no positives: dog" in report
 
 
 def test_without_any_positives_map_is_nan():

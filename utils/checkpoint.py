@@ -40,8 +40,8 @@ def load_model(
 
     The network has `classes`, its class names, `options` (model, num_heads, num_cls, lam and img_size) and
     `config`, the options of training, {} for a file from the paper's authors.
-    dataset: the data set of a file from the paper's authors, which does not store it; None means voc07. Its
-    row says how pixels are normalised; a file of main.py has its own data set for that.
+    dataset: the data set of a file from the paper's authors, which does not store it; None means voc07. It
+    also sets how pixels are normalised. A file of main.py stores its own data set.
     lam, img_size: None means as trained, else 0.1 (0 for average pooling) and the data set's.
     Raises UserError if the file holds no network of this project, or the number of classes differs.
     """
@@ -85,6 +85,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # about unusual tensors, which are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # the type depends on the bytes, and the message can advise to run the file
         fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
         raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from None
@@ -137,7 +139,9 @@ def check_intact(path: Path) -> None:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                 raise UserError(f"{path} is a compressed archive, not a file of torch.save")
             if name := file.testzip():
-                raise UserError(f"{path} is damaged: the checksum of {name} in it is wrong")
+                raise UserError(
+                    f"{path} is damaged, the checksum of {name} is wrong: copy or download it again"
+                )
 
 
 def load_weights(

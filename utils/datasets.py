@@ -107,7 +107,7 @@ def label_file(spec: DatasetSpec, split: str) -> Path:
 class LabelledImages(Dataset):
     """Images and targets of one split, indexed by the keys (epoch, index, counted) of EpochBatches.
 
-    train: augment each sample by a function of (seed, epoch, index) alone, so that neither the number of
+    train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
     workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
     """
 
@@ -176,8 +176,8 @@ class EpochBatches(Sampler):
 
     In training the order is a function of (seed, epoch) alone, and every process takes its share of each
     batch. If the last batch is too small for that, the other processes get an image with `counted` False,
-    whose labels are ignored, so that all take equally many steps. In evaluation the batches are in order, and
-    the processes take whole batches in turns.
+    whose labels are ignored, so that all take the same number of steps. In evaluation the batches are in
+    order, and the processes take whole batches in turns.
     Set `epoch` (from 0) before iterating, and `start` to skip the first batches.
     """
 

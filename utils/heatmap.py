@@ -32,7 +32,7 @@ def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
 
 
 def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.Image:
-    """Draw an image with a class's map over a legend (name, score, colour bar), or over a title alone."""
+    """Draw an image with a class's map over a legend (name, score, colour bar), or over a title."""
     width = max(image.width, 240)  # a legend needs this many pixels
     size = max(12, width // 32)
     margin, middle = size // 2, image.height + size
@@ -44,7 +44,7 @@ def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.
             draw.font = ImageFont.truetype(file, size)
             break
     else:
-        draw.font = ImageFont.load_default(size)  # for ASCII alone
+        draw.font = ImageFont.load_default(size)  # has only ASCII characters
     name, score, text_width = title, "", width - 2 * margin
     if found:
         name, score, bar_width = found.name, f"  {found.score:.2f}", width // 5

@@ -28,7 +28,7 @@ def predict(
 ) -> np.ndarray:
     """Return the logits (N, C) float64 of the loader's data set; row i belongs to sample i.
 
-    forward: a function of images (B, 3, S, S) to call instead of the model; its (B, ...) become (N, ...).
+    forward: a function of images to call instead of the model; its outputs (B, ...) are joined to (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
     so the order of the loader does not matter; the rows of missing samples are NaN.
     """

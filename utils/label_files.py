@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers, reporting_errors
+from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers
 from utils.runtime.files import read_json, write_json_list
 
 FORM = '{"target": [...], "img_path": "..."}'
@@ -57,7 +57,7 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
     boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
     form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
     for index, entry in enumerate(entries):
-        with reporting_errors(f"{path}, entry {index} is not {form}: {str(entry):.100}"):
+        try:
             target = entry["target"]
             if len(target) != num_classes:
                 raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
@@ -70,6 +70,9 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
                 if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
                     raise ValueError(f"bbox {box}")
                 boxes[index] = box
+        except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__} {error!s:.50}"
+            raise UserError(f"{path}, entry {index} is not {form} ({reason}): {entry!s:.100}") from None
     return Labels(np.array(paths), targets, boxes)
 
 

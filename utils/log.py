@@ -20,7 +20,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def log_epoch(folder: Path, record: dict) -> None:
-    """Append an epoch to log.jsonl, which is rewritten completely, and print its summary."""
+    """Add an epoch to log.jsonl by rewriting the file, and print its summary."""
     # A resumed run can repeat an epoch, which replaces the earlier line.
     earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
     with atomic_write(folder / "log.jsonl") as file:

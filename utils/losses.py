@@ -23,7 +23,7 @@ def asl_loss(
     """Sum the asymmetric loss over the known labels (Ridnik et al., ICCV 2021, Eq. 7, with its values).
 
     It is -(1-p)^gamma_pos log p for positives and -q^gamma_neg log(1-q), q = max(p - clip, 0), for negatives,
-    p being the score, so that easy negatives count less. Arguments and results are those of `bce_loss`.
+    where p is the score: easy negatives count less. Arguments and results are those of `bce_loss`.
     """
     known = targets != IGNORED
     logits = logits.float()

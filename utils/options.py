@@ -13,7 +13,7 @@ def model_name(text: str) -> str:
     if text not in MODELS:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no backbone: did you mean {similar}? main.py --list_models prints all"
+            f"{text!r} is not a backbone: did you mean {similar}? main.py --list_models prints all"
         )
     return text
 

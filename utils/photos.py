@@ -47,7 +47,7 @@ class Photos(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
             return index, eval_transform(load_image(self.paths[index], self.max_pixels), self.img_size)
-        except UserError as error:
+        except (UserError, OSError) as error:
             return index, str(error)
 
 

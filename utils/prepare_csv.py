@@ -61,7 +61,7 @@ def main() -> None:
     held_out = split(positives, args.val_fraction, args.seed)
     if held_out.all() or not held_out.any():
         share = f"--val_fraction {args.val_fraction:g} of {len(rows)} images"
-        raise UserError(f"{share} leaves none to train or to test on: change it, or add rows")
+        raise UserError(f"{share} leaves no images to train on or to test on: change it, or add rows")
     chosen = {"train.json": ~held_out, "test.json": held_out}
     splits = {name: list(compress(entries, mask)) for name, mask in chosen.items()}
     write_labels(folder, classes, splits, args)
@@ -129,7 +129,7 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
 def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return which images to hold out, bool (N,): the same share of each class, but never a whole class."""
     # The iterative stratification of Sechidis et al. (2011): it takes the class with the fewest images left
-    # and holds out as many of them as the share still lacks. Chance decides about a fraction of an image.
+    # and holds out as many of them as the share still lacks. A fraction of an image is rounded at random.
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(positives))
     held_out, left = np.zeros(len(positives), bool), np.ones(len(positives), bool)

@@ -39,7 +39,7 @@ T = np.linspace(0, 2 * np.pi, 40, endpoint=False)
 HEART_Y = -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T) - np.cos(4 * T))
 DISC = polygon([1], 40)
 CROSS = np.stack([(1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1, -1), (3, 1, 1, -1, -1, -3, -3, -1, -1, 1, 1, 3)], 1)
-# Each class has an outline and maybe a hole, within the unit circle. Its position here sets its hue.
+# Each class has an outline and maybe a hole, within the unit circle. The order sets the hues.
 SHAPES = {
     "circle": [DISC],
     "triangle": [polygon([1], 3)],

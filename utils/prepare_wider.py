@@ -27,7 +27,7 @@ def main() -> None:
         name = f"{split}_wider.json"
         splits[name], num_left_out[name] = read_split(args.data_path, split, values, len(classes))
     write_labels(Path("data/wider"), classes, splits, args)
-    print(f"people left out because their box covers no pixel of the image: {sum(num_left_out.values())}")
+    print(f"people left out because their box lies outside the image: {sum(num_left_out.values())}")
 
 
 def read_split(root: Path, split: str, values: dict[int, int], num_classes: int) -> tuple[list[dict], int]:

@@ -37,7 +37,7 @@ FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device
 class Run:
     """A training run: the network and optimiser, its progress, and the folder that it saves to.
 
-    epoch: epochs done. step: steps done of the next epoch. seconds, train_loss: of these steps.
+    epoch: epochs done. step: steps done of the next epoch. seconds, train_loss: of these steps together.
     record: the last line of the log. best: the line of the log with the highest mAP.
     """
 
@@ -87,10 +87,10 @@ class Run:
     def stoppable(self) -> Iterator[None]:
         """Inside the block, a signal makes the run finish its step, save, and say how to resume."""
         try:
-            with interrupt.deferring_signals("finishing the step, then saving"):
+            with interrupt.deferring_signals("saving and stopping"):
                 yield
         except Interrupted:
-            launcher = "python" if WORLD_SIZE == 1 else "torchrun, as before, and"
+            launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
             command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
             where = f"step {self.step} of epoch {self.epoch + 1}"
             with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
@@ -128,7 +128,9 @@ class Run:
         elif self.epoch == self.args.warmup_epoch == 0:
             advice += " or without --warmup_epoch 0"
         saved = " and ".join(file for file in ("best.pth", "last.pth") if (self.folder / file).exists())
-        return UserError(f"{where}: {advice}{f'; {saved} in {self.folder} are from before' if saved else ''}")
+        return UserError(
+            f"{where}: {advice}{f'; {self.folder} still holds {saved} from before' if saved else ''}"
+        )
 
     def progress_line(self, loader: DataLoader) -> str:
         """Return a line on the epoch so far."""
@@ -179,7 +181,7 @@ class Run:
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            # Within an epoch each process has batch-norm statistics of its own.
+            # Within an epoch each process has its own batch-norm statistics.
             "buffers": distributed.gather([buffer.cpu() for buffer in self.model.buffers()]),
         }
 
@@ -200,14 +202,14 @@ class Run:
         source = f"{self.args.output_dir}/last.pth"
         if saved["classes"] != self.classes:
             raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
-        fault = f"{source} holds no run to resume: start a new run"
+        own, fault = self.resume_state(), f"{source} holds no run to resume: start a new run"
         with reporting_errors(fault), warnings.catch_warnings(action="ignore"):
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
             if self.ema:
                 load_weights(self.ema.module, saved["model"], source)
                 self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
-            own, momentum = self.resume_state(), saved["optimizer"]["state"]
+            momentum = saved["optimizer"]["state"]
             pairs = {key: (saved[key], own[key]) for key in ("position", "scaler", "buffers")}
             pairs["momentum"] = momentum, own["optimizer"]["state"]
             for name, (theirs, ours) in pairs.items():
@@ -229,11 +231,12 @@ class Run:
             if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if self.step > steps_per_epoch:
-            raise UserError(f"{source} was saved with other than {steps_per_epoch} steps per epoch")
+            steps = f"{self.step} steps of an epoch, which now has {steps_per_epoch}"
+            raise UserError(f"{source} was saved after {steps}: the data set has changed")
 
 
 def fits(saved: Any, own: Any) -> bool:
-    """Return whether a saved state has the keys, types and shapes of our own, and finite numbers ≥ 0."""
+    """Return whether a saved state has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
     if isinstance(own, Tensor):
         if not isinstance(saved, Tensor) or saved.shape != own.shape or saved.layout != own.layout:
             return False
@@ -261,7 +264,7 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     args = parser.parse_args()
     if config.get("processes") != WORLD_SIZE:
         processes = f"it has {config.get('processes')} processes, not {WORLD_SIZE}"
-        raise UserError(f"{processes}: start it with torchrun as before")
+        raise UserError(f"{processes}: start it as before, with torchrun if it has several")
     changed = [
         f"--{name} {getattr(args, name)} (it has {value})"
         for name, value in old.items()

@@ -43,5 +43,5 @@ def format_sweep(results: list[dict]) -> str:
     rows = {result["lam"]: f"{result['lam']:8g}" for result in results}
     for result in results:
         rows[result["lam"]] += f"{100 * result['mAP']:12.4f} {'*' if result is best else ' '}"
-    note = "* the best on these very images, so no fair result: choose λ and T on other images"
+    note = "* the best on these very images, so not a fair result: choose λ and T on other images"
     return "\n".join(["mAP in %", header, *rows.values(), note])

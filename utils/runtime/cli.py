@@ -5,6 +5,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -31,13 +32,18 @@ def reporting_value_errors(what: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(fault: str) -> Iterator[None]:
-    """Turn whatever malformed data raises inside the block into a UserError: `fault` and the reason."""
+    """Turn any exception that malformed data raises inside the block into a UserError with `fault`.
+
+    UserErrors, errors of the file system and of memory pass.
+    """
     try:
         yield
-    except Exception as error:  # what a library raises depends on the damage
-        if isinstance(error, UserError) or out_of_memory_message(error):
+    except Exception as error:  # the type depends on the library and the damage
+        is_file_system = isinstance(error, OSError) and error.filename
+        if isinstance(error, UserError) or is_file_system or out_of_memory_message(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"^\w+, \S+:\d+, ", "", reason)  # a place in C++ code
         raise UserError(f"{fault} ({type(error).__name__}: {reason:.200})") from None
 
 
@@ -104,7 +110,7 @@ def add_max_pixels(group: argparse._ActionsContainer) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a command; a mistake of the user's ends it with one line on stderr and exit status 2.
+    """Run a command; on a user's mistake, print one line on stderr and exit with status 2.
 
     Under torchrun only the first process prints to stdout, and only one process reports an error; the others
     wait to be terminated.

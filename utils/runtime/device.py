@@ -17,7 +17,7 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> torch.device:
     """Return the named device, or for "auto" the first of CUDA, MPS and CPU, and configure it.
 
-    Each process gets a GPU of its own. amp: a key of AMP_DTYPES. use_compile: whether torch.compile is used.
+    Each process gets its own GPU. amp: a key of AMP_DTYPES. use_compile: whether torch.compile is used.
     Raises UserError if the device is missing or cannot do what is asked.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -35,7 +35,7 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
         return choose_gpu(amp)
     if name == "cpu":
         keep_freed_memory()
-        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
             raise UserError(
                 f"--compile needs the C++ compiler {compiler}: install it, or leave --compile out"

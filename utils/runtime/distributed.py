@@ -1,4 +1,4 @@
-"""Many processes, one per GPU, as torchrun starts them; with one process every function here is trivial."""
+"""Many processes, one per GPU, as torchrun starts them; with one process nothing is exchanged."""
 
 import os
 import warnings
@@ -61,7 +61,7 @@ def gather(value: Any) -> list:
 
 
 def first_process_first(action: Callable[[], Any]) -> Any:
-    """Call an action that caches a file in the first process of each machine, then in the others."""
+    """Call an action in the first process of each machine, which may cache a file, then in the others."""
     result = action() if LOCAL_RANK == 0 else None
     barrier()
     return result if LOCAL_RANK == 0 else action()
@@ -70,7 +70,7 @@ def first_process_first(action: Callable[[], Any]) -> Any:
 def wrap(model: nn.Module) -> nn.Module:
     """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes.
 
-    In training each process keeps batch-norm statistics of its own: see `average_buffers`.
+    In training each process keeps its own batch-norm statistics: see `average_buffers`.
     """
     if WORLD_SIZE == 1:
         return model

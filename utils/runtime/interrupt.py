@@ -56,7 +56,7 @@ def stop_requested() -> bool:
 
 
 def stop() -> NoReturn:
-    """Raise Interrupted with the exit status of the signal; SIGUSR1 warns of a SIGTERM and counts as one."""
+    """Raise Interrupted with the exit status of the signal; schedulers send SIGUSR1 before SIGTERM."""
     raise Interrupted(130 if signal.SIGINT in received else 143)
 
 
