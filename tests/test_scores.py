@@ -118,7 +118,7 @@ def test_a_sweep_matches_separate_evaluations(trained, shapes, command, tmp_path
     assert maximum["AP"] != mean["AP"]
     best = max(row["mAP"] for row in swept["sweep"])
     assert f"{100 * best:.4f} *" in swept["out"]
-    assert "no fair result" in swept["out"]
+    assert "not a fair result" in swept["out"]
 
 
 def test_attention_can_be_added_to_a_trained_average_pooling_model(shapes, command, fails, tmp_path):

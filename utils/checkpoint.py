@@ -85,8 +85,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # about unusual tensors, which are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # the type depends on the bytes, and the message can advise to run the file
         fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
         raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from None
