@@ -1,121 +1,178 @@
-"""Measure the paper's claim on shapes: average pooling, attention added without training, and CSRA.
+"""Measure the paper's claim: average pooling, attention added to it without training, and CSRA.
 
-python experiments/claims.py --out FOLDER [--seeds 3] [--jobs 2]
+python experiments/claims.py --dataset voc07 --out FOLDER [--rows pooling csra_h1_lam0.1] [options of main.py]
 """
 
 import argparse
-import contextlib
-import itertools
-import os
+import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from experiments.pointing import pointing_game
+from experiments.pointing import by_size, pointing_game
+from utils.datasets import dataset_spec, label_file
+from utils.label_files import class_names, write_labels
 from utils.log import read_log
+from utils.plot import PALETTE, make_figure
+from utils.prepare_csv import split
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
-from utils.runtime.files import read_json
+from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Each model by its number of heads.
-MODELS = {0: "average pooling", 1: "CSRA, 1 head"} | {n: f"CSRA, {n} heads" for n in (2, 4, 6)}
-NUM_TRAIN, NUM_TEST = 2000, 1000
-IMAGES = ["--difficulty", "medium", "--size", "128"]
-TRAINING = ["--dataset", "shapes", "--img_size", "128", "--warmup_epoch", "1", "--decay_step", "3"]
-TRAINING += ["--num_workers", "1"]
-GRID = ["lam=0:2:0.1", "T=1,2,4,inf"]
+# Each row of the table: a title, and options of main.py.
+ROWS = {
+    "pooling": ("average pooling", ["--num_heads", "0"]),
+    "pooling_lr1": (
+        "average pooling, head at the backbone's rate",
+        ["--num_heads", "0", "--head_lr_factor", "1"],
+    ),
+} | {
+    f"csra_h{heads}_lam{lam}": (
+        f"CSRA, {heads} head{'s' * (heads > 1)}, λ = {lam}",
+        ["--num_heads", str(heads), "--lam", str(lam)],
+    )
+    for heads in (1, 2, 4)
+    for lam in (0.1, 0.2, 0.3)
+}
+# These are also trained on four fifths of the training images, to choose λ and T on the rest.
+CHOICE = ("pooling", "csra_h1_lam0.1", "csra_h4_lam0.1")
+GRID = ["lam=0:1:0.1", "T=1,2,4,inf"]
 
 
 def main() -> None:
-    args = parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    make_images(args.out)
-    runs = itertools.product(range(args.seeds), MODELS)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train(args, *run), runs))
-    rows = []
-    with contextlib.chdir(args.out):
-        for num_heads, name in MODELS.items():
-            scores, pointing = judge(num_heads, args.seeds)
-            rows.append(f"| {name} | {spread(scores)} | {spread(pointing)} |")
-        scores = [without_training(seed) for seed in range(args.seeds)]
-    rows.insert(1, f"| average pooling, attention added without training | {spread(scores)} | |")
-    print("| model | mAP, % | maps that point at their object, % |\n|---|---|---|", *rows, sep="\n")
+    args, words = parse_args()
+    check_folder(args.out, "--out")
+    make_choice_split(args.dataset)
+    runs = [(f"{row}_choice", row, f"{args.dataset}_choice", 0) for row in CHOICE if row in args.rows]
+    runs += [(f"{row}_seed{s}", row, args.dataset, s) for s in range(args.seeds) for row in args.rows]
+    missing = [run for run in runs if not (args.out / f"{run[0]}.json").exists()]
+    for index, (name, row, dataset, seed) in enumerate(missing, start=1):
+        print(f"\nrun {index} of {len(missing)}: {name}", flush=True)
+        folder = args.out / "runs" / name
+        options = ["--dataset", dataset, "--seed", str(seed), *ROWS[row][1], *words]
+        resume = ["--resume"] if (folder / "last.pth").exists() else []
+        run_command("main.py", *options, "--output_dir", str(folder), *resume)
+        with atomic_write(args.out / f"{name}.json") as file:
+            json.dump(judge(folder, dataset), file)
+    results = {path.stem: read_json(path) for path in sorted(args.out.glob("*.json"))}
+    print("\n".join(["", *table(results)]))
+    for name, figure in draw(results, class_names(dataset_spec(args.dataset).folder)).items():
+        with atomic_write(args.out / f"{name}.png", "wb") as file:
+            figure.savefig(file, format="png", dpi=120)
+        print(f"written to {args.out / name}.png")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = Parser("Train average pooling and CSRA on shapes of medium difficulty, and print a table.")
-    out_help = "folder for images and runs; runs that are there are resumed"
+def parse_args() -> tuple[argparse.Namespace, list[str]]:
+    """Return this script's options, and the words that it passes on to main.py."""
+    parser = Parser("Train average pooling and CSRA, and print a table. Other options are main.py's.")
+    parser.add_argument("--dataset", default="shapes", help="a prepared data set with boxes: shapes or voc07")
+    out_help = "folder for runs and results; what is there is not repeated, and broken-off runs are resumed"
     parser.add_argument("--out", type=given_path, required=True, metavar="FOLDER", help=out_help)
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each model")
-    parser.add_argument("--jobs", type=number(int, 1), default=2, help="runs at the same time")
-    parser.add_argument("--epochs", type=number(int, 1), default=5, help="epochs of each run")
-    parser.add_argument("--lam", type=number(float, 0), default=0.3, help="weight lambda of CSRA")
-    return parser.parse_args()
+    rows_help = "models to train; the table shows all that are in FOLDER [default: all]"
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help=rows_help)
+    parser.add_argument("--seeds", type=number(int, 1), default=1, help="runs of each model")
+    return parser.parse_known_args()
 
 
-def script(out: Path, num_threads: int, name: str, *words: object) -> None:
-    """Run a script of the repository in the folder `out`; UserError if it fails."""
-    command = [sys.executable, str(REPOSITORY / name), *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-    result = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise UserError(f"{name} {' '.join(map(str, words))} failed: {result.stderr}")
+def make_choice_split(dataset: str) -> None:
+    """Make the data set <dataset>_choice, which holds out a fifth of the training images, once."""
+    spec, folder = dataset_spec(dataset), Path("data", f"{dataset}_choice")
+    if (folder / "test.json").exists():
+        return
+    classes, entries = class_names(spec.folder), read_json(label_file(spec, "train"))
+    held_out = split(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
+    write_json_list(folder / "classes.json", classes)
+    splits = {
+        "train.json": list(compress(entries, ~held_out)),
+        "test.json": list(compress(entries, held_out)),
+    }
+    write_labels(folder, classes, splits)
 
 
-def make_images(out: Path) -> None:
-    """Make the data set, and other images to choose λ on, unless they exist."""
-    for name, num_train, seed in (("shapes", NUM_TRAIN, 0), ("validation", 1, 1)):
-        if not (out / "data" / name / "test.json").exists():
-            words = [*IMAGES, "--num_train", num_train, "--num_test", NUM_TEST, "--seed", seed]
-            script(out, 1, "utils/prepare_shapes.py", *words, "--out_dir", f"data/{name}")
+def run_command(script: str, *words: str) -> None:
+    """Run a script of the repository; UserError if it fails."""
+    if status := subprocess.call([sys.executable, str(REPOSITORY / script), *words]):
+        raise UserError(f"{script} {' '.join(words)} ended with status {status}; run this again to go on")
 
 
-def run_folder(num_heads: int, seed: int) -> Path:
-    """Return the folder of a run, relative to --out."""
-    return Path("runs", f"heads{num_heads}_seed{seed}")
+def judge(folder: Path, dataset: str) -> dict:
+    """Return the metrics of a run's last epoch, its mAP for each λ and T, its pointing game and its time."""
+    checkpoint, file = folder / "last.pth", folder / "metrics.json"
+    words = ["--dataset", dataset, "--load_from", str(checkpoint), "--out", str(file)]
+    run_command("val.py", *words, "--sweep", *GRID)
+    metrics, log = read_json(file), read_log(folder)
+    result = {key: metrics[key] for key in ("mAP", "CF1", "OF1", "AP")}
+    result["sweep"] = [{key: point[key] for key in ("lam", "T", "mAP")} for point in metrics["sweep"]]
+    result["epochs"] = [{key: record[key] for key in ("train_loss", "mAP", "seconds")} for record in log]
+    return result | {"pointing": by_size(*pointing_game(checkpoint, dataset))}
 
 
-def train(args: argparse.Namespace, seed: int, num_heads: int) -> None:
-    """Train a model to its last epoch; resume the run if it exists."""
-    folder = run_folder(num_heads, seed)
-    words = [*TRAINING, "--num_heads", num_heads, "--seed", seed, "--total_epoch", args.epochs]
-    words += ["--lam", args.lam] if num_heads else []
-    words += ["--resume" if (args.out / folder / "last.pth").exists() else "--overwrite"]
-    num_threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    script(args.out, num_threads, "main.py", *words, "--output_dir", folder)
-    print(f"{folder}: mAP {100 * read_log(args.out / folder)[-1]['mAP']:.2f} %", flush=True)
+def table(results: dict[str, dict]) -> list[str]:
+    """Return the lines of a table in Markdown, with the mean and standard deviation over the seeds."""
+    lines = ["| model | seeds | mAP, % | CF1, % | OF1, % | points at an object, % | minutes |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row, (title, _) in ROWS.items():
+        runs = [results[name] for name in results if name.startswith(f"{row}_seed")]
+        if not runs:
+            continue
+        columns = [[run[key] for run in runs] for key in ("mAP", "CF1", "OF1")]
+        columns.append([run["pointing"]["all"]["hits"] for run in runs])
+        minutes = np.mean([sum(epoch["seconds"] for epoch in run["epochs"]) / 60 for run in runs])
+        cells = " | ".join(spread(values) for values in columns)
+        lines.append(f"| {title} | {len(runs)} | {cells} | {minutes:.0f} |")
+        if f"{row}_choice" in results:
+            best = max(results[f"{row}_choice"]["sweep"], key=lambda point: point["mAP"])
+            title += f", tested with λ = {best['lam']:g}, T {best['T']}"
+            lines.append(f"| {title} | {len(runs)} | {spread([at(run, best) for run in runs])} | | | | |")
+    return lines
 
 
-def judge(num_heads: int, num_seeds: int) -> tuple[list[float], list[float]]:
-    """Return for each seed the mAP of the last epoch, and the share of maps that point at objects, in %."""
-    folders = [run_folder(num_heads, seed) for seed in range(num_seeds)]
-    games = [pointing_game(folder / "last.pth") for folder in folders]
-    return [100 * read_log(folder)[-1]["mAP"] for folder in folders], [100 * hits / n for hits, n, _ in games]
+def at(run: dict, point: dict) -> float:
+    """Return a run's mAP at the λ and T of a point of another run's sweep."""
+    same = [p["mAP"] for p in run["sweep"] if (p["lam"], p["T"]) == (point["lam"], point["T"])]
+    return same[0]
 
 
-def without_training(seed: int) -> float:
-    """Return the mAP in % of average pooling with attention, whose λ and T are chosen on other images."""
-    checkpoint = run_folder(0, seed) / "last.pth"
-
-    def best(dataset: str, *axes: str) -> dict:
-        words = ["--dataset", dataset, "--load_from", checkpoint, "--out", "sweep.json", "--sweep", *axes]
-        script(Path(), os.cpu_count() or 1, "val.py", *words)
-        return max(read_json(Path("sweep.json"))["sweep"], key=lambda result: result["mAP"])
-
-    chosen = best("validation", *GRID)
-    print(f"seed {seed}: attention without training at lambda {chosen['lam']}, T {chosen['T']}", flush=True)
-    return 100 * best("shapes", f"lam={chosen['lam']}", f"T={chosen['T']}")["mAP"]
+def spread(fractions: list[float]) -> str:
+    """Format the mean in %, and the standard deviation of the sample if there is more than one."""
+    percent = 100 * np.array(fractions)
+    deviation = f" ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else ""
+    return f"{percent.mean():.2f}{deviation}"
 
 
-def spread(values: list[float]) -> str:
-    """Format the mean and the standard deviation of a sample."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0
-    return f"{np.mean(values):.2f} ± {deviation:.2f}"
+def draw(results: dict[str, dict], classes: list[str]) -> dict:
+    """Return charts by name: AP by class, and mAP against λ on the images held out for the choice."""
+    figures = {}
+    pair = {
+        title: [r["AP"] for name, r in results.items() if name.startswith(f"{row}_seed")]
+        for row, title in (("pooling", "average pooling"), ("csra_h1_lam0.1", "CSRA, 1 head, λ = 0.1"))
+    }
+    if all(pair.values()):
+        means = [[100 * np.mean([ap[c] for ap in runs]) for c in classes] for runs in pair.values()]
+        order = np.argsort(np.subtract(*means[::-1]))
+        figures["classes"], axis = make_figure(7, 1.2 + 0.26 * len(classes))
+        for title, values, marker, colour in zip(pair, means, "os", PALETTE):
+            axis.plot(np.array(values)[order], range(len(classes)), marker, label=title, color=colour)
+        axis.hlines(
+            range(len(classes)), *(np.array(values)[order] for values in means), color="0.6", zorder=0
+        )
+        axis.set_yticks(range(len(classes)), np.array(classes)[order])
+        axis.set(xlabel="average precision, %", title="Classes by what CSRA gains, most on top")
+        figures["classes"].legend(loc="outside lower center", ncols=2)
+    curves = {row: results[f"{row}_choice"] for row in CHOICE if f"{row}_choice" in results}
+    if curves:
+        figures["lambda"], axis = make_figure(6.5, 4.2)
+        for row, result in curves.items():
+            T = "inf" if row == "pooling" else "as trained"
+            points = [(p["lam"], 100 * p["mAP"]) for p in result["sweep"] if p["T"] in (T, "as trained")]
+            axis.plot(*zip(*sorted(dict(points).items())), marker="o", label=ROWS[row][0])
+        axis.set(xlabel="λ in testing", ylabel="mAP on held-out images, %")
+        axis.legend()
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The pointing game on shapes: how often the highest place of a class's map lies in an object of the class.
+"""The pointing game: how often the highest place of a class's map lies in an object of the class.
 
-python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...]
+python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...] [--dataset voc07]
 """
 
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -14,63 +15,101 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.checkpoint import load_model
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
 from utils.label_files import class_names
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import read_json
 
 CPU = torch.device("cpu")
+GRID = 256  # boxes are drawn on a grid of this side
+# Sizes of objects: the share of the image that the boxes of the class cover.
+SIZES = {"all": (0, 1), "small (< 5 %)": (0, 0.05), "medium": (0.05, 0.25), "large (> 25 %)": (0.25, 1)}
+# Name of the class, and x, y, w and h as shares of the image's sides.
+Box = tuple[str, float, float, float, float]
 
 
 def main() -> None:
-    parser = Parser("Print how often the map of a class points at an object of the class, on data/shapes/.")
-    load_help = "one or more checkpoints"
-    parser.add_argument(
-        "--load_from", type=given_path, nargs="+", required=True, metavar="FILE", help=load_help
-    )
-    for path in parser.parse_args().load_from:
-        num_hits, num_maps, chance = pointing_game(path)
-        share = f"{100 * num_hits / num_maps:.1f} % (a random point: {100 * chance:.1f} %)"
-        print(f"{path}: {num_hits} of {num_maps} maps point at an object of their class, {share}", flush=True)
+    parser = Parser("Print how often the map of a class points at an object of the class, by object size.")
+    several = {"nargs": "+", "required": True, "metavar": "FILE"}
+    parser.add_argument("--load_from", type=given_path, help="one or more checkpoints", **several)
+    parser.add_argument("--dataset", default="shapes", help="shapes, voc07 or voc12; its test images")
+    args = parser.parse_args()
+    for path in args.load_from:
+        hits, areas = pointing_game(path, args.dataset)
+        print(f"{path}:")
+        for name, share in by_size(hits, areas).items():
+            print(
+                f"  {name:15} {share['hits']:6.1%} of {share['maps']} maps, at random {share['random']:.1%}"
+            )
+
+
+def by_size(hits: np.ndarray, areas: np.ndarray) -> dict[str, dict]:
+    """Return for each of SIZES the share of hits, the number of maps and the share that chance would hit."""
+    result = {}
+    for name, (low, high) in SIZES.items():
+        chosen = (areas > low) & (areas <= high)
+        if chosen.any():
+            shares = {"hits": float(hits[chosen].mean()), "random": float(areas[chosen].mean())}
+            result[name] = shares | {"maps": int(chosen.sum())}
+    return result
 
 
 @torch.inference_mode()
-def pointing_game(path: Path) -> tuple[int, int, float]:
-    """Return how many maps point at an object of their class, how many there are, and the share at random.
+def pointing_game(path: Path, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each map points at an object of its class, and the share of the image these cover.
 
-    There is a map for each class that an image shows. Raises UserError if the checkpoint does not fit.
+    There is a map for each class that a test image shows. Both arrays have shape (maps,).
+    Raises UserError if the checkpoint or the data set does not fit.
     """
-    spec, model = dataset_spec("shapes"), load_model(path)
-    if model.classes != class_names("shapes"):
-        raise UserError(f"{path} was trained on other classes than those of shapes: name another file")
+    spec, model = dataset_spec(dataset), load_model(path, dataset)
+    if model.classes != class_names(spec.folder):
+        raise UserError(f"{path} was trained on other classes than those of {dataset}: name another file")
     entries = read_json(label_file(spec, "test"))
-    if "objects" not in entries[0]:
-        raise UserError(f"{label_file(spec, 'test')} holds no boxes: make it with utils/prepare_shapes.py")
     loader = make_loader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
-    with Image.open(entries[0]["img_path"]) as image:
-        side = image.width
-    num_hits, areas = 0, []
+    hits, areas = [], []
     for images, _, indices in loader:
         maps = model.classifier.attention_maps(model.features(to_float(images, CPU))).numpy()
         for index, maps_of_image in zip(indices.tolist(), maps):
+            boxes = read_boxes(entries[index])
             for c, name in enumerate(model.classes):
-                boxes = [item["bbox"] for item in entries[index]["objects"] if item["name"] == name]
-                if boxes:
-                    inside = box_mask(boxes, side)
-                    areas.append(inside.mean())
-                    num_hits += bool(inside[highest(maps_of_image[c], side)])
-    return num_hits, len(areas), float(np.mean(areas))
+                mask = box_mask([box for box in boxes if box[0] == name])
+                if mask.any():
+                    areas.append(mask.mean())
+                    hits.append(mask[highest(maps_of_image[c])])
+    return np.array(hits), np.array(areas)
 
 
-def highest(values: np.ndarray, side: int) -> tuple[int, int]:
-    """Return the pixel (row, column) of a square image at the centre of the highest place of a map."""
+def read_boxes(entry: dict) -> list[Box]:
+    """Return the boxes of a test image of shapes or of VOC; difficult objects have none."""
+    path = Path(entry["img_path"])
+    if "objects" in entry:
+        with Image.open(path) as image:
+            width, height = image.size
+        boxes = [(item["name"], *item["bbox"]) for item in entry["objects"]]
+    else:
+        annotation = path.parents[1] / "Annotations" / f"{path.stem}.xml"
+        with reporting_errors(f"{path} has no boxes: {annotation} is not a VOC annotation"):
+            root = ET.parse(annotation).getroot()
+            width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+            boxes = []
+            for item in root.findall("object"):
+                left, top, right, bottom = (
+                    float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                if item.findtext("difficult") != "1":
+                    boxes.append((item.findtext("name"), left, top, right - left, bottom - top))
+    return [(name, x / width, y / height, w / width, h / height) for name, x, y, w, h in boxes]
+
+
+def highest(values: np.ndarray) -> tuple[int, int]:
+    """Return the cell (row, column) of the grid at the centre of the highest place of a map (h, w)."""
     row, column = np.unravel_index(values.argmax(), values.shape)
-    return int((row + 0.5) * side / values.shape[0]), int((column + 0.5) * side / values.shape[1])
+    return int((row + 0.5) * GRID / values.shape[0]), int((column + 0.5) * GRID / values.shape[1])
 
 
-def box_mask(boxes: list[list[float]], side: int) -> np.ndarray:
-    """Return a mask (side, side) of the pixels whose centre is in one of the boxes [x, y, w, h]."""
-    centres = np.arange(side) + 0.5
-    mask = np.zeros((side, side), bool)
-    for x, y, w, h in boxes:
+def box_mask(boxes: list[Box]) -> np.ndarray:
+    """Return the cells of the grid whose centre is in one of the boxes, bool (GRID, GRID)."""
+    centres = (np.arange(GRID) + 0.5) / GRID
+    mask = np.zeros((GRID, GRID), bool)
+    for _, x, y, w, h in boxes:
         mask |= ((centres >= y) & (centres < y + h))[:, None] & ((centres >= x) & (centres < x + w))
     return mask
 

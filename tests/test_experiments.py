@@ -1,70 +1,125 @@
-"""The paper's claim: experiments/claims.py in a tiny form."""
+"""The experiments on the paper's claim, in a tiny form."""
 
-import contextlib
 import importlib
-import re
+import json
+import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 
-from experiments import claims
-from utils.log import read_log
+from experiments import claims, pointing
 from utils.runtime.cli import UserError
 
-TINY = ["--dataset", "shapes", "--img_size", "64", "--num_workers", "0", "--device", "cpu"]
+TINY = [
+    "--model",
+    "resnet18",
+    "--pretrained",
+    "none",
+    "--img_size",
+    "40",
+    "--total_epoch",
+    "1",
+    "--warmup_epoch",
+    "0",
+    "--num_workers",
+    "0",
+]
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """A few small images, two models, and scripts that run in this process and thread."""
+def folder(shapes_folder, tmp_path, monkeypatch) -> Path:
+    """Change to a copy of the tiny data set shapes; scripts run in this process."""
+    shutil.copytree(shapes_folder / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
 
-    def script(out: Path, num_threads: int, name: str, *words: object) -> None:
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-        with contextlib.chdir(out), monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *map(str, words)])
-            module.main()
+    def run_command(script: str, *words: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *words, "--device", "cpu"])
+            importlib.import_module(script.removesuffix(".py")).main()
 
-    constants = {"NUM_TRAIN": 20, "NUM_TEST": 10, "IMAGES": ["--size", "64"], "TRAINING": TINY}
-    constants |= {"MODELS": {n: claims.MODELS[n] for n in (0, 1)}, "GRID": ["lam=0:1:0.5", "T=1,inf"]}
-    constants |= {"ThreadPoolExecutor": lambda jobs: contextlib.nullcontext(SimpleNamespace(map=map))}
-    for name, value in (constants | {"script": script}).items():
-        monkeypatch.setattr(claims, name, value)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, tiny work is slow while other processes use the cores
-    yield
-    torch.set_num_threads(num_threads)
+    monkeypatch.setattr(claims, "run_command", run_command)
+    return tmp_path
 
 
-def test_claims_prints_a_table_and_keeps_its_runs(tiny, tmp_path, command):
-    options = ("--out", tmp_path, "--seeds", 1, "--epochs", 1, "--jobs", 1)
+def test_claims_prints_a_table_and_repeats_nothing(folder, command):
+    options = ["--dataset", "shapes", "--out", "out", "--rows", "pooling", "csra_h1_lam0.1", *TINY]
     result = command(claims, *options)
     assert result.status == 0, result.err
-    _, _, *rows = result.out[result.out.index("| model |") :].splitlines()
-    number = r"\d+\.\d\d ± \d+\.\d\d"
-    patterns = [
-        rf"\| average pooling \| {number} \| {number} \|",
-        rf"\| average pooling, attention added without training \| {number} \| \|",
-        rf"\| CSRA, 1 head \| {number} \| {number} \|",
-    ]
-    assert all(re.fullmatch(*pair) for pair in zip(patterns, rows, strict=True)), rows
+    rows = result.out[result.out.index("| model |") :].splitlines()[2:6]
+    assert [row.split(" | ")[0] for row in rows[::2]] == ["| average pooling", "| CSRA, 1 head, λ = 0.1"]
+    assert all("tested with λ = " in row for row in rows[1::2])
+    names = {f"{row}_{kind}" for row in ("pooling", "csra_h1_lam0.1") for kind in ("choice", "seed0")}
+    assert {path.stem for path in Path("out").glob("*.json")} == names
+    assert {path.stem for path in Path("out").glob("*.png")} == {"classes", "lambda"}
+    train, held_out = (
+        json.loads(Path(f"data/shapes_choice/{n}.json").read_text()) for n in ("train", "test")
+    )
+    assert len(train) + len(held_out) == 20
+    assert not {e["img_path"] for e in train} & {e["img_path"] for e in held_out}
 
-    finished = (tmp_path / "runs/heads1_seed0/last.pth").read_bytes()
-    claims.train(Namespace(out=tmp_path, epochs=1, jobs=1, lam=0.3), seed=0, num_heads=1)
-    assert (tmp_path / "runs/heads1_seed0/last.pth").read_bytes() == finished
-    assert len(read_log(tmp_path / "runs/heads1_seed0")) == 1
-
-
-def test_scripts_run_in_the_folder_and_failures_are_reported(tmp_path):
-    claims.script(tmp_path, 1, "utils/prepare_shapes.py", "--num_train", 1, "--num_test", 1)
-    assert (tmp_path / "data/shapes/test.json").exists()
-    with pytest.raises(UserError, match=r"prepare_shapes\.py --num_train 0 failed: .*'0' is not a whole"):
-        claims.script(tmp_path, 1, "utils/prepare_shapes.py", "--num_train", 0)
+    shutil.rmtree("out/runs")  # a second call reads the results
+    again = command(claims, *options)
+    assert again.status == 0, again.err
+    assert again.out[again.out.index("| model |") :] == result.out[result.out.index("| model |") :]
 
 
-def test_the_spread_is_that_of_a_sample():
-    assert claims.spread([1.0, 3.0]) == "2.00 ± 1.41"
-    assert claims.spread([2.0]) == "2.00 ± 0.00"
+def test_a_failed_command_is_reported(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"prepare_shapes\.py --num_train 0 ended with status 2"):
+        claims.run_command("utils/prepare_shapes.py", "--num_train", "0")
+    assert "'0' is not a whole" in capfd.readouterr().err
+
+
+def test_the_table_takes_lambda_from_the_held_out_images():
+    sweep = [{"lam": 0.0, "T": "inf", "mAP": 0.5}, {"lam": 0.3, "T": "inf", "mAP": 0.6}]
+    run = {
+        "mAP": 0.7,
+        "CF1": 0.1,
+        "OF1": 0.2,
+        "epochs": [{"seconds": 60}],
+        "pointing": {"all": {"hits": 0.5}},
+    }
+    judged = [{**run, "sweep": [{**sweep[0], "mAP": 0.9}, {**sweep[1], "mAP": mAP}]} for mAP in (0.70, 0.72)]
+    results = {
+        "pooling_choice": {**run, "sweep": sweep},
+        "pooling_seed0": judged[0],
+        "pooling_seed1": judged[1],
+    }
+    _, _, plain, chosen = claims.table(results)
+    assert plain == "| average pooling | 2 | 70.00 ± 0.00 | 10.00 ± 0.00 | 20.00 ± 0.00 | 50.00 ± 0.00 | 1 |"
+    assert chosen == "| average pooling, tested with λ = 0.3, T inf | 2 | 71.00 ± 1.41 | | | | |"
+
+
+def test_boxes_of_voc_are_shares_of_the_image_and_difficult_objects_have_none(tmp_path):
+    boxes = {"dog": ("0", (50, 20, 100, 80)), "cat": ("1", (0, 0, 10, 10))}
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{a}</xmin>"
+        f"<ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        for name, (difficult, (a, b, c, d)) in boxes.items()
+    )
+    (tmp_path / "Annotations").mkdir()
+    size = "<size><width>200</width><height>100</height></size>"
+    (tmp_path / "Annotations/7.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    entry = {"img_path": str(tmp_path / "JPEGImages/7.jpg")}
+    assert pointing.read_boxes(entry) == [("dog", 0.25, 0.2, 0.25, 0.6)]
+    (tmp_path / "Annotations/7.xml").write_text("<annotation></annotation>")
+    with pytest.raises(UserError, match=r"7\.jpg has no boxes"):
+        pointing.read_boxes(entry)
+
+
+def test_the_highest_place_hits_a_box_that_holds_its_centre():
+    values = np.zeros((2, 4))
+    values[1, 2] = 1  # its centre is at 5/8 of the width and 3/4 of the height
+    inside, beside = ("dog", 0.6, 0.7, 0.05, 0.1), ("dog", 0.65, 0.7, 0.3, 0.3)
+    assert pointing.box_mask([inside])[pointing.highest(values)]
+    assert not pointing.box_mask([beside])[pointing.highest(values)]
+    assert pointing.box_mask([inside, beside]).mean() == pytest.approx(0.05 * 0.1 + 0.3 * 0.3, abs=0.005)
+
+
+def test_hits_are_counted_by_the_size_of_the_objects():
+    shares = pointing.by_size(np.array([True, False, True]), np.array([0.01, 0.02, 0.5]))
+    assert shares["all"] == {"hits": pytest.approx(2 / 3), "random": pytest.approx(0.53 / 3), "maps": 3}
+    assert shares["small (< 5 %)"]["hits"] == 0.5
+    assert "medium" not in shares
