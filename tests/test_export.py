@@ -54,7 +54,9 @@ def test_exported_files_take_batches_of_any_size(command, tmp_path, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_works_with_the_example_in_the_readme(trained, shapes, command, tmp_path, monkeypatch, capsys):
+def test_onnx_works_with_the_example_in_the_documents(
+    trained, shapes, command, tmp_path, monkeypatch, capsys
+):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     options = ["--dynamic_batch", "--probabilities"]
@@ -64,9 +66,8 @@ def test_onnx_works_with_the_example_in_the_readme(trained, shapes, command, tmp
     with Image.open("data/shapes/images/test/00000.jpg") as image:
         image.save(tmp_path / "photo.jpg", quality=100)
     monkeypatch.chdir(tmp_path)
-    example = re.search(
-        r"```python\n(import json\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL
-    )
+    document = (REPOSITORY / "docs/export.md").read_text()
+    example = re.search(r"```python\n(import json\n.*?)```", document, re.DOTALL)
     exec(example.group(1), {})
     lines = capsys.readouterr().out.splitlines()
     with Image.open("photo.jpg") as image:

@@ -1,0 +1,87 @@
+"""The documents: the commands in them parse, and their links and options exist."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+from utils.runtime.cli import Parser
+
+DOCUMENTS = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("[bet]*/**/README.md")]
+TORCHRUN_OPTIONS = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
+
+
+def document_name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def commands(document: Path) -> list[str]:
+    """The commands of a document that run a script of ours, in blocks, in indented lines and within lines."""
+    text = document.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4})?((?:\w+=\S+ )*(?:python|torchrun) .*)$", text, re.MULTILINE)
+    found = lines + re.findall(r"`((?:python|torchrun) [^`]+)`", text)
+    return list(dict.fromkeys(line for line in found if ".py" in line))
+
+
+COMMANDS = [(document, line) for document in DOCUMENTS for line in commands(document)]
+
+
+@pytest.mark.parametrize(("document", "line"), COMMANDS, ids=[line for _, line in COMMANDS])
+def test_commands_parse(document, line, tmp_path, monkeypatch):
+    class ParsedError(Exception):
+        pass
+
+    parse = Parser.parse_known_args
+
+    def parse_and_stop(*arguments):
+        _, unknown = parse(*arguments)
+        assert not unknown or module.__name__ == "experiments.claims"  # which passes options on to main.py
+        raise ParsedError
+
+    line = re.sub(r"\[([a-z|]+)\]", lambda choice: choice[1].split("|")[0], line)  # one of [loader|head|...]
+    words = shlex.split(line.translate(str.maketrans("", "", "[]")), comments=True)
+    script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    module = importlib.import_module(words[script].removesuffix(".py").replace("/", "."))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words[script:])
+    monkeypatch.setattr(Parser, "parse_known_args", parse_and_stop)
+    if "-h" in words:
+        pytest.skip("prints the help, which another test does")
+    with pytest.raises(ParsedError):
+        module.main()
+
+
+def test_there_are_commands_to_parse():
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
+def test_links_lead_to_files_and_headings(document):
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        path, _, heading = target.partition("#")
+        if "://" not in target:
+            file = document.parent / path if path else document
+            assert file.exists(), target
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}, target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
+def test_options_exist(document):
+    sources = [path for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts]
+    defined = set(re.findall(r'"(--[a-z_]+)"', "".join(path.read_text() for path in sources)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", document.read_text()))
+    assert named <= defined | TORCHRUN_OPTIONS
+
+
+def test_the_readme_is_short_and_starts_with_two_commands():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert len(readme.splitlines()) <= 220
+    assert re.search(r"```bash\n(.*?)```", readme, re.DOTALL).group(1).splitlines() == [
+        "pip install -r requirements.txt && python main.py --dataset shapes",
+        "pip install -r requirements-dev.txt && pytest",
+    ]
