@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pipeline.models import MODELS, build, check_img_size
+from pipeline.models import MODELS, build
 from utils import options
 from utils.checkpoint import load_backbone
 from utils.datasets import dataset_spec, make_loaders, to_float
@@ -158,9 +158,8 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
-    group.add_argument(
-        "--decay_step", type=number(int, 1), help=f"epochs between tenfold drops of the rate {own}"
-    )
+    decay_help = f"epochs between tenfold drops of the rate {own}"
+    group.add_argument("--decay_step", type=number(int, 1), help=decay_help)
     rate_help = "learning rate of the backbone; the classifier's is 10 times as high"
     group.add_argument("--lr", type=positive, default=0.01, help=rate_help)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
@@ -172,13 +171,13 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
-    group.add_argument(
-        "--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation"
-    )
+    seed_help = "seed of weights, order and augmentation"
+    group.add_argument("--seed", type=number(int, 0), default=0, help=seed_help)
     folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
     group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder_help)
-    group.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    group.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
+    existing.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
     save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
     group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
     log_help = "print the mean loss of the epoch so far every STEPS steps"
@@ -188,10 +187,10 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
+    if (args.resume or args.overwrite) and args.output_dir is None:
+        raise UserError("--resume and --overwrite need the folder of the run: add --output_dir")
     if not args.resume:
         return resolve(args), None
-    if args.output_dir is None or args.overwrite:
-        raise UserError("--resume needs --output_dir and cannot be combined with --overwrite")
     saved = load_last(args.output_dir)
     try:
         return resolve(resumed_options(parser, args, saved)), saved
@@ -213,10 +212,6 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
-    if args.overwrite and args.output_dir is None:
-        raise UserError("--overwrite replaces the run in --output_dir: add --output_dir")
-    with reporting_value_errors(f"--img_size {args.img_size}"):
-        check_img_size(args.model, args.img_size)
     processes = distributed.WORLD_SIZE
     if args.batch_size % processes:
         share = f"cannot be shared equally among {processes} processes"

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import UserError, reporting_errors
 from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,26 +32,17 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
     if name == "mps" and WORLD_SIZE > 1:
         raise UserError("processes cannot share this kind of GPU: use --device cpu, or one process")
     if name == "cuda":
-        return choose_gpu(amp)
+        with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
+            torch.cuda.set_device(LOCAL_RANK)
+        if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
+        return torch.device("cuda", LOCAL_RANK)
     if name == "cpu":
         keep_freed_memory()
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
-            raise UserError(
-                f"--compile needs the C++ compiler {compiler}: install it, or leave --compile out"
-            )
+            raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
     return torch.device(name)
-
-
-def choose_gpu(amp: str) -> torch.device:
-    """Return the GPU of this process."""
-    if torch.cuda.device_count() <= LOCAL_RANK:
-        gpus = f"this machine has {torch.cuda.device_count()} GPUs and torchrun started more processes"
-        raise UserError(f"{gpus}: lower --nproc_per_node, or use --device cpu")
-    torch.cuda.set_device(LOCAL_RANK)
-    if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-    return torch.device("cuda", LOCAL_RANK) if WORLD_SIZE > 1 else torch.device("cuda")
 
 
 def keep_freed_memory() -> None:

@@ -35,20 +35,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast(value: Any) -> Any:
-    """Return the first process's value to all processes."""
-    values = [value]
-    if WORLD_SIZE > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
 def average(tensor: Tensor) -> Tensor:
     """Return the mean of a floating-point tensor over the processes."""
-    if WORLD_SIZE == 1:
-        return tensor
     total = tensor.clone()
-    dist.all_reduce(total)
+    if WORLD_SIZE > 1:
+        dist.all_reduce(total)
     return total / WORLD_SIZE
 
 
@@ -68,10 +59,7 @@ def first_process_first(action: Callable[[], Any]) -> Any:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes.
-
-    In training each process keeps its own batch-norm statistics: see `average_buffers`.
-    """
+    """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes."""
     if WORLD_SIZE == 1:
         return model
     with warnings.catch_warnings(action="ignore", category=FutureWarning):

@@ -18,17 +18,16 @@ received: list[int] = []
 
 @contextlib.contextmanager
 def deferring_signals(message: str) -> Iterator[None]:
-    """Inside the block, record the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process.
+    """Inside the block, record the first of SIGNALS; a second one ends the process, except under torchrun.
 
-    Under torchrun, which forwards the signal again, a repeat is ignored.
+    torchrun forwards the signal that the processes already got.
     """
     before = {number: signal.signal(number, functools.partial(record_signal, message)) for number in SIGNALS}
     try:
         yield
-    except (UserError, OSError):
-        raise
-    except Exception:
-        if received and WORLD_SIZE > 1:  # the other processes ended at the signal, so this step failed
+    except Exception as error:
+        # The other processes ended at the signal, so this step failed.
+        if received and WORLD_SIZE > 1 and not isinstance(error, UserError | OSError):
             signal.signal(received[0], before[received[0]])
             signal.raise_signal(received[0])
         raise
@@ -44,10 +43,8 @@ def record_signal(message: str, number: int, frame: object) -> None:
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
             os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
     received.append(number)
-    if WORLD_SIZE == 1:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for other in SIGNALS[1:]:
-            signal.signal(other, signal.SIG_DFL)
+    for other in SIGNALS if WORLD_SIZE == 1 else ():
+        signal.signal(other, signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
