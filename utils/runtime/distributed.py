@@ -1,6 +1,8 @@
 """Many processes, one per GPU, as torchrun starts them; with one process nothing is exchanged."""
 
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +18,14 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started, through nccl on GPUs and through gloo on CPUs."""
+    """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs, or suggest torchrun."""
     if WORLD_SIZE > 1:
         gpu = device.type == "cuda"
         # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
+    elif device.type == "cuda" and (num_gpus := torch.cuda.device_count()) > 1:
+        command = f"torchrun --nproc_per_node={num_gpus} {shlex.join(sys.argv)}"
+        print(f"This uses one of {num_gpus} GPUs; to use all: {command}")
 
 
 def disconnect() -> None:
