@@ -90,14 +90,14 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
                 ema.update_parameters(model)
 
             run.add_step(loss_sum, num_labels)
-            bar.update(min(args.batch_size, bar.total - bar.n))
-            if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
-                bar.write(run.progress_line(loader))
             stop = interrupt.stop_requested()
             if stop or (args.save_every and run.step % args.save_every == 0):
                 run.save()
-            if stop:
+            if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
+            bar.update(min(args.batch_size, bar.total - bar.n))
+            if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
+                bar.write(run.progress_line(loader))
     distributed.average_buffers(model)
     if ema:
         distributed.average_buffers(ema)
@@ -127,11 +127,12 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
-    """Return SGD; `base_lr` is --lr for the backbone and ten times that for the classifier."""
+    """Return SGD; `base_lr` is --lr for the backbone, and --head_lr_factor times that for the classifier."""
     backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
+    head_lr = args.head_lr_factor * args.lr
     groups = [
         {"name": "backbone", "params": backbone, "base_lr": args.lr},
-        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": 10 * args.lr},
+        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": head_lr},
     ]
     optimizer = SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
     # If fp16 overflows in the first step and the scaler skips it, fused SGD leaves momentum uninitialised.
@@ -160,8 +161,9 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
     decay_help = f"epochs between tenfold drops of the rate {own}"
     group.add_argument("--decay_step", type=number(int, 1), help=decay_help)
-    rate_help = "learning rate of the backbone; the classifier's is 10 times as high"
-    group.add_argument("--lr", type=positive, default=0.01, help=rate_help)
+    group.add_argument("--lr", type=positive, default=0.01, help="learning rate of the backbone")
+    factor_help = "learning rate of the classifier, in multiples of --lr; 1 for the authors' baseline"
+    group.add_argument("--head_lr_factor", type=positive, default=10.0, help=factor_help)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
     loss_help = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"

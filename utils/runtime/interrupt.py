@@ -13,6 +13,8 @@ from utils.runtime.cli import Interrupted, UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE, average
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    SIGNALS.append(signal.SIGHUP)
 received: list[int] = []
 
 
@@ -40,11 +42,13 @@ def deferring_signals(message: str) -> Iterator[None]:
 def record_signal(message: str, number: int, frame: object) -> None:
     """Record a signal and say so; without torchrun, let the next one end the process."""
     if not received and RANK == 0:
+        second = "; a second signal ends it at once" if WORLD_SIZE == 1 else ""
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
-            os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: {message}{second}\n".encode())
     received.append(number)
     for other in SIGNALS if WORLD_SIZE == 1 else ():
-        signal.signal(other, signal.SIG_DFL)
+        if other.name != "SIGHUP":  # a closed terminal can send it twice
+            signal.signal(other, signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
