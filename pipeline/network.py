@@ -6,16 +6,12 @@ from pipeline.csra import MHA, AveragePooling
 
 
 class Network(nn.Module):
-    """Base of the networks: images (B, 3, H, W) in [0, 1] -> logits (B, C), by `features` and `classifier`.
+    """Base of the networks, which define `features`, images to the last feature map, and `classifier`.
 
     mean, std: pixels are normalised to (pixel - mean) / std; the state dict does not hold them.
     """
 
     mean, std = 0.0, 1.0
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to the last feature map (B, D, h, w)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""

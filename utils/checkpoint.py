@@ -1,4 +1,4 @@
-"""Checkpoint files: written completely or not at all, and loaded without running code in them."""
+"""Checkpoints: written completely or not at all, and loaded without running code in them."""
 
 import argparse
 import contextlib
@@ -17,12 +17,10 @@ from torch import Tensor
 from pipeline.models import build, read_architecture, torchvision_model
 from pipeline.network import Network
 from utils.datasets import DATASETS, DatasetSpec, dataset_spec
-from utils.label_files import class_names, is_line
+from utils.label_files import check_names, class_names
 from utils.runtime.cli import UserError, number, reporting_errors, reporting_value_errors
 from utils.runtime.distributed import first_process_first
 from utils.runtime.files import atomic_write
-
-DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -46,28 +44,34 @@ def load_model(
     Raises UserError if the file holds no network of this project, or the number of classes differs.
     """
     checkpoint = load_checkpoint(path)
-    weights, config = checkpoint["model"], checkpoint["config"]
-    dataset = dataset or "voc07"
+    config, dataset = checkpoint["config"], dataset or "voc07"
     spec = DATASETS.get(config.get("dataset", dataset), DatasetSpec(folder=""))
-    with reporting_value_errors(path):
-        options = read_architecture(weights, config.get("model"))
-        trained_lam = config.get("lam", 0.1 if options["num_heads"] else 0.0)
-        options["lam"] = trained_lam if lam is None else lam
-        options["img_size"] = img_size or config.get("img_size") or options["img_size"] or spec.img_size
+    with reporting_errors(f"{path} cannot be loaded"), reporting_value_errors(path):
+        held = read_architecture(checkpoint["model"], config.get("model"))
+        options = {"lam": 0.1 if held["num_heads"] else 0.0, "img_size": spec.img_size}
+        for source in (held, config, {"lam": lam, "img_size": img_size}):  # the last one wins
+            options |= {name: source[name] for name in options if source.get(name) is not None}
+        options = held | options
         model = build(**options)
-        weights = model.adapt(weights)
-    load_weights(model, weights, str(path))
+        load_weights(model, model.adapt(checkpoint["model"]), str(path))
     model.mean, model.std = spec.mean, spec.std
     model.options, model.config = options, config
     model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
-    if "classes" in checkpoint and len(model.classes) != options["num_cls"]:
-        raise UserError(
-            f"{path} is damaged: {len(model.classes)} class names for {options['num_cls']} classes"
-        )
     if len(model.classes) != options["num_cls"]:
-        counts = f"{options['num_cls']} classes, --dataset {dataset} has {len(model.classes)}"
+        names = "its list of names" if "classes" in checkpoint else f"--dataset {dataset}"
+        counts = f"{options['num_cls']} classes, {names} has {len(model.classes)}"
         raise UserError(f"{path} holds {counts}: name the data set it was trained for")
     return model.eval()
+
+
+def load_model_for(args: argparse.Namespace) -> Network:
+    """Return the network that a command's options ask for; UserError if the checkpoint holds another one."""
+    model = load_model(args.load_from, args.dataset, args.lam, args.img_size)
+    for name in ("model", "num_heads", "num_cls"):
+        given, held = getattr(args, name), model.options[name]
+        if given not in (None, held):
+            raise UserError(f"--{name} {given}: {args.load_from} has {name} {held}; leave the option out")
+    return model
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -79,8 +83,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        fault = "is a folder or a device, not a checkpoint" if path.exists() else "is missing: no such file"
-        raise UserError(f"{path} {fault}")
+        raise UserError(f"{path}: no such file, or it is a folder or a device")
     check_intact(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about unusual tensors, which are refused below
@@ -92,34 +95,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     nested = (checkpoint.get(key) for key in ("model", "state_dict"))
     state_dict = next((value for value in nested if isinstance(value, dict)), checkpoint)
-    if not all(isinstance(k, str) and is_plain_tensor(v) for k, v in state_dict.items()):
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()):
         raise UserError(f"{path} holds no state dict, which is a dict of names and tensors")
-    own = {"config": {}}
-    if {"config", "classes", "record"} <= checkpoint.keys():
-        own = checkpoint
+    is_own = {"config", "classes", "record"} <= checkpoint.keys()
+    if is_own:
         check_own(checkpoint, path)
-    return {**own, "model": {k.removeprefix("module."): v for k, v in state_dict.items()}}
-
-
-def is_plain_tensor(value: Any) -> bool:
-    """Return whether a value is a dense tensor of numbers in memory."""
-    if not isinstance(value, Tensor) or value.dtype not in DTYPES:
-        return False
-    return (value.layout, value.device.type) == (torch.strided, "cpu")
+    weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return {**(checkpoint if is_own else {"config": {}}), "model": weights}
 
 
 def check_own(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise UserError unless the options and class names beside the weights are of the right types."""
-    config, classes, option_type = checkpoint["config"], checkpoint["classes"], str | int | float | None
-    if not isinstance(config, dict) or not all(isinstance(v, option_type) for v in config.values()):
-        raise UserError(f"{path} is damaged: its config holds no options")
-    for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
-        try:
-            config[option] = parse(str(config.get(option)))
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"{path} is damaged: the {option} of its config, {error}") from None
-    if not isinstance(classes, list) or not all(isinstance(name, str) and is_line(name) for name in classes):
-        raise UserError(f"{path} is damaged: its classes are not names")
+    config, option_type = checkpoint["config"], str | int | float | None
+    with reporting_errors(f"{path} is damaged"):
+        if not all(isinstance(value, option_type) for value in config.values()):
+            raise TypeError("its config holds more than words and numbers")
+        for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
+            config[option] = parse(str(config[option]))
+        check_names(checkpoint["classes"], path)
 
 
 def check_intact(path: Path) -> None:
@@ -134,41 +127,37 @@ def check_intact(path: Path) -> None:
             return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
         with zipfile.ZipFile(path) as file:
             # torch.save does not compress. A compressed file could expand to fill the memory.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise UserError(f"{path} is a compressed archive, not a file of torch.save")
-            if name := file.testzip():
-                raise UserError(
-                    f"{path} is damaged, the checksum of {name} is wrong: copy or download it again"
-                )
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
+            if compressed or file.testzip():
+                raise UserError(f"{path} is damaged, or not from torch.save: copy or download it again")
 
 
-def load_weights(
-    model: Network, state_dict: dict[str, Tensor], source: str, backbone_only: bool = False
-) -> None:
+def load_weights(model: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
     """Load a state dict into a network; UserError if names, shapes or values do not fit.
 
-    source: what errors call the weights. backbone_only: load all but `classifier`, and ignore other weights.
+    source: what errors call the weights. trunk_only: load all but `classifier`, and ignore other weights.
     """
     # Batch counters are not used: old files lack them, and in averaged weights they are fractions.
-    given = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if backbone_only:
+    if trunk_only:
         wanted = {k: v for k, v in wanted.items() if not k.startswith("classifier.")}
-        given = {k: v for k, v in given.items() if k in wanted}
+        weights = {k: v for k, v in weights.items() if k in wanted}
+    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     missing, extra = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
     for problem, keys in (("lacks", missing), ("also holds", extra)):
         if keys:
-            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"{source} {problem} {keys[0]}{others}")
-    for key in sorted(wanted):
-        if given[key].shape != wanted[key].shape:
-            shapes = tuple(given[key].shape), tuple(wanted[key].shape)
-            raise UserError(f"{source}: {key} has shape {shapes[0]}, the model has {shapes[1]}")
-        if given[key].is_floating_point() != wanted[key].is_floating_point():
-            raise UserError(f"{source}: {key} has type {given[key].dtype}, not {wanted[key].dtype}")
+            raise UserError(f"{source} {problem} {keys[0]} ({len(keys)} in all)")
+    for key, value in wanted.items():
+        if form(given[key]) != form(value):
+            raise UserError(f"{source}: {key} has {form(given[key])}, the model has {form(value)}")
     if key := first_not_finite(given):
         raise UserError(f"{source}: {key} holds NaN or infinite values: the training that made it diverged")
     model.load_state_dict(given, strict=False)
+
+
+def form(tensor: Tensor) -> str:
+    """Return the shape of a tensor and the kind of its numbers, in words."""
+    return f"shape {tuple(tensor.shape)} of {'floats' if tensor.is_floating_point() else 'whole numbers'}"
 
 
 def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
@@ -185,9 +174,8 @@ def load_backbone(model: Network, args: argparse.Namespace) -> None:
         weights = first_process_first(lambda: imagenet_weights(torchvision_model(args.model)))
     else:
         return
-    with reporting_value_errors(source):
-        weights = model.adapt(weights)
-    load_weights(model, weights, source, backbone_only=True)
+    with reporting_errors(f"{source} cannot be loaded"), reporting_value_errors(source):
+        load_weights(model, model.adapt(weights), source, trunk_only=True)
 
 
 def imagenet_weights(model_name: str) -> dict[str, Tensor]:
