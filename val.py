@@ -80,7 +80,9 @@ def load_checked_model(args: argparse.Namespace) -> Network:
         raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
     if args.lam is None and not model.config:
         print(f"{args.load_from} does not store its lambda: using {model.options['lam']}, or set --lam")
-    vars(args).update(model.options)
+    elif args.lam not in (None, model.config.get("lam", args.lam)):
+        print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {args.lam:g}")
+    vars(args).update(model.options, normalize=model.normalization)
     return model
 
 

@@ -46,11 +46,6 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
     return network.train()
 
 
-def torchvision_model(model: str) -> str:
-    """Return torchvision's own name for a model's trunk."""
-    return {"vit_B16_224": "vit_b_16", "vit_L16_224": "vit_l_16"}.get(model, model)
-
-
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> dict[str, int | str | None]:
     """Read model, num_heads, num_cls and, for a Vision Transformer, img_size (else None) from a state dict.
 

@@ -1,19 +1,18 @@
 """torchvision's Vision Transformer with a CSRA classifier over its patch tokens."""
 
 import math
-import re
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from pipeline.network import Network, make_classifier
+from pipeline.network import Network, make_classifier, rename
 
 PATCH = 16
 # Layers, attention heads per layer, width of a token, width of the MLP.
 SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
-# timm's names, which the released checkpoints use, and torchvision's.
+# How names start in timm's files, as in the released checkpoints, and in torchvision's.
 TIMM = {
     r"patch_embed\.proj\.": "conv_proj.",
     r"cls_token$": "class_token",
@@ -53,17 +52,10 @@ class ViT_CSRA(Network):
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict with torchvision's names and position embeddings resized to this image size."""
-        adapted = torchvision_names(state_dict)
+        adapted = rename(state_dict, TIMM)
         if "encoder.pos_embedding" in adapted:
             adapted = dict(interpolate_embeddings(self.img_size, PATCH, adapted))
         return adapted
-
-
-def torchvision_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with torchvision's names in place of timm's; any other name stays."""
-    for pattern, name in TIMM.items():
-        state_dict = {re.sub(f"^{pattern}", name, key): value for key, value in state_dict.items()}
-    return state_dict
 
 
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
@@ -71,7 +63,7 @@ def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
 
     Raises ValueError if its width is unknown.
     """
-    tensors = torchvision_names(state_dict)
+    tensors = rename(state_dict, TIMM)
     token, embedding = tensors.get("class_token"), tensors.get("encoder.pos_embedding")
     if token is None or token.ndim != 3:
         return None, None

@@ -119,7 +119,7 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
         ({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight has shape (64, 1, 7, 7)"),
         (
             {**state, "conv1.weight": state["conv1.weight"].long()},
-            "conv1.weight has shape (64, 3, 7, 7) of whole numbers",
+            "conv1.weight has shape (64, 3, 7, 7) of torch.int64",
         ),
         ({**state, "conv1.weight": state["conv1.weight"] * math.nan}, "conv1.weight holds NaN"),
         ({**state, "conv1.weight": state["conv1.weight"] * math.inf}, "conv1.weight holds NaN or infinite"),

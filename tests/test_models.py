@@ -17,7 +17,8 @@ from conftest import OWN, TINY, make_own
 from pipeline import vit_csra
 from pipeline.csra import MHA
 from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
-from pipeline.vit_csra import ViT_CSRA, read_vit, torchvision_names
+from pipeline.network import rename
+from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
 
 LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
 
@@ -120,9 +121,7 @@ def test_timm_names_are_mapped_to_torchvisions():
         "norm.bias": "encoder.ln.bias",
         "classifier.multi_head.0.head.weight": "classifier.multi_head.0.head.weight",
     }
-    assert torchvision_names({name: name for name in renamed}) == {
-        ours: name for name, ours in renamed.items()
-    }
+    assert rename({name: name for name in renamed}, TIMM) == {ours: name for name, ours in renamed.items()}
 
 
 def test_position_embeddings_are_resized_to_the_images(tiny):
@@ -217,7 +216,7 @@ def test_networks_normalise_their_images(tiny, model):
     with torch.inference_mode():
         expected = network((images - 0.5) / 0.5)
         assert not torch.allclose(network(images), expected)
-        network.mean = network.std = 0.5
+        network.normalization = "0.5"
         torch.testing.assert_close(network(images), expected)
     assert list(network.state_dict()) == names
 

@@ -5,6 +5,7 @@ import difflib
 
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
+from pipeline.network import NORMALIZATION
 from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_path, number
 
 
@@ -44,6 +45,8 @@ def add_model_options(parser: Parser, model: str, heads: str) -> argparse._Argum
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
+    pixels = f"pixels in [0, 1] as they are (none, the paper's), or (pixel - 0.5) / 0.5 [default: {model}]"
+    group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
     return group
 
 
