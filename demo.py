@@ -33,7 +33,6 @@ from utils.transforms import load_image
 def main() -> None:
     args = parse_args()
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
-    folders = heatmap_folders(paths, args.out_dir) if args.heatmap else {}
     model = load_model_for(args)
     device = choose_device(args.device, args.amp, args.compile)
     if args.compile:
@@ -42,15 +41,15 @@ def main() -> None:
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
-    results, num_skipped = {}, 0
-    signals = interrupt.deferring_signals("stopping")
+    # The pictures of an image go to a folder in --out_dir, in the same subfolders as the image.
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths]) if args.heatmap else ""
+    results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():
         for indices, images, faults in loader:
             if interrupt.received:
                 interrupt.stop()
             for fault in faults:
                 bar.write(f"skipped: {one_line(fault)}", file=sys.stderr)
-            num_skipped += len(faults)
             if indices:
                 with autocast(device, args.amp):
                     features = model.features(to_float(images, device))
@@ -67,22 +66,17 @@ def main() -> None:
                 bar.write(one_line(f"{path}: {found or '-'}"))
                 if args.heatmap:
                     class_maps = [class_map(model, c, scores[row, c], maps[row, c]) for c in best]
-                    write_heatmaps(folders[path], path, args.max_pixels, class_maps)
+                    folder = args.out_dir / os.path.relpath(os.path.abspath(path), common)
+                    write_heatmaps(folder, path, args.max_pixels, class_maps)
             bar.update(len(indices) + len(faults))
     write_scores(args, model.classes, results)
     for written in (args.heatmap and args.out_dir, args.json, args.csv):
         if written:
             print(f"written to {written}")
-    if num_skipped:
-        skipped = f"{num_skipped} of {len(paths)} files were skipped"
+    if len(results) < len(paths):
+        skipped = f"{len(paths) - len(results)} of {len(paths)} files were skipped"
         print(f"{skipped}: they are not readable images", file=sys.stderr)
         sys.exit(1)
-
-
-def heatmap_folders(paths: list[str], out_dir: Path) -> dict[str, Path]:
-    """Return a folder in out_dir for the pictures of each image, in the same subfolders as the images."""
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    return {path: out_dir / os.path.relpath(os.path.abspath(path), common) for path in paths}
 
 
 def best_classes(scores: np.ndarray, threshold: float, top: int | None) -> list[int]:
@@ -129,7 +123,7 @@ def parse_args() -> argparse.Namespace:
     group = options.add_data_options(parser, "as trained, else the data set's", "images per step")
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
-    options.add_tta(options.add_checkpoint_options(parser))
+    options.add_checkpoint_options(parser)
     group = parser.add_argument_group("output")
     threshold_help = "show classes with at least this score [default: 0.5, with --top 0]"
     group.add_argument("--threshold", type=number(float, 0), help=threshold_help)

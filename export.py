@@ -89,7 +89,7 @@ FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
     options.add_data_options(parser, "as trained, else the data set's")
-    options.add_checkpoint_options(parser)
+    options.add_checkpoint_options(parser, tta=False)
     group = parser.add_argument_group("output")
     out_help = "file to write, .onnx or .pt2"
     group.add_argument("--out", type=given_path, required=True, metavar="FILE", help=out_help)

@@ -67,10 +67,7 @@ def main() -> None:
 
 
 def load_checked_model(args: argparse.Namespace) -> Network:
-    """Return the checkpoint's network, and fill in the options that were left out from it.
-
-    Raises UserError if an option or the data set's classes differ from the checkpoint.
-    """
+    """Return the checkpoint's network, and fill in options from it; UserError if it does not fit them."""
     model = load_model_for(args)
     names = class_names(dataset_spec(args.dataset).folder)
     if model.classes != names:
@@ -88,14 +85,12 @@ def load_checked_model(args: argparse.Namespace) -> Network:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Evaluate a checkpoint.")
-    sizes = "as trained, else the data set's"
-    group = options.add_data_options(parser, sizes, "images per step of each process")
+    group = options.add_data_options(parser, "as trained, else the data set's", "images per step and process")
     group.add_argument("--split", choices=["test", "train"], default="test", help="images to evaluate on")
-    options.add_tta(options.add_checkpoint_options(parser))
+    options.add_checkpoint_options(parser)
     group = options.add_run_options(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
-    scores_help = "write scores and targets to this .npz file"
-    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=scores_help)
+    group.add_argument("--save_scores", type=given_path, metavar="FILE", help="write scores to this .npz")
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
     group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pipeline import vit_csra
 from pipeline.csra import MHA
 from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
 from pipeline.network import rename
+from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
 
 LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
@@ -242,3 +244,11 @@ def test_other_networks_train_validate_and_label(tiny, workdir, command, fails, 
     with Image.open("heatmaps/0.png/sheet.png") as image:
         assert np.asarray(image).std() > 0
     assert command(main, "--resume", "--output_dir", "run", "--total_epoch", 3).status == 0
+
+
+def test_torchvisions_densenet_files_have_older_names():
+    network = Trunk_CSRA(1, 0.1, 2, "densenet121")
+    names = [key.removeprefix("trunk.") for key in network.state_dict() if key.startswith("trunk.")]
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", name): torch.zeros(1) for name in names}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    assert list(network.adapt(older)) == [f"trunk.{name}" for name in names]

@@ -50,19 +50,18 @@ def add_model_options(parser: Parser, model: str, heads: str) -> argparse._Argum
     return group
 
 
-def add_checkpoint_options(parser: Parser) -> argparse._ArgumentGroup:
-    """Add the options on the network and its checkpoint, for all commands that load one."""
+def add_checkpoint_options(parser: Parser, tta: bool = True) -> None:
+    """Add the options on the network and its checkpoint, for all commands that load one.
+
+    tta: whether to add test-time augmentation.
+    """
     group = add_model_options(parser, "the checkpoint's", "the checkpoint's")
     group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
     lam = "weight lambda of the attention [default: as trained, else 0.1, without heads 0]"
     group.add_argument("--lam", type=number(float, 0), help=lam)
-    return group
-
-
-def add_tta(group: argparse._ActionsContainer) -> None:
-    """Add test-time augmentation, for val.py and demo.py."""
-    flip = "flip: the mean over image and mirror image"
-    group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)
+    if tta:
+        flip = "flip: the mean over image and mirror image"
+        group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)
 
 
 def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
