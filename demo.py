@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from pipeline.csra import AveragePooling
 from utils import options
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model_for
 from utils.datasets import to_float
 from utils.heatmap import ClassMap, contact_sheet, panel
 from utils.photos import Photos, find_photos, make_photo_loader
@@ -32,8 +33,7 @@ from utils.transforms import load_image
 def main() -> None:
     args = parse_args()
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
-    folders = heatmap_folders(paths, args.out_dir) if args.heatmap else {}
-    model = load_model(args.load_from, args.dataset, args.lam, args.img_size)
+    model = load_model_for(args)
     device = choose_device(args.device, args.amp, args.compile)
     if args.compile:
         model.features = torch.compile(model.features)
@@ -41,15 +41,15 @@ def main() -> None:
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
-    results, num_skipped = {}, 0
-    signals = interrupt.deferring_signals("stopping")
+    # The pictures of an image go to a folder in --out_dir, in the same subfolders as the image.
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths]) if args.heatmap else ""
+    results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():
         for indices, images, faults in loader:
             if interrupt.received:
                 interrupt.stop()
             for fault in faults:
                 bar.write(f"skipped: {one_line(fault)}", file=sys.stderr)
-            num_skipped += len(faults)
             if indices:
                 with autocast(device, args.amp):
                     features = model.features(to_float(images, device))
@@ -66,39 +66,28 @@ def main() -> None:
                 bar.write(one_line(f"{path}: {found or '-'}"))
                 if args.heatmap:
                     class_maps = [class_map(model, c, scores[row, c], maps[row, c]) for c in best]
-                    write_heatmaps(folders[path], path, args.max_pixels, class_maps)
+                    folder = args.out_dir / os.path.relpath(os.path.abspath(path), common)
+                    write_heatmaps(folder, path, args.max_pixels, class_maps)
             bar.update(len(indices) + len(faults))
     write_scores(args, model.classes, results)
     for written in (args.heatmap and args.out_dir, args.json, args.csv):
         if written:
             print(f"written to {written}")
-    if num_skipped:
-        print(
-            f"{num_skipped} of {len(paths)} files were skipped: they are not readable images", file=sys.stderr
-        )
+    if len(results) < len(paths):
+        skipped = f"{len(paths) - len(results)} of {len(paths)} files were skipped"
+        print(f"{skipped}: they are not readable images", file=sys.stderr)
         sys.exit(1)
 
 
-def heatmap_folders(paths: list[str], out_dir: Path) -> dict[str, Path]:
-    """Return a folder in out_dir for the pictures of each image, in the same subfolders as the images."""
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    folders = {path: out_dir / os.path.relpath(os.path.abspath(path), common) for path in paths}
-    if any(folder.is_file() for folder in folders.values()):
-        raise UserError(f"--out_dir {out_dir} holds files with the names of the images: name another folder")
-    return folders
-
-
-def best_classes(scores: np.ndarray, threshold: float | None, top: int | None) -> list[int]:
+def best_classes(scores: np.ndarray, threshold: float, top: int | None) -> list[int]:
     """Return the classes to show, best first: the `top` ones with at least the threshold."""
-    if threshold is None:
-        threshold = 0.5 if top is None else 0.0
     return [int(c) for c in np.argsort(-scores, kind="stable")[:top] if scores[c] >= threshold]
 
 
-def class_map(model: torch.nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
+def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
     """Return the ClassMap of class c; `maximum` is a share for CSRA and a score for average pooling."""
-    is_share = not isinstance(model.classifier, AveragePooling)
-    maximum = f"{100 * values.max():.0f} %" if is_share else f"{max(0, values.max()):.1f}"
+    is_score = isinstance(model.classifier, AveragePooling)
+    maximum = f"{max(0, values.max()):.1f}" if is_score else f"{100 * values.max():.0f} %"
     return ClassMap(model.classes[c], float(score), values, maximum)
 
 
@@ -119,11 +108,9 @@ def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[Cl
 def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
     """Write all scores of all images to the files that --json and --csv name."""
     if args.json:
-        entries = [
-            {"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()
-        ]
+        scores = {path: dict(zip(classes, row.tolist())) for path, row in results.items()}
         with atomic_write(args.json) as file:
-            json.dump(entries, file, indent=1)
+            json.dump([{"image": path, "scores": scores[path]} for path in scores], file, indent=1)
     if args.csv:
         with atomic_write(args.csv) as file:
             table = csv.writer(file, lineterminator="\n")
@@ -133,17 +120,12 @@ def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Label images. Exit status 1: some files were skipped; 2: a mistake.")
-    group = parser.add_argument_group("images")
+    group = options.add_data_options(parser, "as trained, else the data set's", "images per step")
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
-    options.add_image_options(group, "as trained, else the data set's", "images per step")
-    group = parser.add_argument_group("model")
-    options.add_checkpoint_options(group)
-    dataset_help = "data set of a released checkpoint, for its class names [default: voc07]"
-    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
-    options.add_tta(group)
+    options.add_checkpoint_options(parser)
     group = parser.add_argument_group("output")
-    threshold_help = "show classes with at least this score [default: 0.5]"
+    threshold_help = "show classes with at least this score [default: 0.5, with --top 0]"
     group.add_argument("--threshold", type=number(float, 0), help=threshold_help)
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
@@ -152,10 +134,11 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
     options.add_run_options(parser)
     args = parser.parse_args()
+    if args.threshold is None:
+        args.threshold = 0.0 if args.top else 0.5
     if args.heatmap:
         check_folder(args.out_dir, "--out_dir")
-    for option in ("json", "csv"):
-        file = getattr(args, option)
+    for option, file in (("json", args.json), ("csv", args.csv)):
         if file and file.suffix != f".{option}":
             raise UserError(f"--{option} {file}: name a file that ends in .{option}")
         if file:

@@ -113,10 +113,9 @@ def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: in
 def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Return the network, initialised from --seed and the backbone weights that the options ask for."""
     torch.manual_seed(args.seed)
-    spec = dataset_spec(args.dataset)
     with reporting_value_errors(f"--img_size {args.img_size}"):
         model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
-    model.mean, model.std = spec.mean, spec.std
+    model.normalization = args.normalize
     if not args.resume:  # a resumed run loads its own weights
         load_backbone(model, args)
     if args.sync_bn:
@@ -201,7 +200,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Return the options with the data set's defaults for None; UserError for options that conflict."""
     spec = dataset_spec(args.dataset)
     num_classes = len(class_names(spec.folder))
-    defaults = {name: getattr(spec, name) for name in ("model", "img_size", "total_epoch", "decay_step")}
+    names = ("model", "img_size", "normalize", "total_epoch", "decay_step")
+    defaults = {name: getattr(spec, name) for name in names}
     defaults |= {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
     defaults |= {} if args.cutmix else {"pretrained": spec.pretrained}
     resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.network import Network
 from utils import options
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model_for
 from utils.datasets import IGNORED, dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
@@ -27,7 +27,6 @@ from utils.sweep import axis, format_sweep, sweep
 
 def main() -> None:
     args = parse_args()
-    check_outputs(args)
     spec = dataset_spec(args.dataset)
     model = load_checked_model(args)
     device = choose_device(args.device, args.amp, args.compile)
@@ -68,60 +67,44 @@ def main() -> None:
 
 
 def load_checked_model(args: argparse.Namespace) -> Network:
-    """Return the checkpoint's network, and fill in the options that were left out from it.
-
-    Raises UserError if an option or the data set's classes differ from the checkpoint.
-    """
-    model = load_model(args.load_from, args.dataset, args.lam, args.img_size)
-    held = {name: model.options[name] for name in ("model", "num_heads", "num_cls")}
-    for name, value in held.items():
-        if getattr(args, name) not in (None, value):
-            found = ", ".join(f"{n} {v}" for n, v in held.items())
-            raise UserError(f"--{name} {getattr(args, name)}: {args.load_from} holds {found}; leave it out")
+    """Return the checkpoint's network, and fill in options from it; UserError if it does not fit them."""
+    model = load_model_for(args)
     names = class_names(dataset_spec(args.dataset).folder)
     if model.classes != names:
-        pairs = zip(model.classes, names)
-        first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in enumerate(pairs, 1) if a != b), "")
+        pairs = enumerate(zip(model.classes, names), start=1)
+        first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in pairs if a != b), "")
         counts = f"{len(model.classes)} classes{first}, --dataset {args.dataset} has {len(names)}"
         raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
     if args.lam is None and not model.config:
         print(f"{args.load_from} does not store its lambda: using {model.options['lam']}, or set --lam")
-    vars(args).update(model.options)
+    elif args.lam not in (None, model.config.get("lam", args.lam)):
+        print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {args.lam:g}")
+    vars(args).update(model.options, normalize=model.normalization)
     return model
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Raise UserError for an output file that cannot be written or should not be replaced."""
-    if args.save_scores and args.save_scores.suffix != ".npz":
-        raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
-    for option in ("out", "save_scores"):
-        if getattr(args, option):
-            check_file(getattr(args, option), f"--{option}")
-    if args.out and args.out.exists():
-        content = args.out.read_bytes() if args.out.is_file() else b"no file"
-        if content and not content.startswith(b'{\n  "mAP"'):
-            raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
-
-
 def parse_args() -> argparse.Namespace:
-    """Parse the options; the checkpoint fills in those that are left out."""
     parser = Parser(description="Evaluate a checkpoint.")
-    group = options.add_data_options(
-        parser, "as trained, else the data set's", "images per step of each process"
-    )
+    group = options.add_data_options(parser, "as trained, else the data set's", "images per step and process")
     group.add_argument("--split", choices=["test", "train"], default="test", help="images to evaluate on")
-    group = options.add_model_options(parser, "the checkpoint's", "the checkpoint's")
-    options.add_checkpoint_options(group)
-    options.add_tta(group)
+    options.add_checkpoint_options(parser)
     group = options.add_run_options(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
-    scores_help = "write scores and targets to this .npz file"
-    group.add_argument("--save_scores", type=given_path, metavar="FILE", help=scores_help)
+    group.add_argument("--save_scores", type=given_path, metavar="FILE", help="write scores to this .npz")
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
     group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
     args = parser.parse_args()
     if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
         raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")
+    if args.save_scores and args.save_scores.suffix != ".npz":
+        raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
+    for option, file in (("--out", args.out), ("--save_scores", args.save_scores)):
+        if file:
+            check_file(file, option)
+    if args.out and args.out.exists():
+        content = args.out.read_bytes() if args.out.is_file() else b"no file"
+        if content and not content.startswith(b'{\n  "mAP"'):
+            raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
     return args
 
 

@@ -1,7 +1,6 @@
 """Class-specific residual attention (CSRA): a feature map in, one logit per class out."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -35,20 +34,16 @@ def residual_attention(scores: Tensor, T: float, lam: float) -> Tensor:
     return scores.mean(dim=-1) + lam * attended_scores(scores, T)
 
 
-def unit_norm_scores(x: Tensor, heads: Iterable["CSRA"]) -> list[tuple[Tensor, float]]:
-    """Return each head's score maps (m / ||m||) · x (Eq. 5), (B, C, H, W), for features x (B, D, H, W)."""
-    weights = [F.normalize(head.head.weight, dim=1) for head in heads]
-    # One convolution for all heads. Under autocast it runs in half precision, the rest stays in float32.
-    maps = F.conv2d(x, torch.cat(weights)).to(weights[0].dtype).chunk(len(weights), dim=1)
-    return [(scores, head.T) for scores, head in zip(maps, heads)]
-
-
 class ResidualAttention(nn.Module):
     """Base of the classifiers: features (B, D, H, W) -> logits (B, C), for λ = `lam`."""
 
     def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:
-        """Return the score maps (B, C, H, W) and the temperature of each head, for features (B, D, H, W)."""
-        raise NotImplementedError
+        """Return each head's score maps (m / ||m||) · x (Eq. 5), (B, C, H, W), and its temperature."""
+        heads = [module for module in self.modules() if isinstance(module, CSRA)]
+        weights = [F.normalize(head.head.weight, dim=1) for head in heads]
+        # One convolution for all heads. Under autocast it runs in half precision, the rest stays in float32.
+        maps = F.conv2d(x, torch.cat(weights)).to(weights[0].dtype).chunk(len(weights), dim=1)
+        return [(scores, head.T) for scores, head in zip(maps, heads)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum the logits of all heads (Eq. 8)."""
@@ -69,9 +64,6 @@ class CSRA(ResidualAttention):
         # The released checkpoints call it `head`.
         self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1, bias=False)
 
-    def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:
-        return unit_norm_scores(x, [self])
-
 
 class MHA(ResidualAttention):
     """Multi-head attention (Eq. 8): one head per temperature; num_heads: 1, 2, 4, 6 or 8, else ValueError."""
@@ -82,9 +74,6 @@ class MHA(ResidualAttention):
             raise ValueError(f"num_heads must be one of {', '.join(map(str, TEMPERATURES))}, not {num_heads}")
         self.lam = lam
         self.multi_head = nn.ModuleList(CSRA(input_dim, num_classes, T, lam) for T in TEMPERATURES[num_heads])
-
-    def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:
-        return unit_norm_scores(x, self.multi_head)
 
 
 class AveragePooling(ResidualAttention):

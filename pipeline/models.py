@@ -15,11 +15,8 @@ from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA, read_vit
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
 # Excluded: one image size only, a map per ImageNet class as the last map, or no ImageNet-1k weights.
 EXCLUDED = ("vit_", "maxvit", "squeezenet", "regnet_y_128gf")
-OTHERS = tuple(
-    name
-    for name in torchvision.models.list_models(module=torchvision.models)
-    if not name.startswith(EXCLUDED) and name not in RESNETS
-)
+LISTED = torchvision.models.list_models(module=torchvision.models)
+OTHERS = tuple(name for name in LISTED if not name.startswith(EXCLUDED) and name not in RESNETS)
 MODELS = (*RESNETS, *SIZES, *OTHERS)
 
 
@@ -49,11 +46,6 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
     return network.train()
 
 
-def torchvision_model(model: str) -> str:
-    """Return torchvision's own name for a model's trunk."""
-    return {"vit_B16_224": "vit_b_16", "vit_L16_224": "vit_l_16"}.get(model, model)
-
-
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> dict[str, int | str | None]:
     """Read model, num_heads, num_cls and, for a Vision Transformer, img_size (else None) from a state dict.
 
@@ -63,9 +55,7 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
     num_heads = len(heads)
     weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
     if weight is None:
-        others = [key for key in state_dict if re.match(r"(head|fc|classifier)", key)]
-        found = f", but {', '.join(others[:4])}" if others else ""
-        raise ValueError(f"it has no CSRA head (classifier.multi_head.0.head.weight){found}")
+        raise ValueError("it has no CSRA head (classifier.multi_head.0.head.weight)")
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")
     img_size = None

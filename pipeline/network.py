@@ -1,21 +1,22 @@
 """The base class of the networks: images -> feature map -> logits."""
 
+import re
+
 from torch import Tensor, nn
 
 from pipeline.csra import MHA, AveragePooling
 
+# mean and std by the names that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
+NORMALIZATION = {"none": (0.0, 1.0), "0.5": (0.5, 0.5)}
+
 
 class Network(nn.Module):
-    """Base of the networks: images (B, 3, H, W) in [0, 1] -> logits (B, C), by `features` and `classifier`.
+    """Base of the networks, which define `features`, images to the last feature map, and `classifier`.
 
-    mean, std: pixels are normalised to (pixel - mean) / std; the state dict does not hold them.
+    normalization: a key of NORMALIZATION, which `features` applies; the state dict does not hold it.
     """
 
-    mean, std = 0.0, 1.0
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to the last feature map (B, D, h, w)."""
-        raise NotImplementedError
+    normalization = "none"
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""
@@ -23,11 +24,19 @@ class Network(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return (images - mean) / std."""
-        return images if (self.mean, self.std) == (0, 1) else (images - self.mean) / self.std
+        mean, std = NORMALIZATION[self.normalization]
+        return images if self.normalization == "none" else (images - mean) / std
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict of torchvision or timm with the names and sizes of this network."""
         return state_dict
+
+
+def rename(state_dict: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """Return a state dict with the starts of names replaced; `names` maps patterns to what replaces them."""
+    for pattern, ours in names.items():
+        state_dict = {re.sub(f"^{pattern}", ours, key): value for key, value in state_dict.items()}
+    return state_dict
 
 
 def make_classifier(num_heads: int, lam: float, input_dim: int, num_classes: int) -> MHA | AveragePooling:

@@ -38,6 +38,5 @@ def read_depth(state_dict: dict[str, Tensor]) -> int:
     num_blocks = len({key.split(".")[1] for key in state_dict if key.startswith("layer3.")})
     kind = (num_blocks, "layer1.0.conv3.weight" in state_dict)
     if kind not in DEPTHS:
-        depths = ", ".join(map(str, DEPTHS.values()))
-        raise ValueError(f"its trunk is not a ResNet-{depths}: layer3 has {num_blocks} blocks")
+        raise ValueError(f"its trunk is not a ResNet that is known here: layer3 has {num_blocks} blocks")
     return DEPTHS[kind]

@@ -5,14 +5,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from pipeline.network import Network, make_classifier
+from pipeline.network import Network, make_classifier, rename
 
 
 class Trunk_CSRA(Network):
     """torchvision's network `model` up to its last feature map, as `trunk`, and a CSRA `classifier`.
 
     The state dict has torchvision's names, prefixed with `trunk.`. Weights start random.
-    Raises ValueError if the network has no feature map.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str):
@@ -29,7 +28,8 @@ class Trunk_CSRA(Network):
         """Return a state dict under this network's names; torchvision's own lack the prefix `trunk.`."""
         if any(key.startswith("trunk.") for key in state_dict):
             return state_dict
-        return {f"trunk.{key}": value for key, value in state_dict.items()}
+        # torchvision's DenseNet files have names from before its code changed, such as norm.1 for norm1.
+        return rename(state_dict, {r"(.*denselayer\d+\.(?:norm|conv))\.": r"\1", "": "trunk."})
 
 
 def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:
@@ -45,7 +45,5 @@ def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:
         # A feature map grows with the image; the output of adaptive pooling does not.
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] < large[node].shape[2:]
     ]
-    if not maps:
-        raise ValueError("the network has no feature map")
     cut = create_feature_extractor(network, {maps[-1]: "map"}, suppress_diff_warning=True)
     return cut, small[maps[-1]].shape[1]

@@ -1,27 +1,25 @@
 """torchvision's Vision Transformer with a CSRA classifier over its patch tokens."""
 
 import math
-import re
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from pipeline.network import Network, make_classifier
+from pipeline.network import Network, make_classifier, rename
 
 PATCH = 16
 # Layers, attention heads per layer, width of a token, width of the MLP.
 SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
-# timm's names, which the released checkpoints use, and torchvision's.
+# How names start in timm's files, as in the released checkpoints, and in torchvision's.
 TIMM = {
     r"patch_embed\.proj\.": "conv_proj.",
     r"cls_token$": "class_token",
     r"pos_embed$": "encoder.pos_embedding",
-    r"blocks\.(\d+)\.norm1\.": r"encoder.layers.encoder_layer_\1.ln_1.",
+    r"blocks\.(\d+)\.norm([12])\.": r"encoder.layers.encoder_layer_\1.ln_\2.",
     r"blocks\.(\d+)\.attn\.qkv\.": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_",
     r"blocks\.(\d+)\.attn\.proj\.": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.",
-    r"blocks\.(\d+)\.norm2\.": r"encoder.layers.encoder_layer_\1.ln_2.",
     r"blocks\.(\d+)\.mlp\.fc1\.": r"encoder.layers.encoder_layer_\1.mlp.0.",
     r"blocks\.(\d+)\.mlp\.fc2\.": r"encoder.layers.encoder_layer_\1.mlp.3.",
     r"norm\.": "encoder.ln.",
@@ -54,19 +52,10 @@ class ViT_CSRA(Network):
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict with torchvision's names and position embeddings resized to this image size."""
-        adapted = {torchvision_name(key): value for key, value in state_dict.items()}
-        embedding = adapted.get("encoder.pos_embedding")
-        if embedding is None or embedding.ndim != 3 or embedding.shape == self.encoder.pos_embedding.shape:
-            return adapted
-        return dict(interpolate_embeddings(self.img_size, PATCH, adapted))
-
-
-def torchvision_name(key: str) -> str:
-    """Return torchvision's name for a weight that timm names; any other name stays."""
-    for pattern, name in TIMM.items():
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", name, key)
-    return key
+        adapted = rename(state_dict, TIMM)
+        if "encoder.pos_embedding" in adapted:
+            adapted = dict(interpolate_embeddings(self.img_size, PATCH, adapted))
+        return adapted
 
 
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
@@ -74,14 +63,13 @@ def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
 
     Raises ValueError if its width is unknown.
     """
-    tensors = {torchvision_name(key): value for key, value in state_dict.items()}
+    tensors = rename(state_dict, TIMM)
     token, embedding = tensors.get("class_token"), tensors.get("encoder.pos_embedding")
     if token is None or token.ndim != 3:
         return None, None
     models = {SIZES[model][2]: model for model in SIZES}  # by their width
-    if token.shape[2] not in models:
-        raise ValueError(
-            f"its Vision Transformer has width {token.shape[2]}, not {' or '.join(map(str, models))}"
-        )
+    width = token.shape[2]
+    if width not in models:
+        raise ValueError(f"its Vision Transformer has width {width}, not {' or '.join(map(str, models))}")
     has_size = embedding is not None and embedding.ndim == 3
-    return models[token.shape[2]], PATCH * math.isqrt(embedding.shape[1] - 1) if has_size else None
+    return models[width], PATCH * math.isqrt(embedding.shape[1] - 1) if has_size else None

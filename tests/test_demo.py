@@ -195,3 +195,11 @@ def test_box_mask_covers_the_boxes():
         [False, False, False, False],
         [True, False, False, False],
     ]
+
+
+def test_options_are_checked_against_the_checkpoint(photos, command, fails):
+    agreeing = ["--model", "resnet18", "--num_heads", 1, "--num_cls", 8, "--lam", 0.1]
+    assert label(command, "--img_dir", "photos/a.jpg", *agreeing).status == 0
+    for option, value, held in (("model", "resnet50", "resnet18"), ("num_heads", 4, 1), ("num_cls", 20, 8)):
+        arguments = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", f"--{option}", value]
+        fails(demo, *arguments, says=[f"--{option} {value}", "model.pth", f"{option} {held}"])

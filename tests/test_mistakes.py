@@ -117,16 +117,17 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
         ({k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, "lacks layer2.0.conv1.weight"),
         ({**state, "head.weight": torch.zeros(1)}, "also holds head.weight"),
         ({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight has shape (64, 1, 7, 7)"),
-        ({**state, "conv1.weight": state["conv1.weight"].long()}, "conv1.weight has type torch.int64"),
+        (
+            {**state, "conv1.weight": state["conv1.weight"].long()},
+            "conv1.weight has shape (64, 3, 7, 7) of torch.int64",
+        ),
         ({**state, "conv1.weight": state["conv1.weight"] * math.nan}, "conv1.weight holds NaN"),
         ({**state, "conv1.weight": state["conv1.weight"] * math.inf}, "conv1.weight holds NaN or infinite"),
-        ({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, "no state dict"),
-        ({**state, "conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}, "no state dict"),
-        (
-            {**whole, "config": {"lam": 0.1, "img_size": "large"}},
-            "the img_size of its config, 'large' is not",
-        ),
-        ({**whole, "classes": ["a\x1b[2J"] * 8}, "its classes are not names"),
+        ({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, "cannot be loaded"),
+        ({**state, "conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}, "cannot be loaded"),
+        ({**whole, "config": {"lam": 0.1, "img_size": "large"}}, "is damaged (ArgumentTypeError: 'large' is"),
+        ({**whole, "config": {"lam": 0.1, "img_size": 64, "model": [1]}}, "is damaged"),
+        ({**whole, "classes": ["a\x1b[2J"] * 8}, "the class name"),
     ):
         torch.save(content, path)
         refused(says)

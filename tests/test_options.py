@@ -1,4 +1,4 @@
-"""Options beyond the paper: asymmetric loss, moving average, mirror images."""
+"""Options beyond the paper: asymmetric loss, moving average, mirror images, normalisation, other lambdas."""
 
 import json
 import math
@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 import demo
+import export
 import main
 import val
 from conftest import RUN, SHAPES, train_in
 from test_resume import assert_same, signal_at
+from utils.checkpoint import load_model
 from utils.datasets import IGNORED
 from utils.losses import asl_loss
+from utils.transforms import eval_transform, load_image
 
 
 def test_asl_loss_follows_its_paper():
@@ -131,3 +134,72 @@ def test_val_averages_over_mirror_images(trained, shapes, command, tmp_path):
     swept = evaluated("--tta", "flip", "--sweep", "lam=0.1")
     assert swept["mAP"] == pytest.approx(flipped["mAP"], abs=1e-6)
     assert swept["sweep"][0]["mAP"] == pytest.approx(flipped["mAP"], abs=1e-6)
+
+
+def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder, command, tmp_path):
+    folder = train_in(shapes_folder, "normalized", *RUN, "--normalize", "0.5")
+    assert last(folder)["config"]["normalize"] == "0.5"
+    assert load_model(folder / "last.pth").normalization == "0.5"
+    assert load_model(str(folder / "last.pth"), normalize="none").normalization == "none"
+
+    def evaluated(path: Path, *options) -> float:
+        arguments = [*SHAPES, "--img_size", 40, "--load_from", path, "--out", tmp_path / "r.json", *options]
+        result = command(val, *arguments)
+        assert result.status == 0, result.err
+        return json.loads((tmp_path / "r.json").read_text())["mAP"]
+
+    assert evaluated(folder / "last.pth") == last(folder)["record"]["mAP"]
+    assert evaluated(folder / "last.pth", "--normalize", "none") != last(folder)["record"]["mAP"]
+    torch.save(last(folder)["model"], tmp_path / "bare.pth")
+    assert evaluated(tmp_path / "bare.pth", "--normalize", "0.5") == last(folder)["record"]["mAP"]
+
+
+def test_demo_and_export_normalise_as_asked(trained, shapes, command, tmp_path):
+    image = "data/shapes/images/test/00000.jpg"
+    model, scores = load_model(trained / "best.pth", normalize="0.5"), {}
+    for normalize in ("none", "0.5"):
+        options = ["--load_from", trained / "best.pth", "--normalize", normalize]
+        run = ["--img_dir", image, "--num_workers", 0, "--device", "cpu", "--json", tmp_path / "s.json"]
+        assert command(demo, *options, *run).status == 0
+        scores[normalize] = list(json.loads((tmp_path / "s.json").read_text())[0]["scores"].values())
+    pixels = eval_transform(load_image(image), 40)[None] / 255
+    with torch.inference_mode():
+        expected = model(pixels)
+    torch.testing.assert_close(torch.tensor(scores["0.5"]), expected[0].sigmoid(), rtol=0, atol=1e-5)
+    assert scores["none"] != scores["0.5"]
+    assert command(export, *options, "--out", tmp_path / "m.pt2").status == 0
+    exported = torch.export.load(tmp_path / "m.pt2").module()
+    torch.testing.assert_close(exported(pixels), expected, rtol=0, atol=1e-5)
+
+
+def test_an_unknown_normalization_is_refused(trained, shapes, fails, tmp_path):
+    checkpoint = ["--load_from", trained / "best.pth"]
+    fails(val, *SHAPES, *checkpoint, "--normalize", "1", says=["--normalize", "'1'", "none", "0.5"])
+    content = torch.load(trained / "best.pth", weights_only=True)
+    for value in ("imagenet", 3):
+        content["config"]["normalize"] = value
+        torch.save(content, tmp_path / "odd.pth")
+        fails(val, *SHAPES, "--load_from", tmp_path / "odd.pth", says=["odd.pth is damaged", value])
+
+
+def test_a_run_from_before_the_option_resumes_with_the_data_sets_normalization(finished, command):
+    saved = last(finished)
+    assert saved["config"].pop("normalize") == "none"
+    torch.save(saved, finished / "last.pth")
+    assert command(main, "--resume", "--output_dir", finished, "--total_epoch", 3).status == 0
+    assert last(finished)["config"]["normalize"] == "none"
+
+
+def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, tmp_path):
+    def printed(path: Path, *options) -> str:
+        result = command(val, *SHAPES, "--img_size", 40, "--load_from", path, *options)
+        assert (result.status, result.err) == (0, "")
+        return result.out
+
+    note = "this file was trained with lambda 0.1; evaluating with 0.3\n"
+    assert note in printed(trained / "best.pth", "--lam", 0.3)
+    for options in ([], ["--lam", 0.1]):
+        assert "trained with lambda" not in printed(trained / "best.pth", *options)
+    torch.save(last(trained)["model"], tmp_path / "bare.pth")
+    assert "does not store its lambda: using 0.1" in printed(tmp_path / "bare.pth")
+    assert "lambda:" not in printed(tmp_path / "bare.pth", "--lam", 0.3)

@@ -1,12 +1,18 @@
 """The weights that a backbone starts from."""
 
+import hashlib
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 import torchvision
 
 import main
 from conftest import TINY
+from pipeline import vit_csra
+from test_models import HEADS, INNER, LAYERS, WIDTH, timm_weights
+from utils.checkpoint import VIT_URLS
 
 
 def test_cutmix_weights_are_loaded_into_the_trunk(shapes, tmp_path, monkeypatch):
@@ -27,7 +33,7 @@ def test_a_cutmix_file_that_does_not_fit_is_refused(shapes, fails, tmp_path):
     state = torchvision.models.resnet18(weights=None).state_dict()
     arguments = ["--dataset", "shapes", *TINY, "--cutmix", path]
     torch.save({k: v for k, v in state.items() if not k.startswith("layer3.1")}, path)
-    fails(main, *arguments, says=[path, "lacks layer3.1.conv1.weight and 9 more"])
+    fails(main, *arguments, says=[path, "lacks layer3.1.conv1.weight (10 in all)"])
     torch.save({**state, "layer1.0.conv1.weight": torch.zeros(1)}, path)
     fails(main, *arguments, says=[path, "layer1.0.conv1.weight has shape (1,)"])
     torch.save(state, path)
@@ -56,3 +62,54 @@ def test_imagenet_weights_are_read_from_the_cache(shapes, monkeypatch, fails, tm
         main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()["conv1.weight"],
         state["conv1.weight"],
     )
+
+
+def test_vision_transformers_start_from_the_files_of_the_authors():
+    release = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
+    expected = {
+        "vit_B16_224": f"{release}jx_vit_base_p16_224-80ecf9dd.pth",
+        "vit_L16_224": f"{release}jx_vit_large_p16_224-4ee7a4dc.pth",
+    }
+    assert expected == VIT_URLS
+    assert VIT_URLS.keys() == vit_csra.SIZES.keys()
+
+
+@pytest.fixture
+def timm_file(shapes, monkeypatch, tmp_path) -> Path:
+    """Make vit_B16_224 a small network, and its URL that of a small file with its hash in the name."""
+    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    weights = timm_weights(grid=14)
+    del weights["classifier.multi_head.0.head.weight"]
+    head = {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}
+    torch.save(weights | head, tmp_path / "made-up.pth")
+    digest = hashlib.sha256((tmp_path / "made-up.pth").read_bytes()).hexdigest()
+    path = (tmp_path / "made-up.pth").rename(tmp_path / f"made-up-{digest[:8]}.pth")
+    monkeypatch.setitem(VIT_URLS, "vit_B16_224", path.as_uri())
+    return path
+
+
+VIT = ["--dataset", "shapes", *TINY, "--model", "vit_B16_224", "--pretrained", "imagenet"]
+
+
+@pytest.mark.parametrize("img_size", [224, 48])
+def test_timms_weights_are_downloaded_once_and_fit_any_image_size(timm_file, monkeypatch, img_size):
+    monkeypatch.setattr(sys, "argv", ["main.py", *VIT, "--img_size", str(img_size)])
+    for _ in range(2):
+        state = main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()
+        expected = timm_weights(grid=14)
+        assert torch.equal(state["conv_proj.weight"], expected["patch_embed.proj.weight"].float())
+        assert state["encoder.pos_embedding"].shape == (1, (img_size // 16) ** 2 + 1, WIDTH)
+        assert img_size != 224 or torch.equal(state["encoder.pos_embedding"], expected["pos_embed"].float())
+        timm_file.unlink(missing_ok=True)  # the second time it is in the cache
+
+
+def test_a_download_is_checked_and_its_failure_names_url_and_place(timm_file, fails, tmp_path):
+    wrong = timm_file.with_name("made-up-00000000.pth")
+    place = tmp_path / "hub" / "checkpoints" / wrong.name
+    VIT_URLS["vit_B16_224"] = wrong.as_uri()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    options = [*VIT, "--img_size", 48]
+    fails(main, *options, says=["cannot download", wrong.as_uri(), place, "--pretrained none"])
+    timm_file.rename(wrong)
+    fails(main, *options, says=["invalid hash", wrong.as_uri(), place])

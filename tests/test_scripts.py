@@ -41,3 +41,33 @@ def test_scripts_print_plain_progress_lines_and_nothing_to_stderr(shapes_folder,
     status, out, err = finish(validation)
     assert (status, err) == (0, "")
     assert "mAP" in out
+
+
+RECIPES = """
+    --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
+    --num_heads 6 --lam 0.5 --dataset coco --num_cls 80
+    --num_heads 4 --lam 0.5 --dataset coco --num_cls 80
+    --model vit_B16_224 --img_size 224 --num_heads 1 --lam 0.3 --dataset wider --num_cls 14
+    --model vit_L16_224 --img_size 224 --num_heads 1 --lam 0.3 --dataset wider --num_cls 14
+"""
+CUT_RECIPES = """
+    --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --cutmix CutMix_ResNet101.pth
+    --num_heads 6 --lam 0.4 --dataset coco --num_cls 80 --cutmix CutMix_ResNet101.pth
+"""
+LABEL = "--model resnet101 --num_heads 1 --lam 0.1 --dataset voc07 --load_from FILE.pth --img_dir DIR"
+COMMANDS = [
+    *((main, recipe) for recipe in (RECIPES + CUT_RECIPES).strip().splitlines()),
+    *((val, f"{recipe} --load_from FILE.pth") for recipe in RECIPES.strip().splitlines()),
+    (demo, LABEL),
+    (demo, LABEL + " --num_cls 20"),
+]
+
+
+@pytest.mark.parametrize(("script", "words"), [command for command in COMMANDS if command[1].strip()])
+def test_the_commands_of_the_authors_readme_are_understood(workdir, monkeypatch, script, words):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *words.split()])
+    args = script.parse_args()
+    args = args[0] if script is main else args
+    given = words.split()
+    for option, value in zip(given[::2], given[1::2], strict=True):
+        assert str(getattr(args, option.removeprefix("--"))) in (value, f"['{value}']")

@@ -36,7 +36,7 @@ class DatasetSpec:
     train, test: label files in data/<folder>/. prepare: the command in utils/ that makes them.
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
     crop: whether training images are cropped at random; else they are only flipped.
-    mean, std: pixels in [0, 1] are normalised to (pixel - mean) / std.
+    normalize: how pixels are normalised by default, a key of NORMALIZATION in pipeline/network.py.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
     """
 
@@ -46,8 +46,7 @@ class DatasetSpec:
     prepare: str = ""
     test_values: dict[int, int] = field(default_factory=lambda: VALUES)
     crop: bool = True
-    mean: float = 0.0
-    std: float = 1.0
+    normalize: str = "none"
     model: str = "resnet101"
     pretrained: str = "imagenet"
     img_size: int = 448
@@ -76,8 +75,7 @@ DATASETS = {
         "test_wider.json",
         "prepare_wider.py",
         crop=False,
-        mean=0.5,
-        std=0.5,
+        normalize="0.5",
         model="vit_B16_224",
         img_size=224,
         decay_step=5,

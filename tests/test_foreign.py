@@ -1,0 +1,111 @@
+"""Checkpoints that other programs wrote: they load, and no file can make this project run its code."""
+
+import argparse
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import val
+from conftest import SHAPES
+from utils.checkpoint import NumpyType, load_checkpoint, load_model, python_number
+from utils.runtime.cli import UserError
+
+
+@pytest.fixture
+def weights(trained) -> dict[str, torch.Tensor]:
+    """Return the state dict of a network that was trained on the tiny data set shapes."""
+    return torch.load(trained / "best.pth", weights_only=True)["model"]
+
+
+def mmpretrain_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    head = "classifier.multi_head."
+    return {
+        f"head.csra_heads.{key.removeprefix(head)}" if key.startswith(head) else f"backbone.{key}": value
+        for key, value in weights.items()
+    }
+
+
+def test_an_mmpretrain_file_gives_the_metrics_of_the_plain_one(weights, shapes, command, tmp_path):
+    renamed = mmpretrain_names(weights)
+    assert {"backbone.layer1.0.conv1.weight", "head.csra_heads.0.head.weight"} <= renamed.keys()
+    meta = {"mmcls_version": "0.23.2", "CLASSES": ("a", "b"), "config": "model = dict()", "epoch": 20}
+    torch.save({"meta": meta, "state_dict": renamed}, tmp_path / "mm.pth")
+    torch.save(weights, tmp_path / "plain.pth")
+    torch.save({f"module.{key}": value for key, value in weights.items()}, tmp_path / "parallel.pth")
+    metrics = {}
+    for name in ("mm", "plain", "parallel"):
+        options = ["--load_from", tmp_path / f"{name}.pth", "--out", tmp_path / f"{name}.json"]
+        result = command(val, *SHAPES, "--img_size", 40, *options)
+        assert result.status == 0, result.err
+        metrics[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert metrics["mm"] == metrics["parallel"] == metrics["plain"]
+
+
+def numpy_1_pickle(content: dict) -> bytes:
+    """Return the bytes of a file that holds `content`, as a version of NumPy before 2 wrote it."""
+    torch.save(content, "numpy.pth", _use_new_zipfile_serialization=False)
+    return Path("numpy.pth").read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+VALUES = [np.float64(0.5), np.float32(0.25), np.int64(-7), np.uint8(200), np.bool_(True)]
+
+
+def test_files_with_numpy_numbers_load(weights, workdir):
+    numbers = {str(index): value for index, value in enumerate(VALUES)}
+    extras = {"best_mAP": numbers, "torch": torch.__version__, "args": argparse.Namespace(lr=np.float64(0.1))}
+    torch.save({"state_dict": weights, **extras}, "new.pth")
+    Path("old.pth").write_bytes(numpy_1_pickle({"state_dict": weights, **extras}))
+    assert b"numpy._core" not in Path("old.pth").read_bytes()
+    for name in ("new.pth", "old.pth"):
+        assert load_model(name, "shapes").options["model"] == "resnet18"
+    config = {"lam": np.float64(0.25), "img_size": np.int64(64), "dataset": "shapes", "values": np.int16(-2)}
+    names = [f"class {i}" for i in range(8)]
+    torch.save({"model": weights, "config": config, "classes": names, "record": {}}, "own.pth")
+    read = load_checkpoint("own.pth")["config"]
+    assert (read["lam"], read["img_size"], read["values"]) == (0.25, 64, -2)
+    assert not any(isinstance(value, np.generic) for value in read.values())
+
+
+def test_numpy_numbers_are_read_in_their_byte_order():
+    for order in "<>":
+        kind = NumpyType("f8", False, True)
+        kind.__setstate__((3, order, None, None, None, -1, -1, 0))
+        assert python_number(kind, struct.pack(f"{order}d", 0.1)) == 0.1
+
+
+class Call:
+    """Pickles as the call of a function, which unpickling makes."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+SCALAR = np.float64().__reduce__()[0]
+NUMBER = np.dtype("f8").__reduce__()[2]
+# Read by NumPy itself, the last two make the process crash.
+HOSTILE = [
+    Call(os.system, ("touch ran",)),
+    Call(eval, ("open('ran', 'w')",)),
+    Call(np.load, ("file.npy",)),
+    Call(SCALAR, (np.dtype("O"), b"12345678")),
+    Call(SCALAR, (np.dtype("f8"), b"short")),
+    Call(SCALAR, (Call(np.dtype, ("V2000000000",)),)),
+    Call(SCALAR, (Call(np.dtype, ("f8", False, True), (*NUMBER[:-1], 63)),)),
+    Call(SCALAR, (Call(np.dtype, ("O", False, True), NUMBER), b"12345678")),
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_file_that_misuses_numpy_is_refused(workdir, value):
+    torch.save({"model": {"a": torch.zeros(1)}, "extra": value}, "hostile.pth")
+    with pytest.raises(UserError, match="hostile.pth is not a checkpoint that can be read safely"):
+        load_checkpoint("hostile.pth")
+    assert not Path("ran").exists()
