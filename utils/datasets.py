@@ -14,26 +14,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils import prepare_shapes
-from utils.label_files import FORM, UNKNOWN, Labels, class_names, read_labels
+from utils.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_labels
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.transforms import eval_transform, load_image, train_transform
 
-IGNORED = -1  # a target that counts in no loss and no metric
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
-
-
-# What the numbers in a label file mean.
+# What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.
 VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}
-VOC_TEST_VALUES = {1: 1, -1: 0, 0: IGNORED}  # 0: the image has only difficult objects of the class
+VOC_TEST = {1: 1, -1: 0, 0: IGNORED}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """What differs between data sets; the defaults suit a data set that a user adds.
 
-    train, test: label files in data/<folder>/. prepare: the command in utils/ that makes them.
+    train, test: label files data/<folder>/<name>.json. prepare: the command in utils/ that makes them.
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
     crop: whether training images are cropped at random; else they are only flipped.
     mean, std: pixels in [0, 1] are normalised to (pixel - mean) / std.
@@ -41,8 +38,8 @@ class DatasetSpec:
     """
 
     folder: str
-    train: str = "train.json"
-    test: str = "test.json"
+    train: str = "train"
+    test: str = "test"
     prepare: str = ""
     test_values: dict[int, int] = field(default_factory=lambda: VALUES)
     crop: bool = True
@@ -55,37 +52,19 @@ class DatasetSpec:
     decay_step: int = 4
 
 
+# fmt: off
 DATASETS = {
-    "voc07": DatasetSpec(
-        "voc07", "trainval_voc07.json", "test_voc07.json", "prepare_voc.py", test_values=VOC_TEST_VALUES
-    ),
-    "voc12": DatasetSpec(
-        "voc12",
-        "train_voc12.json",
-        "val_voc12.json",
-        "prepare_voc.py --year 2012",
-        test_values=VOC_TEST_VALUES,
-    ),
-    "coco": DatasetSpec("coco", "train_coco2014.json", "val_coco2014.json", "prepare_coco.py", decay_step=5),
-    "coco2017": DatasetSpec(
-        "coco", "train_coco2017.json", "val_coco2017.json", "prepare_coco.py --year 2017", decay_step=5
-    ),
-    "wider": DatasetSpec(
-        "wider",
-        "trainval_wider.json",
-        "test_wider.json",
-        "prepare_wider.py",
-        crop=False,
-        mean=0.5,
-        std=0.5,
-        model="vit_B16_224",
-        img_size=224,
-        decay_step=5,
-    ),
-    "shapes": DatasetSpec(
-        "shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none", img_size=64, total_epoch=4
-    ),
+    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST),
+    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST),
+    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", decay_step=5),
+    "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
+                            decay_step=5),
+    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False, mean=0.5,
+                         std=0.5, model="vit_B16_224", img_size=224, decay_step=5),
+    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
+                          img_size=64, total_epoch=4),
 }
+# fmt: on
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -100,7 +79,7 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 def label_file(spec: DatasetSpec, split: str) -> Path:
     """Return the path of the label file of a split, "train" or "test"."""
-    return Path("data", spec.folder, getattr(spec, split))
+    return Path("data", spec.folder, f"{getattr(spec, split)}.json")
 
 
 @dataclass(eq=False)
@@ -156,18 +135,14 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
     Raises UserError if the label file or any image is missing, so that training does not fail hours later.
     """
     path = label_file(spec, split)
+    way_out = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
     if not path.exists():
-        way_out = (
-            f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
-        )
         raise UserError(f"{path} is missing; {way_out}")
     values = spec.test_values if split == "test" else VALUES
     labels = read_labels(path, len(class_names(spec.folder)), values)
-    missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
-    if missing:
+    if missing := [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
-        again = f", or prepare it again: python utils/{spec.prepare}" if spec.prepare else ""
-        raise UserError(f"{which}: run the command in the folder where the label files were made{again}")
+        raise UserError(f"{which}: run the command where the label files were made, or make them again")
     return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
@@ -191,33 +166,23 @@ class EpochBatches(Sampler):
         return len(batches if self.dataset.train else batches[self.mine])
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
-        order = np.arange(len(self.dataset))
-        if self.dataset.train:
+        train, order = self.dataset.train, np.arange(len(self.dataset))
+        if train:
             np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        if not self.dataset.train:
-            yield from ([(self.epoch, i, True) for i in batch] for batch in batches[self.mine])
-            return
-        for batch in batches[self.start :]:
-            yield [(self.epoch, i, True) for i in batch[self.mine]] or [(self.epoch, batch[0], False)]
+        for batch in batches[self.start :] if train else batches[self.mine]:
+            share = batch[self.mine] if train else batch
+            yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
 
 
-def make_loader(
-    dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
-) -> DataLoader:
+def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
     batches = EpochBatches(dataset, batch_size)
     num_workers = min(num_workers, len(batches))
+    options = {"batch_sampler": batches, "collate_fn": collate, "pin_memory": device.type == "cuda"}
+    options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     with warnings.catch_warnings(action="ignore"):  # the user may choose more workers than there are cores
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=num_workers > 0,
-            worker_init_fn=interrupt.ignore_signals,
-        )
+        return DataLoader(dataset, worker_init_fn=interrupt.ignore_signals, **options)
 
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, DataLoader]:

@@ -85,8 +85,7 @@ def format_report(metrics: dict, classes: list[str], positives: list[int]) -> st
     width = max(len("class"), *map(len, classes))
     lines = [f"{'class':{width}}      AP  positives"]
     lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in zip(classes, metrics["AP"], positives)]
-    without = ", ".join(name for name, count in zip(classes, positives) if not count)
-    if without:
+    if without := ", ".join(name for name, count in zip(classes, positives) if not count):
         lines.append(f"left out of mAP because they have no positives: {without}")
     for title, suffix in (("all", ""), ("top-3", "_3")):
         names = ("CP", "CR", "CF1", "OP", "OR", "OF1")

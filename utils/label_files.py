@@ -15,7 +15,8 @@ from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers
 from utils.runtime.files import read_json, write_json_list
 
 FORM = '{"target": [...], "img_path": "..."}'
-UNKNOWN = 99  # in a label file: counts in no loss and no metric
+UNKNOWN = 99  # in a label file: an unknown label
+IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
 # (N, C) int8, and boxes (N, 4) int32, the parts to cut out as x, y, w, h in pixels, or None.
 Labels = namedtuple("Labels", ["paths", "targets", "boxes"])
@@ -32,11 +33,11 @@ def class_names(folder: str) -> list[str]:
 
 def check_names(names: Any, path: Path) -> list[str]:
     """Return the class names that a file holds; UserError if they are not a list of different names."""
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path} must hold a list of class names, and no name may be empty")
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{path} must hold a list of class names")
     for name in names:
-        if not is_line(name):
-            raise UserError(f"{path}: the class name {name!r} contains line breaks or control characters")
+        if not isinstance(name, str) or not name or not is_line(name):
+            raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")
     if len(set(names)) != len(names):
         raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
     return names
@@ -55,13 +56,11 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
     has_boxes = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
     targets, paths = np.empty((len(entries), num_classes), dtype=np.int8), []
     boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
-    form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
     for index, entry in enumerate(entries):
         try:
-            target = entry["target"]
-            if len(target) != num_classes:
-                raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
-            targets[index] = [values[value] for value in target]
+            if len(entry["target"]) != num_classes:
+                raise ValueError(f"{len(entry['target'])} targets for {num_classes} classes")
+            targets[index] = [values[value] for value in entry["target"]]
             paths.append(os.fsencode(entry["img_path"]))
             if not 0 < len(paths[-1]) <= 4096:  # the array of all paths is as wide as the longest path
                 raise ValueError("img_path is empty or too long")
@@ -71,7 +70,8 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
                     raise ValueError(f"bbox {box}")
                 boxes[index] = box
         except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
-            reason = f"{type(error).__name__} {error!s:.50}"
+            form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
+            reason = f"{type(error).__name__}: {error!s:.99}"
             raise UserError(f"{path}, entry {index} is not {form} ({reason}): {entry!s:.100}") from None
     return Labels(np.array(paths), targets, boxes)
 
@@ -79,9 +79,7 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
 def listed_file(folder: Path, name: str, source: Path) -> Path:
     """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
     if Path(name).anchor or ".." in Path(name).parts:
-        raise UserError(
-            f"{source}: {name!r} points outside of {folder.name}/: download the original file again"
-        )
+        raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
     path = folder / name
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
@@ -99,15 +97,15 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
     """Check images with --verify, write a label file per split, {file name: entries}, and print counts."""
     if args and args.verify:
         verify(splits, args.max_pixels)
+    counts = []
     for name, entries in splits.items():
         write_json_list(folder / name, entries)
-        num_labels = sum(value == 1 for entry in entries for value in entry["target"])
-        print(f"{folder / name}: {len(entries)} images, {num_labels} labels")
+        counts.append((np.array([entry["target"] for entry in entries]) == 1).sum(axis=0))
+        print(f"{folder / name}: {len(entries)} images, {counts[-1].sum()} labels")
     width = max(len("images of"), *map(len, classes))
     print(f"{'images of':{width}}", *(f"{Path(name).stem:>18}" for name in splits))
-    for c, class_name in enumerate(classes):
-        counts = (sum(entry["target"][c] == 1 for entry in entries) for entries in splits.values())
-        print(f"{class_name:{width}}", *(f"{count:18}" for count in counts))
+    for class_name, *row in zip(classes, *counts):
+        print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
 
 
 def verify(splits: dict, max_pixels: int) -> None:

@@ -6,7 +6,6 @@ python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--
 import contextlib
 import io
 import sys
-from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,17 +24,14 @@ def main() -> None:
     check_folder(Path("data/coco"), "label files")
     data_path = args.data_path or Path(f"Dataset/COCO{args.year}")
     classes = class_names("coco")
-    splits, left_out = {}, []
+    splits = {}
     for split in ("train", "val"):
-        name = f"{split}_coco{args.year}.json"
-        splits[name], num_left_out = read_split(data_path, f"{split}{args.year}", classes)
-        left_out.append(f"{num_left_out} of {split}{args.year}")
+        splits[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
     write_labels(Path("data/coco"), classes, splits, args)
-    print(f"images left out because they have no annotation: {', '.join(left_out)}")
 
 
-def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[dict], int]:
-    """Return the entries of a split, sorted by image id, and the number of images without annotation."""
+def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
+    """Return the entries of a split, sorted by image id; images without annotation are left out."""
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of annotations/ and images/")
@@ -50,10 +46,9 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
         if names != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
-        for key in ("images", "categories"):
-            number, count = Counter(item["id"] for item in coco.dataset[key]).most_common(1)[0]
-            if count > 1:
-                raise UserError(f"{path}: the id {number} appears twice in its {key}")
+        for key, by_id in (("images", coco.imgs), ("categories", coco.cats)):
+            if len(by_id) < len(coco.dataset[key]):
+                raise UserError(f"{path}: an id appears twice in its {key}")
         column = {category: index for index, category in enumerate(sorted(coco.cats))}
         for image_id in tqdm(sorted(coco.imgToAnns), desc=split, unit="img", disable=None):
             image = listed_file(data_path / "images" / split, coco.imgs[image_id]["file_name"], path)
@@ -63,7 +58,8 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[di
             entries.append({"target": target, "img_path": image.as_posix()})
     if not entries:
         raise UserError(f"{path} annotates no image")
-    return entries, len(coco.imgs) - len(entries)
+    print(f"{split}: {len(coco.imgs) - len(entries)} images left out because they have no annotation")
+    return entries
 
 
 if __name__ == "__main__":

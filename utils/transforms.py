@@ -28,12 +28,8 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
-    # Decoders warn about damage that they can repair. Opening reads only the header.
-    with (
-        reporting_errors(fault),
-        warnings.catch_warnings(action="ignore"),
-        Image.open(path, formats=FORMATS) as image,
-    ):
+    quiet = warnings.catch_warnings(action="ignore")  # decoders warn about damage that they can repair
+    with reporting_errors(fault), quiet, Image.open(path, formats=FORMATS) as image:  # reads only the header
         tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole
         w, h = max(image.width, int(tags.get(322, 0))), max(image.height, int(tags.get(323, 0)))
         if w * h > max_pixels:

@@ -27,7 +27,7 @@ import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.evaluation import evaluate
-from utils.label_files import check_names, class_names, read_labels
+from utils.label_files import class_names, read_labels
 from utils.run import Run
 from utils.runtime import cli
 from utils.scores import read_scores
@@ -114,11 +114,7 @@ def read_wider(path: Path) -> None:
 def read_csv(path: Path) -> None:
     """Read a table as prepare_csv.py does."""
     header, rows = prepare_csv.read_table(path)
-    if header[1:] == ["labels"]:
-        classes, _ = prepare_csv.read_label_lists(rows, ";")
-    else:
-        classes, _ = header[1:], [prepare_csv.read_cells(row, header, path) for row in rows]
-    check_names(classes, path)
+    prepare_csv.read_targets(header, rows, ";", path)
     prepare_csv.find_images(rows, path.parent, path)
 
 
