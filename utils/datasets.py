@@ -18,7 +18,7 @@ from utils.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.transforms import eval_transform, load_image, train_transform
+from utils.transforms import cut_out, eval_transform, load_image, train_transform
 
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 # What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.
@@ -32,6 +32,7 @@ class DatasetSpec:
 
     train, test: label files data/<folder>/<name>.json. prepare: the command in utils/ that makes them.
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
+    unknown_is_negative: whether metrics other than mAP count an ignored label as negative, see `evaluate`.
     crop: whether training images are cropped at random; else they are only flipped.
     mean, std: pixels in [0, 1] are normalised to (pixel - mean) / std.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
@@ -42,6 +43,7 @@ class DatasetSpec:
     test: str = "test"
     prepare: str = ""
     test_values: dict[int, int] = field(default_factory=lambda: VALUES)
+    unknown_is_negative: bool = False
     crop: bool = True
     mean: float = 0.0
     std: float = 1.0
@@ -60,7 +62,7 @@ DATASETS = {
     "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
                             decay_step=5),
     "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False, mean=0.5,
-                         std=0.5, model="vit_B16_224", img_size=224, decay_step=5),
+                         std=0.5, unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
     "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
                           img_size=64, total_epoch=4),
 }
@@ -87,15 +89,15 @@ class LabelledImages(Dataset):
     """Images and targets of one split, indexed by the keys (epoch, index, counted) of EpochBatches.
 
     train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
-    workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
+    workers nor an interruption changes it; else use the test transform.
     """
 
     labels: Labels
     img_size: int
     train: bool = False
     seed: int = 0
-    crop: bool = True
     max_pixels: float = math.inf
+    spec: DatasetSpec = DatasetSpec("")
 
     def __len__(self) -> int:
         return len(self.labels.paths)
@@ -103,13 +105,12 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
         """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and the index."""
         epoch, index, counted = key
-        path = os.fsdecode(self.labels.paths[index])
-        image = load_image(path, self.max_pixels)
+        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels)
         if self.labels.boxes is not None:
-            image = cut_out(image, self.labels.boxes[index].tolist(), path)
+            image = cut_out(image, *self.labels.boxes[index].tolist())
         if self.train:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
-            image = train_transform(image, self.img_size, rng, self.crop)
+            image = train_transform(image, self.img_size, rng, self.spec.crop)
         else:
             image = eval_transform(image, self.img_size)
         target = torch.from_numpy(self.labels.targets[index])
@@ -118,15 +119,6 @@ class LabelledImages(Dataset):
     def positives(self) -> list[int]:
         """Return the number of positive images of each class."""
         return (self.labels.targets == 1).sum(axis=0).tolist()
-
-
-def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
-    """Return the part of an image (3, H, W) inside a box x, y, w, h; UserError if it is empty."""
-    x, y, w, h = box
-    part = image[:, y : y + h, x : x + w]
-    if not part.numel():
-        raise UserError(f"{path} is {image.shape[2]} x {image.shape[1]}: its box {box} lies outside")
-    return part
 
 
 def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
@@ -138,12 +130,12 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
     way_out = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
     if not path.exists():
         raise UserError(f"{path} is missing; {way_out}")
-    values = spec.test_values if split == "test" else VALUES
-    labels = read_labels(path, len(class_names(spec.folder)), values)
+    values, num_classes = spec.test_values if split == "test" else VALUES, len(class_names(spec.folder))
+    labels = read_labels(path, num_classes, values, options.get("max_pixels", math.inf))
     if missing := [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")
-    return LabelledImages(labels, img_size, crop=spec.crop, **options)
+    return LabelledImages(labels, img_size, spec=spec, **options)
 
 
 class EpochBatches(Sampler):

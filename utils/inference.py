@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import ResidualAttention, attended_scores
-from utils.datasets import IGNORED, to_float
+from utils.datasets import IGNORED, LabelledImages, to_float
 from utils.evaluation import evaluate
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
@@ -73,10 +73,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels.targets)
+    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset)
 
 
-def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
-    """Return the metrics of `evaluate` for scores and targets (N, C); UserError for NaN scores."""
+def evaluate_scores(scores: np.ndarray, dataset: LabelledImages) -> dict:
+    """Return the metrics of `evaluate` for the scores (N, C) of a data set; UserError for NaN scores."""
+    targets, unknown_is_negative = dataset.labels.targets, dataset.spec.unknown_is_negative
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-        return evaluate(scores, targets == 1, ignore=targets == IGNORED)
+        return evaluate(scores, targets == 1, targets == IGNORED, unknown_is_negative=unknown_is_negative)

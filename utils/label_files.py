@@ -1,5 +1,6 @@
 """Label files and class names: reading, checking and writing. The preparers use this without torch."""
 
+import math
 import os
 import unicodedata
 from argparse import Namespace
@@ -18,7 +19,7 @@ FORM = '{"target": [...], "img_path": "..."}'
 UNKNOWN = 99  # in a label file: an unknown label
 IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
-# (N, C) int8, and boxes (N, 4) int32, the parts to cut out as x, y, w, h in pixels, or None.
+# (N, C) int8, and boxes (N, 4) int32, the edges of the parts to cut out (see `box_edges`), or None.
 Labels = namedtuple("Labels", ["paths", "targets", "boxes"])
 
 
@@ -48,7 +49,7 @@ def is_line(name: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
+def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels: float = math.inf) -> Labels:
     """Read a label file; `values` maps each number that its targets may hold to the target to return."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
@@ -65,15 +66,25 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
             if not 0 < len(paths[-1]) <= 4096:  # the array of all paths is as wide as the longest path
                 raise ValueError("img_path is empty or too long")
             if has_boxes:
-                x, y, w, h = box = entry["bbox"]
-                if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
-                    raise ValueError(f"bbox {box}")
-                boxes[index] = box
+                boxes[index] = box_edges(entry["bbox"], max_pixels)
         except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
             form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
             reason = f"{type(error).__name__}: {error!s:.99}"
             raise UserError(f"{path}, entry {index} is not {form} ({reason}): {entry!s:.100}") from None
     return Labels(np.array(paths), targets, boxes)
+
+
+def box_edges(box: list[float], max_pixels: float) -> list[int]:
+    """Return left, top, right and bottom of a box x, y, w, h, rounded as Pillow's crop does.
+
+    Raises ValueError unless the box has from 1 to max_pixels pixels; it may lie outside of the image.
+    """
+    x, y, w, h = box
+    edges = [round(edge) for edge in (x, y, x + w, y + h)] if math.isfinite(x + y + w + h) else [0] * 4
+    width, height = edges[2] - edges[0], edges[3] - edges[1]
+    if min(width, height) < 1 or width * height > max_pixels:
+        raise ValueError(f"the box {box!s:.50} has no area or is above --max_pixels {max_pixels}")
+    return edges
 
 
 def listed_file(folder: Path, name: str, source: Path) -> Path:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from utils.datasets import LabelledImages
 from utils.inference import evaluate_scores, sigmoid
 from utils.runtime.cli import number
 
@@ -24,11 +25,11 @@ def axis(text: str) -> tuple[str, list[float]]:
     return name, list(dict.fromkeys(numbers))
 
 
-def sweep(terms: np.ndarray, targets: np.ndarray, lams: list[float], temperatures: list) -> list[dict]:
+def sweep(terms: np.ndarray, dataset: LabelledImages, lams: list[float], temperatures: list) -> list[dict]:
     """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
-        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), targets)
+        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), dataset)
         for i, T in enumerate(temperatures, start=1)
         for lam in lams
     ]

@@ -56,6 +56,15 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
     return left, top, left + w, top + h
 
 
+def cut_out(image: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """Return a part of an image (3, H, W) as Pillow's crop does: what lies outside of the image is black."""
+    part = image.new_zeros(bottom - top, right - left, 3).permute(2, 0, 1)
+    inside = image[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+    y, x = max(0, -top), max(0, -left)
+    part[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
+    return part
+
+
 def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bool = True) -> Tensor:
     """Crop (if crop), resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
     if crop:
@@ -66,7 +75,10 @@ def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bo
 
 
 def eval_transform(image: Tensor, size: int) -> Tensor:
-    """Resize an image (3, H, W) to a square, as Pillow does up to rounding; returns uint8 (3, size, size)."""
+    """Resize an image (3, H, W) to a square; returns uint8 (3, size, size).
+
+    The values are within 1/255 of those of Pillow, within 2/255 for about one in tens of millions.
+    """
     # Strides in channels_last order select PyTorch's vectorised kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]
