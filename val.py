@@ -49,20 +49,19 @@ def main() -> None:
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
     if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
-    scores = sigmoid(outputs)
-    metrics = evaluate_scores(scores, dataset)
+    scores, labels = sigmoid(outputs), dataset.labels
+    metrics = evaluate_scores(scores, labels)
     print(format_report(metrics, model.classes, dataset.positives()))
     results = {**metrics, "AP": dict(zip(model.classes, metrics["AP"]))}
     if args.sweep:
-        results["sweep"] = sweep(swept, dataset, axes["lam"], axes["T"])
+        results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"])
         print(f"\n{format_sweep(results['sweep'])}")
     if args.out and distributed.RANK == 0:
         with atomic_write(args.out) as file:
             json.dump(nan_to_none(results), file, indent=2)
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:
-        flag = dataset.spec.unknown_is_negative
-        write_scores(args.save_scores, scores, dataset.labels, model.classes, flag)
+        write_scores(args.save_scores, scores, labels, model.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
 

@@ -260,10 +260,10 @@ def test_coco_errors_name_the_file(workdir, fails):
     fails(prepare_coco, "--year", "2017", says=["Dataset/COCO2017"])
 
 
-def test_coco_reports_that_pycocotools_is_missing(workdir, fails, monkeypatch):
+def test_coco_needs_no_pycocotools(workdir, command, monkeypatch):
     make_coco(workdir)
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    fails(prepare_coco, "--data_path", "COCO2014", says=["pip install pycocotools"])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    assert command(prepare_coco, "--data_path", "COCO2014").status == 0
 
 
 def test_a_full_disk_leaves_the_old_label_file(workdir, command, monkeypatch):

@@ -126,7 +126,7 @@ def test_another_seed_makes_another_split():
         ("image,dog,cat\na.png,yes,0\n", ["line 2", "dog is 'yes'", "1, 0 or empty"]),
         ("image,dog,dog\na.png,1,0\n", ["'dog' more than once"]),
         ("image,dog,\na.png,1,0\n", ["labels.csv", "class names"]),
-        ("image,dog\na.png,1\n", ["--val_fraction 0.2 of 1 images"]),
+        ("image,dog\na.png,1\n", ["--val_fraction 0.2 leaves no images"]),
         ('image,dog\n"a.png,1\n', ["labels.csv", "comma-separated"]),
     ],
 )

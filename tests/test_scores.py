@@ -42,8 +42,8 @@ def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
 
 def test_written_scores_are_read_back_the_same(workdir):
     scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[1, IGNORED], [IGNORED, 0]])
-    labels = Labels(np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"]), targets, None)
-    write_scores(Path("s.npz"), scores, labels, ["cat", "dög"], True)
+    labels = Labels(np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"]), targets, unknown_is_negative=True)
+    write_scores(Path("s.npz"), scores, labels, ["cat", "dög"])
     arrays = read_scores(Path("s.npz"))
     assert (arrays["scores"] == scores).all()
     assert arrays["targets"].tolist() == [[1, 0], [0, 0]]

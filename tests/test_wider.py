@@ -11,11 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import prepare_wider
-from utils.datasets import DATASETS, IGNORED, LabelledImages, load_split
+import main
+import val
+from conftest import TINY
+from utils import evaluation, prepare_wider
+from utils.datasets import DATASETS, IGNORED, load_split
 from utils.inference import evaluate_scores
 from utils.label_files import read_labels
 from utils.runtime.cli import UserError
+from utils.scores import read_scores
 from utils.transforms import cut_out
 
 
@@ -146,14 +150,43 @@ def test_a_box_must_hold_finite_numbers(tmp_path, box):
 
 def test_unspecified_attributes_count_as_negative_except_in_map(wider, command):
     command(prepare_wider)
-    dataset = load_split(DATASETS["wider"], "test", 32)
+    labels = load_split(DATASETS["wider"], "test", 32).labels
     scores = np.full((3, 14), 0.1)
     scores[:, 0] = 0.9, 0.95, 0.8  # the targets are 1, unspecified and 1
-    metrics = evaluate_scores(scores, dataset)
+    metrics = evaluate_scores(scores, labels)
     assert metrics["AP"][0] == 1
     assert (metrics["CP"], metrics["OP"], metrics["OR"]) == pytest.approx((2 / 3 / 14, 2 / 3, 2 / 15))
-    own = LabelledImages(dataset.labels, 32)  # in a data set of the user they count in no metric
+    own = labels._replace(unknown_is_negative=False)  # as in a data set of the user
     assert evaluate_scores(scores, own)["OP"] == 1
+
+
+def test_all_commands_count_unspecified_attributes_alike(wider, command):
+    command(prepare_wider)
+    options = ["--dataset", "wider", "--model", "resnet18", "--pretrained", "none", *TINY, "--total_epoch", 1]
+    assert command(main, *options, "--output_dir", "run").status == 0
+    logged = json.loads(Path("run/log.jsonl").read_text())
+    arguments = [
+        "--dataset",
+        "wider",
+        "--num_workers",
+        0,
+        "--load_from",
+        "run/best.pth",
+        "--sweep",
+        "lam=0.1",
+    ]
+    result = command(val, *arguments, "--out", "r.json", "--save_scores", "s.npz")
+    assert result.status == 0, result.err
+    metrics = json.loads(Path("r.json").read_text())
+    labels, scores = load_split(DATASETS["wider"], "test", 40).labels, read_scores(Path("s.npz"))["scores"]
+    predicted, positives = scores >= 0.5, labels.targets == 1
+    assert (predicted & (labels.targets == IGNORED)).any()
+    assert metrics["OP"] == (predicted & positives).sum() / max(1, predicted.sum())  # 99 is negative
+    for name in ("mAP", "OP", "CF1", "OF1_3"):
+        assert metrics[name] == pytest.approx(logged[name], abs=1e-6)
+        assert metrics[name] == pytest.approx(metrics["sweep"][0][name], abs=1e-6)
+    saved = command(evaluation, "s.npz").out.splitlines()[1:]
+    assert "\n".join(saved) in result.out
 
 
 def test_a_malformed_annotation_file_is_reported(wider, fails):

@@ -89,15 +89,15 @@ class LabelledImages(Dataset):
     """Images and targets of one split, indexed by the keys (epoch, index, counted) of EpochBatches.
 
     train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
-    workers nor an interruption changes it; else use the test transform.
+    workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
     """
 
     labels: Labels
     img_size: int
     train: bool = False
     seed: int = 0
+    crop: bool = True
     max_pixels: float = math.inf
-    spec: DatasetSpec = DatasetSpec("")
 
     def __len__(self) -> int:
         return len(self.labels.paths)
@@ -110,7 +110,7 @@ class LabelledImages(Dataset):
             image = cut_out(image, *self.labels.boxes[index].tolist())
         if self.train:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
-            image = train_transform(image, self.img_size, rng, self.spec.crop)
+            image = train_transform(image, self.img_size, rng, self.crop)
         else:
             image = eval_transform(image, self.img_size)
         target = torch.from_numpy(self.labels.targets[index])
@@ -135,16 +135,16 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
     if missing := [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")
-    return LabelledImages(labels, img_size, spec=spec, **options)
+    labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
+    return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
 class EpochBatches(Sampler):
     """The batches of an epoch that this process takes; each is a list of keys (epoch, index, counted).
 
-    In training the order is a function of (seed, epoch) alone, and every process takes its share of each
-    batch. If the last batch is too small for that, the other processes get an image with `counted` False,
-    whose labels are ignored, so that all take the same number of steps. In evaluation the batches are in
-    order, and the processes take whole batches in turns.
+    Training: the order depends on (seed, epoch) alone, and each process takes its share of every batch. If a
+    share is empty, the process gets an image with `counted` False, whose labels are ignored, so that all take
+    the same number of steps. Evaluation: batches in order; the processes take whole batches in turns.
     Set `epoch` (from 0) before iterating, and `start` to skip the first batches.
     """
 
@@ -181,9 +181,8 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tu
     """Return main.py's loaders of training and test images; make the data set shapes if it is missing."""
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
-    options = {"seed": args.seed, "max_pixels": args.max_pixels}
-    train_set = load_split(spec, "train", args.img_size, train=True, **options)
-    test_set = load_split(spec, "test", args.img_size, **options)
+    given = {"img_size": args.img_size, "seed": args.seed, "max_pixels": args.max_pixels}
+    train_set, test_set = load_split(spec, "train", train=True, **given), load_split(spec, "test", **given)
     train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
     return train_loader, make_loader(test_set, min(args.batch_size, 16), args.num_workers, device)

@@ -53,7 +53,7 @@ def evaluate(
     ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
     positives = (targets == 1) & ~ignore
-    by_class = zip(*(np.ascontiguousarray(x.T) for x in (scores, positives, ~ignore)))
+    by_class = zip(scores.T.copy(), positives.T.copy(), (~ignore).T.copy())
     ap = [average_precision(*arrays) for arrays in by_class]
     if unknown_is_negative:
         ignore = np.zeros_like(ignore)

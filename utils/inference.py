@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import ResidualAttention, attended_scores
-from utils.datasets import IGNORED, LabelledImages, to_float
+from utils.datasets import to_float
 from utils.evaluation import evaluate
+from utils.label_files import IGNORED, Labels
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
@@ -41,10 +42,9 @@ def predict(
             if bar.disable and len(batches) % 100 == 0:
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    all_rows = sum(gather(own_rows), [])
-    logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
-    for index, rows in all_rows:
-        logits[index] = rows
+    indices, rows = map(np.concatenate, zip(*sum(gather(own_rows), [])))
+    logits = np.full((len(loader.dataset), *rows.shape[1:]), np.nan)
+    logits[indices] = rows
     return logits
 
 
@@ -73,11 +73,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset)
+    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels)
 
 
-def evaluate_scores(scores: np.ndarray, dataset: LabelledImages) -> dict:
-    """Return the metrics of `evaluate` for the scores (N, C) of a data set; UserError for NaN scores."""
-    targets, unknown_is_negative = dataset.labels.targets, dataset.spec.unknown_is_negative
+def evaluate_scores(scores: np.ndarray, labels: Labels) -> dict:
+    """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
+    positives, ignore, flag = labels.targets == 1, labels.targets == IGNORED, labels.unknown_is_negative
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-        return evaluate(scores, targets == 1, targets == IGNORED, unknown_is_negative=unknown_is_negative)
+        return evaluate(scores, positives, ignore, unknown_is_negative=flag)

@@ -20,7 +20,8 @@ UNKNOWN = 99  # in a label file: an unknown label
 IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
 # (N, C) int8, and boxes (N, 4) int32, the edges of the parts to cut out (see `box_edges`), or None.
-Labels = namedtuple("Labels", ["paths", "targets", "boxes"])
+# unknown_is_negative: see `evaluate`.
+Labels = namedtuple("Labels", ["paths", "targets", "boxes", "unknown_is_negative"], defaults=[None, False])
 
 
 def class_names(folder: str) -> list[str]:
@@ -121,19 +122,13 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
 
 def verify(splits: dict, max_pixels: int) -> None:
     """Decode all images as training does, and list the bad ones; UserError if there are any."""
-    from utils.transforms import load_image  # imports torch, which the preparers do not need otherwise
-
-    def error_message(path: str) -> str | None:
-        try:
-            load_image(path, max_pixels)
-        except UserError as error:
-            return str(error)
+    from utils.photos import Photos  # imports torch, which the preparers do not need otherwise
 
     paths = sorted({entry["img_path"] for entries in splits.values() for entry in entries})
     with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
-        messages = pool.imap(error_message, paths)
-        bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
-        errors = [message for message in bar if message]
+        samples = pool.imap(Photos(paths, 1, max_pixels).__getitem__, range(len(paths)))
+        bar = tqdm(samples, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
+        errors = [message for _, message in bar if isinstance(message, str)]
     print(f"decoded {len(paths)} images, {len(errors)} of them bad", *errors, sep="\n")
     if errors:
         raise UserError(f"{len(errors)} of {len(paths)} images are bad, first {errors[0]}")

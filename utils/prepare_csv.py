@@ -46,8 +46,7 @@ def main() -> None:
     positives = np.array(targets) == 1
     held_out = split(positives, args.val_fraction, args.seed)
     if held_out.all() or not held_out.any():
-        share = f"--val_fraction {args.val_fraction:g} of {len(rows)} images"
-        raise UserError(f"{share} leaves no images to train on or to test on: change it, or add rows")
+        raise UserError(f"--val_fraction {args.val_fraction:g} leaves no images to train on or to test on")
     chosen = {"train.json": ~held_out, "test.json": held_out}
     splits = {name: list(compress(entries, mask)) for name, mask in chosen.items()}
     write_labels(folder, classes, splits, args)
@@ -63,11 +62,10 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
     fault = f"{path} is not comma-separated UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
-        first_line = file.readline()
-        file.seek(0)
+        text = list(file)
         # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-        delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        delimiter = next((mark for mark in ",;\t" if mark in "".join(text[:1])), ",")
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     header, rows = lines[0][1] if lines else [], lines[1:]
     if len(header) < 2 or header[0] != "image" or not rows:

@@ -3,6 +3,7 @@
 python utils/prepare_wider.py [--data_path Dataset/WIDER_ATTRIBUTE] [--verify]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,27 +19,22 @@ FOLDERS = ("Dataset/WIDER_ATTRIBUTE", "Dataset/WIDER")
 
 def main() -> None:
     parser = Parser(description="Make data/wider/trainval_wider.json and test_wider.json.")
-    places = " or ".join(FOLDERS)
-    parser.add_argument("--data_path", type=given_path, help=f"holds Annotations/ [default: {places}]")
+    found = next(filter(os.path.isdir, FOLDERS), " or ".join(FOLDERS))  # the error names both
+    parser.add_argument("--data_path", type=given_path, default=found, help="holds Annotations/ and Image/")
     args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
-    root = args.data_path or next((folder for folder in map(Path, FOLDERS) if folder.is_dir()), None)
-    if root is None:
-        raise UserError(f"there is no {places}: set --data_path to the folder of Annotations/ and Image/")
     classes, splits = class_names("wider"), {}
-    for split, unspecified in (("trainval", 0), ("test", UNKNOWN)):
-        values = {1: 1, -1: 0, 0: unspecified}  # an attribute is present, absent or unspecified
-        splits[f"{split}_wider.json"] = read_split(root, split, values, len(classes), args.max_pixels)
+    for split in ("trainval", "test"):
+        splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
     write_labels(Path("data/wider"), classes, splits, args)
 
 
-def read_split(
-    root: Path, split: str, values: dict[int, int], num_classes: int, max_pixels: float
-) -> list[dict]:
-    """Return an entry per person, with attributes mapped by `values` and the box as it is."""
+def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[dict]:
+    """Return an entry per person: the target, the image and the box as the annotation has it."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
+    values = {1: 1, -1: 0, 0: UNKNOWN if split == "test" else 0}  # 0: the attribute is unspecified
     entries = []
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):

@@ -10,15 +10,13 @@ from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write
 
 
-def write_scores(
-    path: Path, scores: np.ndarray, labels: Labels, names: list[str], unknown_is_negative: bool
-) -> None:
-    """Write scores (N, C) with the data set's labels, C class names and a setting of `evaluate` to a file."""
+def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
+    """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""
     targets, ignore = (labels.targets == 1).astype(np.int8), labels.targets == IGNORED
     paths = np.char.decode(labels.paths, "utf-8", "surrogateescape")
     arrays = {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
     with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, **arrays, unknown_is_negative=unknown_is_negative)
+        np.savez_compressed(file, **arrays, unknown_is_negative=labels.unknown_is_negative)
 
 
 def read_scores(path: Path) -> dict:
@@ -46,8 +44,7 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
         raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
     if scores.size == 0:
         raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
-    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(rows):
+    if (rows := np.flatnonzero(np.isnan(scores).any(axis=1))).size:
         raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
     if not ((targets == 0) | (targets == 1) | ignore).all():
         raise ValueError("targets must be 0 or 1 where they are not ignored")

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from utils.datasets import LabelledImages
 from utils.inference import evaluate_scores, sigmoid
+from utils.label_files import Labels
 from utils.runtime.cli import number
 
 
@@ -25,11 +25,11 @@ def axis(text: str) -> tuple[str, list[float]]:
     return name, list(dict.fromkeys(numbers))
 
 
-def sweep(terms: np.ndarray, dataset: LabelledImages, lams: list[float], temperatures: list) -> list[dict]:
+def sweep(terms: np.ndarray, labels: Labels, lams: list[float], temperatures: list) -> list[dict]:
     """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
-        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), dataset)
+        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), labels)
         for i, T in enumerate(temperatures, start=1)
         for lam in lams
     ]
