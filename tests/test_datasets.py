@@ -77,7 +77,7 @@ def test_unknown_labels_are_ignored(tmp_path):
         ('[{"target": 1, "img_path": "a.jpg"}]', "entry 0"),
         (
             '[{"target": [1, 0], "img_path": "a"}, {"target": [1], "img_path": "a"}]',
-            "entry 1.* 1 targets for 2 classes",
+            "entry 1.*1 targets for 2 classes",
         ),
         ('[{"target": [1, 2], "img_path": "a.jpg"}]', "targets of 0, 1"),
         ('[{"target": [1, 0.5], "img_path": "a.jpg"}]', "targets of 0, 1"),

@@ -74,8 +74,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
-        own = f"there is no folder data/{name}/ with train.json, test.json and classes.json"
-        raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, and {own}")
+        raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, nor a folder data/{name}/")
     return DatasetSpec(folder=name)
 
 

@@ -22,9 +22,8 @@ def main() -> None:
     parser.add_argument("--threshold", type=number(float, -math.inf), help=least)
     args = parser.parse_args()
     scores, targets, ignore, names, _, unknown_is_negative = read_scores(args.file).values()
-    low, high = scores.min(), scores.max()
-    if args.threshold is None and (low < 0 or high > 1):
-        raise UserError(f"{args.file}: scores from {low:g} to {high:g} are not in [0, 1]: give a --threshold")
+    if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
+        raise UserError(f"{args.file}: scores from {scores.min():g} to {scores.max():g} need a --threshold")
     threshold = 0.5 if args.threshold is None else args.threshold
     metrics = evaluate(scores, targets, ignore, threshold, unknown_is_negative)
     positives = ((targets == 1) & ~ignore).sum(axis=0).tolist()

@@ -70,8 +70,7 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels
                 boxes[index] = box_edges(entry["bbox"], max_pixels)
         except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
             form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
-            reason = f"{type(error).__name__}: {error!s:.99}"
-            raise UserError(f"{path}, entry {index} is not {form} ({reason}): {entry!s:.100}") from None
+            raise UserError(f"{path}, entry {index} is not {form} ({error!r:.120}): {entry!s:.100}") from None
     return Labels(np.array(paths), targets, boxes)
 
 
@@ -114,6 +113,8 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
         write_json_list(folder / name, entries)
         counts.append((np.array([entry["target"] for entry in entries]) == 1).sum(axis=0))
         print(f"{folder / name}: {len(entries)} images, {counts[-1].sum()} labels")
+        if absent := ", ".join(name for name, count in zip(classes, counts[-1]) if not count):
+            print(f"no image in {name} has {absent}")
     width = max(len("images of"), *map(len, classes))
     print(f"{'images of':{width}}", *(f"{Path(name).stem:>18}" for name in splits))
     for class_name, *row in zip(classes, *counts):

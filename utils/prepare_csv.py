@@ -32,10 +32,9 @@ def main() -> None:
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     args = parse_args(parser)
-    name = args.dataset
-    if name in ("", *BUILT_IN) or name.startswith(".") or Path(name).name != name:
+    folder, name = Path("data", args.dataset), args.dataset
+    if name in BUILT_IN or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name other than {', '.join(BUILT_IN)}")
-    folder = Path("data", name)
     check_folder(folder, "--dataset")
     if not args.overwrite and any((folder / name).exists() for name in ("train.json", "test.json")):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
@@ -47,13 +46,9 @@ def main() -> None:
     held_out = split(positives, args.val_fraction, args.seed)
     if held_out.all() or not held_out.any():
         raise UserError(f"--val_fraction {args.val_fraction:g} leaves no images to train on or to test on")
-    chosen = {"train.json": ~held_out, "test.json": held_out}
-    splits = {name: list(compress(entries, mask)) for name, mask in chosen.items()}
-    write_labels(folder, classes, splits, args)
+    train, test = list(compress(entries, ~held_out)), list(compress(entries, held_out))
+    write_labels(folder, classes, {"train.json": train, "test.json": test}, args)
     write_json_list(folder / "classes.json", classes)
-    for name, mask in chosen.items():
-        if absent := list(compress(classes, ~positives[mask].any(axis=0))):
-            print(f"no image in {name} has {', '.join(absent)}")
     num_unknown = sum(target.count(UNKNOWN) for target in targets)
     print(f"{num_unknown} of {positives.size} labels are unknown: they count in no loss and no metric")
 
