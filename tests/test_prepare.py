@@ -248,8 +248,11 @@ def test_coco_errors_name_the_file(workdir, fails):
     refused(json.dumps({**good, "annotations": unknown}), "1000")
     unknown = [{**item, "image_id": 1000} for item in good["annotations"]]
     refused(json.dumps({**good, "annotations": unknown}), "every id it refers to (KeyError: 1000)")
-    refused(json.dumps({**good, "images": good["images"] * 2}), "an id appears twice in its images")
-    refused(json.dumps({**good, "categories": good["categories"] * 2}), "appears twice in its categories")
+    refused(json.dumps({**good, "images": good["images"] * 2}), "appears twice in its images or categories")
+    refused(
+        json.dumps({**good, "categories": good["categories"] * 2}),
+        "appears twice in its images or categories",
+    )
     outside = [{**item, "file_name": f"../train2014/{item['file_name']}"} for item in good["images"]]
     refused(json.dumps({**good, "images": outside}), "../train2014/000000000005.jpg", "points outside")
     (coco / "images" / "val2014" / "000000000005.jpg").unlink()

@@ -60,11 +60,11 @@ DATASETS = {
     "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST),
     "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", decay_step=5),
     "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
-                            decay_step=5),
-    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False, mean=0.5,
-                         std=0.5, unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
+        decay_step=5),
+    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False,
+        mean=0.5, std=0.5, unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
     "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
-                          img_size=64, total_epoch=4),
+        img_size=64, total_epoch=4),
 }
 # fmt: on
 

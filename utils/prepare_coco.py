@@ -44,9 +44,8 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
         if names != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
-        for key, by_id in (("images", files), ("categories", categories)):
-            if len(by_id) < len(content[key]):
-                raise UserError(f"{path}: an id appears twice in its {key}")
+        if len(files) < len(content["images"]) or len(categories) < len(content["categories"]):
+            raise UserError(f"{path}: an id appears twice in its images or categories")
         for annotation in content["annotations"]:  # every box counts, also that of a crowd
             present[annotation["image_id"]].add(categories[annotation["category_id"]])
         for image_id in tqdm(sorted(present), desc=split, unit="img", disable=None):
