@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.network import Network
 from utils import options
 from utils.checkpoint import load_model_for
-from utils.datasets import IGNORED, dataset_spec, load_split, make_loader
+from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
 from utils.label_files import class_names
@@ -48,20 +48,19 @@ def main() -> None:
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
     if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
-    scores, targets = sigmoid(outputs), dataset.labels.targets
-    metrics = evaluate_scores(scores, targets)
+    scores, labels = sigmoid(outputs), dataset.labels
+    metrics = evaluate_scores(scores, labels)
     print(format_report(metrics, model.classes, dataset.positives()))
     results = {**metrics, "AP": dict(zip(model.classes, metrics["AP"]))}
     if args.sweep:
-        results["sweep"] = sweep(swept, targets, axes["lam"], axes["T"])
+        results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"])
         print(f"\n{format_sweep(results['sweep'])}")
     if args.out and distributed.RANK == 0:
         with atomic_write(args.out) as file:
             json.dump(nan_to_none(results), file, indent=2)
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:
-        labels = {"targets": targets == 1, "ignore": targets == IGNORED}
-        write_scores(args.save_scores, scores, **labels, names=model.classes, paths=dataset.labels.paths)
+        write_scores(args.save_scores, scores, labels, model.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
 

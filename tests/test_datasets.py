@@ -52,17 +52,15 @@ def test_built_in_data_sets_have_class_names():
 
 def test_difficult_objects_of_voc_are_ignored_in_the_test_set(tmp_path):
     spec = DATASETS["voc07"]
-    _, targets, _ = read_labels(write_labels(tmp_path / "a.json", [1, 0, -1]), 3, spec.test_values)
-    assert targets.tolist() == [[1, IGNORED, 0]]
-    _, targets, _ = read_labels(write_labels(tmp_path / "b.json", [1, 0, 0]), 3, VALUES)
-    assert targets.tolist() == [[1, 0, 0]]
+    labels = read_labels(write_labels(tmp_path / "a.json", [1, 0, -1]), 3, spec.test_values)
+    assert labels.targets.tolist() == [[1, IGNORED, 0]]
+    labels = read_labels(write_labels(tmp_path / "b.json", [1, 0, 0]), 3, VALUES)
+    assert labels.targets.tolist() == [[1, 0, 0]]
 
 
 def test_unknown_labels_are_ignored(tmp_path):
-    _, targets, _ = read_labels(
-        write_labels(tmp_path / "a.json", [1, 0, 99]), 3, DatasetSpec("mine").test_values
-    )
-    assert targets.tolist() == [[1, 0, IGNORED]]
+    labels = read_labels(write_labels(tmp_path / "a.json", [1, 0, 99]), 3, DatasetSpec("mine").test_values)
+    assert labels.targets.tolist() == [[1, 0, IGNORED]]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_unknown_labels_are_ignored(tmp_path):
         ('[{"target": 1, "img_path": "a.jpg"}]', "entry 0"),
         (
             '[{"target": [1, 0], "img_path": "a"}, {"target": [1], "img_path": "a"}]',
-            "entry 1: 1 targets for 2",
+            "entry 1.*1 targets for 2 classes",
         ),
         ('[{"target": [1, 2], "img_path": "a.jpg"}]', "targets of 0, 1"),
         ('[{"target": [1, 0.5], "img_path": "a.jpg"}]', "targets of 0, 1"),
@@ -114,8 +112,7 @@ def test_class_names_may_be_in_any_script(workdir, name):
 def test_label_files_may_have_a_byte_order_mark_and_other_alphabets(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('[{"target": [1], "img_path": "küche/猫 1.jpg"}]', encoding="utf-8-sig")
-    paths, _, _ = read_labels(path, 1, {1: 1, 0: 0})
-    assert paths[0].decode() == "küche/猫 1.jpg"
+    assert read_labels(path, 1, {1: 1, 0: 0}).paths[0].decode() == "küche/猫 1.jpg"
 
 
 def test_a_folder_in_data_is_a_data_set(workdir):

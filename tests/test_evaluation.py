@@ -78,6 +78,65 @@ def test_ignored_labels_are_not_among_the_three_highest():
     assert (metrics["OP_3"], metrics["OR_3"]) == (1, 1)
 
 
+def average_precision(pairs: list[tuple[float, int]]) -> float:
+    """AP of (score, target) pairs without equal scores: the mean precision at the rank of each positive."""
+    hits, precisions = 0, []
+    for rank, (_, target) in enumerate(sorted(pairs, reverse=True), start=1):
+        if target == 1:
+            hits += 1
+            precisions.append(hits / rank)
+    return sum(precisions) / len(precisions)
+
+
+def ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def as_the_authors_count_on_wider(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metrics of labels 1, 0 and 99 (unspecified): mAP leaves 99 out, all others take it as 0."""
+    images, classes = range(len(scores)), range(scores.shape[1])
+    by_class = [[(scores[n, c], labels[n, c]) for n in images if labels[n, c] != 99] for c in classes]
+    metrics = {"mAP": sum(map(average_precision, by_class)) / len(classes)}
+    negative_if_unspecified = np.where(labels == 99, 0, labels)
+    for suffix, limit in (("", len(classes)), ("_3", 3)):
+        hits, predicted, positives = (np.zeros(len(classes)) for _ in range(3))
+        for n in images:
+            for place, c in enumerate(sorted(classes, key=lambda c: -scores[n, c])):
+                if place < limit and scores[n, c] >= 0.5:
+                    predicted[c] += 1
+                    hits[c] += negative_if_unspecified[n, c]
+                positives[c] += negative_if_unspecified[n, c]
+        cp = sum(map(ratio, hits, predicted)) / len(classes)
+        cr = sum(map(ratio, hits, positives)) / len(classes)
+        op, recall = ratio(sum(hits), sum(predicted)), ratio(sum(hits), sum(positives))
+        values = (cp, cr, ratio(2 * cp * cr, cp + cr), op, recall, ratio(2 * op * recall, op + recall))
+        metrics |= {name + suffix: v for name, v in zip(("CP", "CR", "CF1", "OP", "OR", "OF1"), values)}
+    return metrics
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), images=st.integers(2, 20), classes=st.integers(1, 6))
+def test_unspecified_labels_count_as_the_authors_count_them_on_wider(seed, images, classes):
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(images * classes).reshape(images, classes) / (images * classes)
+    labels = rng.choice([0, 1, 99], (images, classes))
+    labels[0] = 1  # each class has a positive
+    expected = as_the_authors_count_on_wider(scores, labels)
+    metrics = evaluate(scores, labels == 1, labels == 99, unknown_is_negative=True)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert set(metrics) - set(expected) == {"AP"}
+
+
+def test_unknown_labels_as_negatives_change_all_metrics_but_map():
+    scores, targets = np.array([[0.9, 0.8, 0.7, 0.6]]), np.array([[0, 1, 1, 1]])
+    ignore = np.array([[True, False, False, False]])
+    dropped, negative = (
+        evaluate(scores, targets, ignore, unknown_is_negative=flag) for flag in (False, True)
+    )
+    assert [dropped[name] for name in ("mAP", "OP", "OP_3", "OR_3")] == [1, 1, 1, 1]
+    assert [negative[name] for name in ("mAP", "OP", "OP_3", "OR_3")] == [1, 3 / 4, 2 / 3, 2 / 3]
+
+
 def test_map_leaves_out_a_class_without_positives():
     metrics = evaluate(np.array([[0.9, 0.9], [0.1, 0.8]]), np.array([[1, 0], [0, 0]]))
     assert metrics["AP"][0] == 1

@@ -14,7 +14,9 @@ import main
 import val
 from conftest import OWN, SHAPES, TINY, make_own
 from utils import evaluation
+from utils.datasets import IGNORED
 from utils.evaluation import evaluate
+from utils.label_files import Labels
 from utils.scores import read_scores, write_scores
 from utils.sweep import axis
 
@@ -39,17 +41,18 @@ def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
 
 
 def test_written_scores_are_read_back_the_same(workdir):
-    scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[True, False], [False, True]])
-    paths = np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"])
-    write_scores(Path("s.npz"), scores, targets, ~targets, ["cat", "dög"], paths)
+    scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[1, IGNORED], [IGNORED, 0]])
+    labels = Labels(np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"]), targets, unknown_is_negative=True)
+    write_scores(Path("s.npz"), scores, labels, ["cat", "dög"])
     arrays = read_scores(Path("s.npz"))
     assert (arrays["scores"] == scores).all()
-    assert (arrays["targets"] == targets).all()
-    assert (arrays["ignore"] == ~targets).all()
+    assert arrays["targets"].tolist() == [[1, 0], [0, 0]]
+    assert arrays["ignore"].tolist() == [[False, True], [True, False]]
+    assert arrays["unknown_is_negative"] is True
     assert arrays["names"] == ["cat", "dög"]
-    assert arrays["paths"] == [os.fsdecode(path) for path in paths]
+    assert arrays["paths"] == [os.fsdecode(path) for path in labels.paths]
     with np.load("s.npz") as file:
-        assert list(file) == ["scores", "targets", "ignore", "names", "paths"]
+        assert list(file) == ["scores", "targets", "ignore", "names", "paths", "unknown_is_negative"]
         assert (file["targets"].dtype, file["ignore"].dtype) == (np.int8, bool)
     assert os.listdir() == ["s.npz"]
 
@@ -71,6 +74,16 @@ def test_ignored_labels_of_saved_scores_change_no_metric(tmp_path, command):
     assert last_line(command(evaluation, tmp_path / "a.npz").out) == "mAP 100.0000 %"
 
 
+def test_saved_scores_say_whether_unknown_labels_are_negative(tmp_path, command):
+    arrays = {"scores": np.array([[0.9, 0.8]]), "targets": np.array([[0, 1]]), "ignore": np.array([[1, 0]])}
+    np.savez(tmp_path / "old.npz", **arrays)
+    np.savez(tmp_path / "wider.npz", **arrays, unknown_is_negative=True)
+    old, wider = (command(evaluation, tmp_path / name).out for name in ("old.npz", "wider.npz"))
+    assert "OP 100.00" in old
+    assert "OP  50.00" in wider
+    assert last_line(old) == last_line(wider) == "mAP 100.0000 %"
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
@@ -85,6 +98,10 @@ def test_ignored_labels_of_saved_scores_change_no_metric(tmp_path, command):
         ),
         ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "paths": np.array(["a"])}, "paths (1,)"),
         ({"scores": np.zeros((2, 2)), "targets": np.zeros((2, 2)), "names": np.eye(2)}, "names are (2, 2)"),
+        (
+            {"scores": np.eye(2), "targets": np.eye(2), "unknown_is_negative": np.array([True, False])},
+            "truth value",
+        ),
         ({"scores": np.array([["a", "b"]]), "targets": np.zeros((1, 2))}, "could not convert"),
         ({"scores": np.array([object()]), "targets": np.zeros((1, 2))}, "allow_pickle"),
     ],

@@ -1,18 +1,26 @@
 """WIDER Attribute: one sample per person, cut out of the image."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from utils import prepare_wider
-from utils.datasets import DATASETS, IGNORED, LabelledImages, load_split
-from utils.label_files import Labels
-from utils.prepare_wider import clip
+import main
+import val
+from conftest import TINY
+from utils import evaluation, prepare_wider
+from utils.datasets import DATASETS, IGNORED, load_split
+from utils.inference import evaluate_scores
+from utils.label_files import read_labels
 from utils.runtime.cli import UserError
+from utils.scores import read_scores
+from utils.transforms import cut_out
 
 
 @pytest.fixture
@@ -39,10 +47,9 @@ def wider(workdir) -> Path:
 def test_labels_and_boxes(wider, command):
     result = command(prepare_wider)
     assert result.status == 0, result.err
-    assert "their box lies outside the image: 2" in result.out
     files = [Path(f"data/wider/{name}_wider.json") for name in ("trainval", "test")]
     trainval, test = (json.loads(file.read_text()) for file in files)
-    assert [entry["bbox"] for entry in trainval] == [[20, 10, 30, 20], [0, 30, 14, 10]]
+    assert [entry["bbox"] for entry in trainval] == [[20, 10, 30, 20], [-5.5, 30.2, 20, 50], [70, 10, 30, 20]]
     assert trainval[0]["target"] == [1, 0, 0] + [0] * 11
     assert trainval[1]["target"] == [0] * 14
     assert test[0]["target"] == [1, 0, 99] + [0] * 11
@@ -54,6 +61,7 @@ def test_labels_and_boxes(wider, command):
     assert (dataset.labels.targets[1] == IGNORED).all()
     image, _, _ = dataset[0, 0, True]
     assert (image == torch.tensor([200, 100, 50]).view(3, 1, 1)).all()  # only the person
+    assert (dataset[0, 2, True][0] == 0).all()  # a person outside of the image is black, not left out
     train = load_split(spec, "train", 32, train=True)
     # The training images may be flipped, but are not cropped.
     assert all((train[epoch, 0, True][0] == image).all() for epoch in range(5))
@@ -61,21 +69,124 @@ def test_labels_and_boxes(wider, command):
     assert (spec.model, spec.img_size) == ("vit_B16_224", 224)
 
 
-def test_boxes_are_clipped_to_the_image():
-    assert clip([1, 2, 3, 4], 10, 10) == [1, 2, 3, 4]
-    assert clip([-3, -4, 5, 6], 10, 10) == [0, 0, 2, 2]
-    assert clip([8.6, 8, 9, 9], 10, 10) == [9, 8, 1, 2]
-    assert clip([10, 0, 5, 5], 10, 10) is None
-    assert clip([3, 3, 0, 5], 10, 10) is None
-    assert clip([3, 3, -2, 5], 10, 10) is None
+def test_the_authors_folder_is_found(wider, command, fails):
+    wider.rename(wider.with_name("WIDER_ATTRIBUTE"))
+    assert command(prepare_wider).status == 0
+    entry = json.loads(Path("data/wider/test_wider.json").read_text())[0]
+    assert entry["img_path"] == "Dataset/WIDER_ATTRIBUTE/Image/test/0--Parade/a b.png"
+    wider.with_name("WIDER_ATTRIBUTE").rename("elsewhere")
+    fails(prepare_wider, says=["Dataset/WIDER_ATTRIBUTE or Dataset/WIDER", "--data_path"])
+    assert command(prepare_wider, "--data_path", "elsewhere").status == 0
 
 
-def test_a_box_outside_its_image_is_reported(wider):
-    path = str(wider / "Image" / "test" / "0--Parade" / "a b.png").encode()
-    labels = Labels(np.array([path]), np.zeros((1, 1), np.int8), np.array([[90, 0, 5, 5]]))
-    dataset = LabelledImages(labels, 32)
-    with pytest.raises(UserError, match=r"a b.png is 60 x 40: its box .* lies outside"):
-        dataset[0, 0, True]
+BOXES = [
+    [0, 0, 60, 40],
+    [10, 5, 20, 30],
+    [-7, 5, 20, 30],  # over the left edge
+    [50, 5, 20, 30],  # over the right edge
+    [10, -8, 20, 30],  # over the upper edge
+    [10, 25, 20, 30],  # over the lower edge
+    [-10, -10, 100, 80],  # over all edges
+    [10.5, 12.5, 20.5, 0.6],  # Python rounds halves to even numbers
+    [-0.5, -1.5, 7.25, 3.3],
+    [0.3, 0.4, 0.4, 0.3],
+    [-5.5, 30.2, 20, 50],
+    *([70, 5, 9, 9], [-70, 5, 9, 9], [5, 70, 9, 9], [5, -70, 9, 9], [1e6, -1e6, 3, 4]),  # outside
+]
+
+
+def crops(tmp_path: Path, boxes: list[list[float]], size: tuple[int, int] = (60, 40)) -> None:
+    """Compare the parts of a label file's boxes with those of Pillow."""
+    pixels = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), np.uint8)
+    picture, image = Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)
+    entries = [{"target": [1], "img_path": "a.png", "bbox": box} for box in boxes]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    labels = read_labels(tmp_path / "a.json", 1, {1: 1})
+    assert labels.boxes.dtype == np.int32
+    for (x, y, w, h), edges in zip(boxes, labels.boxes.tolist(), strict=True):
+        expected = np.asarray(picture.crop((x, y, x + w, y + h)))
+        assert np.array_equal(cut_out(image, *edges).permute(1, 2, 0).numpy(), expected), (x, y, w, h)
+
+
+def test_boxes_are_cut_out_as_pillow_does(tmp_path):
+    crops(tmp_path, BOXES)
+
+
+NUMBER = st.integers(-100, 100) | st.floats(-100, 100) | st.integers(-200, 200).map(lambda n: n / 2)
+SIDE = st.integers(2, 150) | st.floats(2, 150) | st.integers(4, 300).map(lambda n: n / 2)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(box=st.tuples(NUMBER, NUMBER, SIDE, SIDE), size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
+def test_any_box_is_cut_out_as_pillow_does(tmp_path, box, size):
+    crops(tmp_path, [list(box)], size)
+
+
+@pytest.mark.parametrize("box", ["[5, 5, 0, 5]", "[5, 5, 5, -5]", "[5, 5, 0.4, 5]", "[9, 9, 100, 101]"])
+@pytest.mark.parametrize("old", ["[20, 10, 30, 20]", "[70, 10, 30, 20]"])
+def test_a_box_without_area_or_with_too_large_an_area_is_refused(wider, command, fails, box, old):
+    says = [f"the box {box} has no area or is above --max_pixels 10000"]
+    annotations = wider / "Annotations" / "wider_attribute_test.json"
+    good = annotations.read_text()
+    annotations.write_text(good.replace(old, box))
+    fails(prepare_wider, "--max_pixels", 10000, says=[*says, "wider_attribute_test.json"])
+    annotations.write_text(good)
+    assert command(prepare_wider).status == 0
+    path = Path("data/wider/test_wider.json")
+    path.write_text(path.read_text().replace(old, box))
+    with pytest.raises(UserError, match=rf"test_wider.json, entry \d is not .*{re.escape(says[0])}"):
+        load_split(DATASETS["wider"], "test", 32, max_pixels=10000)
+
+
+@pytest.mark.parametrize(
+    "box",
+    ["[NaN, 5, 5, 1]", "[5, 5, 5, NaN]", "[5, -Infinity, 5, 5]", "[1e308, 1e308, 5, 5]", "[1e12, 0, 1, 1]"],
+)
+def test_a_box_must_hold_finite_numbers(tmp_path, box):
+    (tmp_path / "a.json").write_text(f'[{{"target": [1], "img_path": "a.png", "bbox": {box}}}]')
+    with pytest.raises(UserError, match=r"a.json, entry 0"):
+        read_labels(tmp_path / "a.json", 1, {1: 1})
+
+
+def test_unspecified_attributes_count_as_negative_except_in_map(wider, command):
+    command(prepare_wider)
+    labels = load_split(DATASETS["wider"], "test", 32).labels
+    scores = np.full((3, 14), 0.1)
+    scores[:, 0] = 0.9, 0.95, 0.8  # the targets are 1, unspecified and 1
+    metrics = evaluate_scores(scores, labels)
+    assert metrics["AP"][0] == 1
+    assert (metrics["CP"], metrics["OP"], metrics["OR"]) == pytest.approx((2 / 3 / 14, 2 / 3, 2 / 15))
+    own = labels._replace(unknown_is_negative=False)  # as in a data set of the user
+    assert evaluate_scores(scores, own)["OP"] == 1
+
+
+def test_all_commands_count_unspecified_attributes_alike(wider, command):
+    command(prepare_wider)
+    options = ["--dataset", "wider", "--model", "resnet18", "--pretrained", "none", *TINY, "--total_epoch", 1]
+    assert command(main, *options, "--output_dir", "run").status == 0
+    logged = json.loads(Path("run/log.jsonl").read_text())
+    arguments = [
+        "--dataset",
+        "wider",
+        "--num_workers",
+        0,
+        "--load_from",
+        "run/best.pth",
+        "--sweep",
+        "lam=0.1",
+    ]
+    result = command(val, *arguments, "--out", "r.json", "--save_scores", "s.npz")
+    assert result.status == 0, result.err
+    metrics = json.loads(Path("r.json").read_text())
+    labels, scores = load_split(DATASETS["wider"], "test", 40).labels, read_scores(Path("s.npz"))["scores"]
+    predicted, positives = scores >= 0.5, labels.targets == 1
+    assert (predicted & (labels.targets == IGNORED)).any()
+    assert metrics["OP"] == (predicted & positives).sum() / max(1, predicted.sum())  # 99 is negative
+    for name in ("mAP", "OP", "CF1", "OF1_3"):
+        assert metrics[name] == pytest.approx(logged[name], abs=1e-6)
+        assert metrics[name] == pytest.approx(metrics["sweep"][0][name], abs=1e-6)
+    saved = command(evaluation, "s.npz").out.splitlines()[1:]
+    assert "\n".join(saved) in result.out
 
 
 def test_a_malformed_annotation_file_is_reported(wider, fails):
@@ -90,7 +201,7 @@ def test_a_malformed_annotation_file_is_reported(wider, fails):
     refused("{}", "images")
     refused(good.replace('"bbox"', '"box"'), "bbox")
     refused(good.replace("[20, 10, 30, 20]", "[20, 10, 30]"), "WIDER")
-    refused(good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "WIDER")
+    refused(good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "the box [nan, 10, 30, 20] has no area")
     refused(good.replace("[1, -1, 0", "[1, -1, 7"), "7")
     refused(good.replace("[1, -1, 0, ", "[1, -1, "), "13 attributes")
     refused(good.replace("test/0--Parade", "../test"), "points outside of Image/")

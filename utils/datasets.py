@@ -14,37 +14,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils import prepare_shapes
-from utils.label_files import FORM, UNKNOWN, Labels, class_names, read_labels
+from utils.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_labels
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.transforms import eval_transform, load_image, train_transform
+from utils.transforms import cut_out, eval_transform, load_image, train_transform
 
-IGNORED = -1  # a target that counts in no loss and no metric
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
-
-
-# What the numbers in a label file mean.
+# What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.
 VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}
-VOC_TEST_VALUES = {1: 1, -1: 0, 0: IGNORED}  # 0: the image has only difficult objects of the class
+VOC_TEST = {1: 1, -1: 0, 0: IGNORED}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """What differs between data sets; the defaults suit a data set that a user adds.
 
-    train, test: label files in data/<folder>/. prepare: the command in utils/ that makes them.
+    train, test: label files data/<folder>/<name>.json. prepare: the command in utils/ that makes them.
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
+    unknown_is_negative: whether metrics other than mAP count an ignored label as negative, see `evaluate`.
     crop: whether training images are cropped at random; else they are only flipped.
     normalize: how pixels are normalised by default, a key of NORMALIZATION in pipeline/network.py.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
     """
 
     folder: str
-    train: str = "train.json"
-    test: str = "test.json"
+    train: str = "train"
+    test: str = "test"
     prepare: str = ""
     test_values: dict[int, int] = field(default_factory=lambda: VALUES)
+    unknown_is_negative: bool = False
     crop: bool = True
     normalize: str = "none"
     model: str = "resnet101"
@@ -54,36 +53,19 @@ class DatasetSpec:
     decay_step: int = 4
 
 
+# fmt: off
 DATASETS = {
-    "voc07": DatasetSpec(
-        "voc07", "trainval_voc07.json", "test_voc07.json", "prepare_voc.py", test_values=VOC_TEST_VALUES
-    ),
-    "voc12": DatasetSpec(
-        "voc12",
-        "train_voc12.json",
-        "val_voc12.json",
-        "prepare_voc.py --year 2012",
-        test_values=VOC_TEST_VALUES,
-    ),
-    "coco": DatasetSpec("coco", "train_coco2014.json", "val_coco2014.json", "prepare_coco.py", decay_step=5),
-    "coco2017": DatasetSpec(
-        "coco", "train_coco2017.json", "val_coco2017.json", "prepare_coco.py --year 2017", decay_step=5
-    ),
-    "wider": DatasetSpec(
-        "wider",
-        "trainval_wider.json",
-        "test_wider.json",
-        "prepare_wider.py",
-        crop=False,
-        normalize="0.5",
-        model="vit_B16_224",
-        img_size=224,
-        decay_step=5,
-    ),
-    "shapes": DatasetSpec(
-        "shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none", img_size=64, total_epoch=4
-    ),
+    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST),
+    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST),
+    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", decay_step=5),
+    "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
+        decay_step=5),
+    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False,
+        normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
+    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
+        img_size=64, total_epoch=4),
 }
+# fmt: on
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -91,14 +73,13 @@ def dataset_spec(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
-        own = f"there is no folder data/{name}/ with train.json, test.json and classes.json"
-        raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, and {own}")
+        raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, nor a folder data/{name}/")
     return DatasetSpec(folder=name)
 
 
 def label_file(spec: DatasetSpec, split: str) -> Path:
     """Return the path of the label file of a split, "train" or "test"."""
-    return Path("data", spec.folder, getattr(spec, split))
+    return Path("data", spec.folder, f"{getattr(spec, split)}.json")
 
 
 @dataclass(eq=False)
@@ -122,10 +103,9 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
         """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and the index."""
         epoch, index, counted = key
-        path = os.fsdecode(self.labels.paths[index])
-        image = load_image(path, self.max_pixels)
+        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels)
         if self.labels.boxes is not None:
-            image = cut_out(image, self.labels.boxes[index].tolist(), path)
+            image = cut_out(image, *self.labels.boxes[index].tolist())
         if self.train:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
             image = train_transform(image, self.img_size, rng, self.crop)
@@ -139,43 +119,30 @@ class LabelledImages(Dataset):
         return (self.labels.targets == 1).sum(axis=0).tolist()
 
 
-def cut_out(image: Tensor, box: list[int], path: str) -> Tensor:
-    """Return the part of an image (3, H, W) inside a box x, y, w, h; UserError if it is empty."""
-    x, y, w, h = box
-    part = image[:, y : y + h, x : x + w]
-    if not part.numel():
-        raise UserError(f"{path} is {image.shape[2]} x {image.shape[1]}: its box {box} lies outside")
-    return part
-
-
 def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
     """Load a split, "train" or "test"; the options are train, seed and max_pixels of LabelledImages.
 
     Raises UserError if the label file or any image is missing, so that training does not fail hours later.
     """
     path = label_file(spec, split)
+    way_out = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
     if not path.exists():
-        way_out = (
-            f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
-        )
         raise UserError(f"{path} is missing; {way_out}")
-    values = spec.test_values if split == "test" else VALUES
-    labels = read_labels(path, len(class_names(spec.folder)), values)
-    missing = [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]
-    if missing:
+    values, num_classes = spec.test_values if split == "test" else VALUES, len(class_names(spec.folder))
+    labels = read_labels(path, num_classes, values, options.get("max_pixels", math.inf))
+    if missing := [os.fsdecode(image) for image in labels.paths if not os.path.isfile(image)]:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
-        again = f", or prepare it again: python utils/{spec.prepare}" if spec.prepare else ""
-        raise UserError(f"{which}: run the command in the folder where the label files were made{again}")
+        raise UserError(f"{which}: run the command where the label files were made, or make them again")
+    labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
     return LabelledImages(labels, img_size, crop=spec.crop, **options)
 
 
 class EpochBatches(Sampler):
     """The batches of an epoch that this process takes; each is a list of keys (epoch, index, counted).
 
-    In training the order is a function of (seed, epoch) alone, and every process takes its share of each
-    batch. If the last batch is too small for that, the other processes get an image with `counted` False,
-    whose labels are ignored, so that all take the same number of steps. In evaluation the batches are in
-    order, and the processes take whole batches in turns.
+    Training: the order depends on (seed, epoch) alone, and each process takes its share of every batch. If a
+    share is empty, the process gets an image with `counted` False, whose labels are ignored, so that all take
+    the same number of steps. Evaluation: batches in order; the processes take whole batches in turns.
     Set `epoch` (from 0) before iterating, and `start` to skip the first batches.
     """
 
@@ -189,42 +156,31 @@ class EpochBatches(Sampler):
         return len(batches if self.dataset.train else batches[self.mine])
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
-        order = np.arange(len(self.dataset))
-        if self.dataset.train:
+        train, order = self.dataset.train, np.arange(len(self.dataset))
+        if train:
             np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        if not self.dataset.train:
-            yield from ([(self.epoch, i, True) for i in batch] for batch in batches[self.mine])
-            return
-        for batch in batches[self.start :]:
-            yield [(self.epoch, i, True) for i in batch[self.mine]] or [(self.epoch, batch[0], False)]
+        for batch in batches[self.start :] if train else batches[self.mine]:
+            share = batch[self.mine] if train else batch
+            yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
 
 
-def make_loader(
-    dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device
-) -> DataLoader:
+def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
     batches = EpochBatches(dataset, batch_size)
     num_workers = min(num_workers, len(batches))
+    options = {"batch_sampler": batches, "collate_fn": collate, "pin_memory": device.type == "cuda"}
+    options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     with warnings.catch_warnings(action="ignore"):  # the user may choose more workers than there are cores
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=num_workers > 0,
-            worker_init_fn=interrupt.ignore_signals,
-        )
+        return DataLoader(dataset, worker_init_fn=interrupt.ignore_signals, **options)
 
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, DataLoader]:
     """Return main.py's loaders of training and test images; make the data set shapes if it is missing."""
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
-    options = {"seed": args.seed, "max_pixels": args.max_pixels}
-    train_set = load_split(spec, "train", args.img_size, train=True, **options)
-    test_set = load_split(spec, "test", args.img_size, **options)
+    given = {"img_size": args.img_size, "seed": args.seed, "max_pixels": args.max_pixels}
+    train_set, test_set = load_split(spec, "train", train=True, **given), load_split(spec, "test", **given)
     train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
     return train_loader, make_loader(test_set, min(args.batch_size, 16), args.num_workers, device)

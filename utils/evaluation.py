@@ -21,24 +21,29 @@ def main() -> None:
     least = "lowest score that is a prediction [default: 0.5]"
     parser.add_argument("--threshold", type=number(float, -math.inf), help=least)
     args = parser.parse_args()
-    scores, targets, ignore, names, _ = read_scores(args.file).values()
-    low, high = scores.min(), scores.max()
-    if args.threshold is None and (low < 0 or high > 1):
-        raise UserError(f"{args.file}: scores from {low:g} to {high:g} are not in [0, 1]: give a --threshold")
+    scores, targets, ignore, names, _, unknown_is_negative = read_scores(args.file).values()
+    if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
+        raise UserError(f"{args.file}: scores from {scores.min():g} to {scores.max():g} need a --threshold")
     threshold = 0.5 if args.threshold is None else args.threshold
-    metrics = evaluate(scores, targets, ignore, threshold)
+    metrics = evaluate(scores, targets, ignore, threshold, unknown_is_negative)
     positives = ((targets == 1) & ~ignore).sum(axis=0).tolist()
     print(f"{len(scores)} images, labels with a score of at least {threshold:g} are predicted")
     print(format_report(metrics, list(map(one_line, names)), positives))
 
 
 def evaluate(
-    scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None, threshold: float = 0.5
+    scores: np.ndarray,
+    targets: np.ndarray,
+    ignore: np.ndarray | None = None,
+    threshold: float = 0.5,
+    unknown_is_negative: bool = False,
 ) -> dict:
     """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1, and CP_3 to OF1_3 from each image's three highest scores.
 
     scores: (N, C), a label is predicted if its score is ≥ threshold. targets: (N, C) of 0 and 1.
-    ignore: (N, C) bool or None; ignored labels count in no metric and are never among the three highest.
+    ignore: (N, C) bool or None; mAP leaves out ignored labels, and so do all other metrics, which with
+    unknown_is_negative count them as negative, as the authors do for WIDER. In VOC's top-3 the difficult
+    labels take no place among the three; the authors let them take one, but never print these metrics.
     Returns fractions in [0, 1]. AP is a list of C values, NaN for a class without positives, and mAP is the
     mean of the others, NaN if there are none. CP and CR count a class without predictions or positives as 0.
     Raises ValueError for other shapes or targets, for no images and for NaN scores.
@@ -46,10 +51,12 @@ def evaluate(
     scores, targets = np.asarray(scores, float), np.asarray(targets)
     ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
-    positives, predicted = (targets == 1) & ~ignore, (scores >= threshold) & ~ignore
-    by_class = zip(*(np.ascontiguousarray(x.T) for x in (scores, positives, ~ignore)))
+    positives = (targets == 1) & ~ignore
+    by_class = zip(scores.T.copy(), positives.T.copy(), (~ignore).T.copy())
     ap = [average_precision(*arrays) for arrays in by_class]
-    rest = np.where(ignore, -np.inf, scores)
+    if unknown_is_negative:
+        ignore = np.zeros_like(ignore)
+    predicted, rest = (scores >= threshold) & ~ignore, np.where(ignore, -np.inf, scores)
     for _ in range(3):  # remove each image's highest score, the first of equal ones
         rest[np.arange(len(rest)), rest.argmax(axis=1)] = -np.inf
     metrics = {"mAP": float(np.nanmean(ap)) if positives.any() else math.nan, "AP": ap}
@@ -85,8 +92,7 @@ def format_report(metrics: dict, classes: list[str], positives: list[int]) -> st
     width = max(len("class"), *map(len, classes))
     lines = [f"{'class':{width}}      AP  positives"]
     lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in zip(classes, metrics["AP"], positives)]
-    without = ", ".join(name for name, count in zip(classes, positives) if not count)
-    if without:
+    if without := ", ".join(name for name, count in zip(classes, positives) if not count):
         lines.append(f"left out of mAP because they have no positives: {without}")
     for title, suffix in (("all", ""), ("top-3", "_3")):
         names = ("CP", "CR", "CF1", "OP", "OR", "OF1")

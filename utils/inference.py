@@ -1,6 +1,5 @@
 """Running a network: from a loader's images to scores and metrics."""
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.csra import ResidualAttention, attended_scores
-from utils.datasets import IGNORED, to_float
+from utils.datasets import to_float
 from utils.evaluation import evaluate
+from utils.label_files import IGNORED, Labels
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
@@ -20,15 +20,11 @@ from utils.runtime.progress import progress
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
-    loader: DataLoader,
-    device: torch.device,
-    amp: str = "off",
-    forward: Callable[[Tensor], Tensor] | None = None,
+    model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off", call: Callable | None = None
 ) -> np.ndarray:
     """Return the logits (N, C) float64 of the loader's data set; row i belongs to sample i.
 
-    forward: a function of images to call instead of the model; its outputs (B, ...) are joined to (N, ...).
+    call: a function of images to use instead of the model; its outputs (B, ...) are joined to (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
     so the order of the loader does not matter; the rows of missing samples are NaN.
     """
@@ -40,16 +36,15 @@ def predict(
             if interrupt.received:
                 interrupt.stop()
             with autocast(device, amp):
-                rows = (forward or model)(to_float(images, device))
+                rows = (call or model)(to_float(images, device))
             batches.append((index, rows))  # fetching the rows from a GPU here would wait for it
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
             if bar.disable and len(batches) % 100 == 0:
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    all_rows = list(itertools.chain.from_iterable(gather(own_rows)))
-    logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
-    for index, rows in all_rows:
-        logits[index] = rows
+    indices, rows = map(np.concatenate, zip(*sum(gather(own_rows), [])))
+    logits = np.full((len(loader.dataset), *rows.shape[1:]), np.nan)
+    logits[indices] = rows
     return logits
 
 
@@ -58,20 +53,17 @@ def with_tta(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor]
     return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if tta == "flip" else forward
 
 
-def logit_terms(
-    classifier: ResidualAttention, x: Tensor, temperatures: list[float | None] = (None,)
-) -> Tensor:
+def logit_terms(classifier: ResidualAttention, x: Tensor, temperatures: list = (None,)) -> Tensor:
     """Return the terms of the logits for any λ: the mean scores, and the attended scores for each T.
 
     x: features (B, D, H, W). temperatures: each replaces that of all heads; None keeps the heads' own.
     Returns (B, 1 + len(temperatures), C), summed over the heads; logits are the first + λ · another. Neither
     λ nor T changes a score map, so no training is needed (paper, Fig. 1).
     """
-    maps = [(scores.flatten(2), own_T) for scores, own_T in classifier.score_maps(x)]
-    terms = [sum(scores.mean(dim=-1) for scores, _ in maps)]
-    for T in temperatures:
-        terms.append(sum(attended_scores(scores, own_T if T is None else T) for scores, own_T in maps))
-    return torch.stack(terms, dim=1)
+    maps = [(scores.flatten(2), T) for scores, T in classifier.score_maps(x)]
+    mean = sum(scores.mean(dim=-1) for scores, _ in maps)
+    attended = (sum(attended_scores(s, own if T is None else T) for s, own in maps) for T in temperatures)
+    return torch.stack([mean, *attended], dim=1)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -81,10 +73,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels.targets)
+    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels)
 
 
-def evaluate_scores(scores: np.ndarray, targets: np.ndarray) -> dict:
-    """Return the metrics of `evaluate` for scores and targets (N, C); UserError for NaN scores."""
+def evaluate_scores(scores: np.ndarray, labels: Labels) -> dict:
+    """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
+    positives, ignore, flag = labels.targets == 1, labels.targets == IGNORED, labels.unknown_is_negative
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-        return evaluate(scores, targets == 1, ignore=targets == IGNORED)
+        return evaluate(scores, positives, ignore, unknown_is_negative=flag)

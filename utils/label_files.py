@@ -1,5 +1,6 @@
 """Label files and class names: reading, checking and writing. The preparers use this without torch."""
 
+import math
 import os
 import unicodedata
 from argparse import Namespace
@@ -15,10 +16,12 @@ from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers
 from utils.runtime.files import read_json, write_json_list
 
 FORM = '{"target": [...], "img_path": "..."}'
-UNKNOWN = 99  # in a label file: counts in no loss and no metric
+UNKNOWN = 99  # in a label file: an unknown label
+IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
-# (N, C) int8, and boxes (N, 4) int32, the parts to cut out as x, y, w, h in pixels, or None.
-Labels = namedtuple("Labels", ["paths", "targets", "boxes"])
+# (N, C) int8, and boxes (N, 4) int32, the edges of the parts to cut out (see `box_edges`), or None.
+# unknown_is_negative: see `evaluate`.
+Labels = namedtuple("Labels", ["paths", "targets", "boxes", "unknown_is_negative"], defaults=[None, False])
 
 
 def class_names(folder: str) -> list[str]:
@@ -32,11 +35,11 @@ def class_names(folder: str) -> list[str]:
 
 def check_names(names: Any, path: Path) -> list[str]:
     """Return the class names that a file holds; UserError if they are not a list of different names."""
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path} must hold a list of class names, and no name may be empty")
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{path} must hold a list of class names")
     for name in names:
-        if not is_line(name):
-            raise UserError(f"{path}: the class name {name!r} contains line breaks or control characters")
+        if not isinstance(name, str) or not name or not is_line(name):
+            raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")
     if len(set(names)) != len(names):
         raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
     return names
@@ -47,7 +50,7 @@ def is_line(name: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
+def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels: float = math.inf) -> Labels:
     """Read a label file; `values` maps each number that its targets may hold to the target to return."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
@@ -55,33 +58,39 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int]) -> Labels:
     has_boxes = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
     targets, paths = np.empty((len(entries), num_classes), dtype=np.int8), []
     boxes = np.empty((len(entries), 4), dtype=np.int32) if has_boxes else None
-    form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
     for index, entry in enumerate(entries):
         try:
-            target = entry["target"]
-            if len(target) != num_classes:
-                raise UserError(f"{path}, entry {index}: {len(target)} targets for {num_classes} classes")
-            targets[index] = [values[value] for value in target]
+            if len(entry["target"]) != num_classes:
+                raise ValueError(f"{len(entry['target'])} targets for {num_classes} classes")
+            targets[index] = [values[value] for value in entry["target"]]
             paths.append(os.fsencode(entry["img_path"]))
             if not 0 < len(paths[-1]) <= 4096:  # the array of all paths is as wide as the longest path
                 raise ValueError("img_path is empty or too long")
             if has_boxes:
-                x, y, w, h = box = entry["bbox"]
-                if not all(type(side) is int for side in box) or min(x, y) < 0 or min(w, h) < 1:
-                    raise ValueError(f"bbox {box}")
-                boxes[index] = box
+                boxes[index] = box_edges(entry["bbox"], max_pixels)
         except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
-            reason = f"{type(error).__name__} {error!s:.50}"
-            raise UserError(f"{path}, entry {index} is not {form} ({reason}): {entry!s:.100}") from None
+            form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
+            raise UserError(f"{path}, entry {index} is not {form} ({error!r:.120}): {entry!s:.100}") from None
     return Labels(np.array(paths), targets, boxes)
+
+
+def box_edges(box: list[float], max_pixels: float) -> list[int]:
+    """Return left, top, right and bottom of a box x, y, w, h, rounded as Pillow's crop does.
+
+    Raises ValueError unless the box has from 1 to max_pixels pixels; it may lie outside of the image.
+    """
+    x, y, w, h = box
+    edges = [round(edge) for edge in (x, y, x + w, y + h)] if math.isfinite(x + y + w + h) else [0] * 4
+    width, height = edges[2] - edges[0], edges[3] - edges[1]
+    if min(width, height) < 1 or width * height > max_pixels:
+        raise ValueError(f"the box {box!s:.50} has no area or is above --max_pixels {max_pixels}")
+    return edges
 
 
 def listed_file(folder: Path, name: str, source: Path) -> Path:
     """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
     if Path(name).anchor or ".." in Path(name).parts:
-        raise UserError(
-            f"{source}: {name!r} points outside of {folder.name}/: download the original file again"
-        )
+        raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
     path = folder / name
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
@@ -99,32 +108,28 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
     """Check images with --verify, write a label file per split, {file name: entries}, and print counts."""
     if args and args.verify:
         verify(splits, args.max_pixels)
+    counts = []
     for name, entries in splits.items():
         write_json_list(folder / name, entries)
-        num_labels = sum(value == 1 for entry in entries for value in entry["target"])
-        print(f"{folder / name}: {len(entries)} images, {num_labels} labels")
+        counts.append((np.array([entry["target"] for entry in entries]) == 1).sum(axis=0))
+        print(f"{folder / name}: {len(entries)} images, {counts[-1].sum()} labels")
+        if absent := ", ".join(name for name, count in zip(classes, counts[-1]) if not count):
+            print(f"no image in {name} has {absent}")
     width = max(len("images of"), *map(len, classes))
     print(f"{'images of':{width}}", *(f"{Path(name).stem:>18}" for name in splits))
-    for c, class_name in enumerate(classes):
-        counts = (sum(entry["target"][c] == 1 for entry in entries) for entries in splits.values())
-        print(f"{class_name:{width}}", *(f"{count:18}" for count in counts))
+    for class_name, *row in zip(classes, *counts):
+        print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
 
 
 def verify(splits: dict, max_pixels: int) -> None:
     """Decode all images as training does, and list the bad ones; UserError if there are any."""
-    from utils.transforms import load_image  # imports torch, which the preparers do not need otherwise
-
-    def error_message(path: str) -> str | None:
-        try:
-            load_image(path, max_pixels)
-        except UserError as error:
-            return str(error)
+    from utils.photos import Photos  # imports torch, which the preparers do not need otherwise
 
     paths = sorted({entry["img_path"] for entries in splits.values() for entry in entries})
     with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
-        messages = pool.imap(error_message, paths)
-        bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
-        errors = [message for message in bar if message]
+        samples = pool.imap(Photos(paths, 1, max_pixels).__getitem__, range(len(paths)))
+        bar = tqdm(samples, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
+        errors = [message for _, message in bar if isinstance(message, str)]
     print(f"decoded {len(paths)} images, {len(errors)} of them bad", *errors, sep="\n")
     if errors:
         raise UserError(f"{len(errors)} of {len(paths)} images are bad, first {errors[0]}")

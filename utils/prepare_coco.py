@@ -3,10 +3,8 @@
 python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--verify]
 """
 
-import contextlib
-import io
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +12,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, parse_args, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
-from utils.runtime.files import check_folder
+from utils.runtime.files import check_folder, read_json
 
 
 def main() -> None:
@@ -25,45 +23,39 @@ def main() -> None:
     check_folder(Path("data/coco"), "label files")
     data_path = args.data_path or Path(f"Dataset/COCO{args.year}")
     classes = class_names("coco")
-    splits, left_out = {}, []
+    splits = {}
     for split in ("train", "val"):
-        name = f"{split}_coco{args.year}.json"
-        splits[name], num_left_out = read_split(data_path, f"{split}{args.year}", classes)
-        left_out.append(f"{num_left_out} of {split}{args.year}")
+        splits[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
     write_labels(Path("data/coco"), classes, splits, args)
-    print(f"images left out because they have no annotation: {', '.join(left_out)}")
 
 
-def read_split(data_path: Path, split: str, classes: list[str]) -> tuple[list[dict], int]:
-    """Return the entries of a split, sorted by image id, and the number of images without annotation."""
+def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
+    """Return the entries of a split, sorted by image id; images without annotation are left out."""
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of annotations/ and images/")
-    with reporting_errors("prepare_coco needs pycocotools: pip install pycocotools"):
-        from pycocotools.coco import COCO
     print(f"loading {path}", flush=True)
-    entries = []
+    present, entries = defaultdict(set), []
     with reporting_errors(f"{path} is not a COCO annotation file that lists every id it refers to"):
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-            coco = COCO(path)
-        names = [coco.cats[category]["name"] for category in sorted(coco.cats)]
+        content = read_json(path)
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+        names = [categories[number] for number in sorted(categories)]
         if names != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
-        for key in ("images", "categories"):
-            number, count = Counter(item["id"] for item in coco.dataset[key]).most_common(1)[0]
-            if count > 1:
-                raise UserError(f"{path}: the id {number} appears twice in its {key}")
-        column = {category: index for index, category in enumerate(sorted(coco.cats))}
-        for image_id in tqdm(sorted(coco.imgToAnns), desc=split, unit="img", disable=None):
-            image = listed_file(data_path / "images" / split, coco.imgs[image_id]["file_name"], path)
-            # Every box counts, also that of a crowd.
-            present = {column[annotation["category_id"]] for annotation in coco.imgToAnns[image_id]}
-            target = [int(c in present) for c in range(len(classes))]
+        if len(files) < len(content["images"]) or len(categories) < len(content["categories"]):
+            raise UserError(f"{path}: an id appears twice in its images or categories")
+        for annotation in content["annotations"]:  # every box counts, also that of a crowd
+            present[annotation["image_id"]].add(categories[annotation["category_id"]])
+        for image_id in tqdm(sorted(present), desc=split, unit="img", disable=None):
+            image = listed_file(data_path / "images" / split, files[image_id], path)
+            target = [int(name in present[image_id]) for name in classes]
             entries.append({"target": target, "img_path": image.as_posix()})
     if not entries:
         raise UserError(f"{path} annotates no image")
-    return entries, len(coco.imgs) - len(entries)
+    print(f"{split}: {len(files) - len(entries)} images left out because they have no annotation")
+    return entries
 
 
 if __name__ == "__main__":

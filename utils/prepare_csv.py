@@ -6,7 +6,6 @@ python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--val_
 import csv
 import os
 import sys
-from collections import Counter
 from itertools import compress
 from pathlib import Path
 
@@ -14,15 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import UNKNOWN, check_names, parse_args, write_labels
-from utils.runtime.cli import (
-    Parser,
-    UserError,
-    given_path,
-    number,
-    reporting_errors,
-    reporting_value_errors,
-    run_script,
-)
+from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
 BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")
@@ -41,50 +32,35 @@ def main() -> None:
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     args = parse_args(parser)
-    name = args.dataset
-    if name in ("", *BUILT_IN) or name.startswith(".") or Path(name).name != name:
+    folder, name = Path("data", args.dataset), args.dataset
+    if name in BUILT_IN or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name other than {', '.join(BUILT_IN)}")
-    folder = Path("data", name)
     check_folder(folder, "--dataset")
     if not args.overwrite and any((folder / name).exists() for name in ("train.json", "test.json")):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
     header, rows = read_table(args.csv)
-    if header[1:] == ["labels"]:
-        with reporting_value_errors("--separator"):
-            classes, targets = read_label_lists(rows, args.separator)
-    else:
-        classes, targets = header[1:], [read_cells(row, header, args.csv) for row in rows]
-    check_names(classes, args.csv)
+    classes, targets = read_targets(header, rows, args.separator, args.csv)
     paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
     entries = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
     positives = np.array(targets) == 1
     held_out = split(positives, args.val_fraction, args.seed)
     if held_out.all() or not held_out.any():
-        share = f"--val_fraction {args.val_fraction:g} of {len(rows)} images"
-        raise UserError(f"{share} leaves no images to train on or to test on: change it, or add rows")
-    chosen = {"train.json": ~held_out, "test.json": held_out}
-    splits = {name: list(compress(entries, mask)) for name, mask in chosen.items()}
-    write_labels(folder, classes, splits, args)
+        raise UserError(f"--val_fraction {args.val_fraction:g} leaves no images to train on or to test on")
+    train, test = list(compress(entries, ~held_out)), list(compress(entries, held_out))
+    write_labels(folder, classes, {"train.json": train, "test.json": test}, args)
     write_json_list(folder / "classes.json", classes)
-    for name, mask in chosen.items():
-        absent = list(compress(classes, ~positives[mask].any(axis=0)))
-        if absent:
-            print(f"no image in {name} has {', '.join(absent)}")
     num_unknown = sum(target.count(UNKNOWN) for target in targets)
     print(f"{num_unknown} of {positives.size} labels are unknown: they count in no loss and no metric")
 
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
-    with (
-        reporting_errors(f"{path} is not comma-separated UTF-8"),
-        path.open(encoding="utf-8-sig", newline="") as file,
-    ):
-        first_line = file.readline()
-        file.seek(0)
+    fault = f"{path} is not comma-separated UTF-8"
+    with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
+        text = list(file)
         # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-        delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        delimiter = next((mark for mark in ",;\t" if mark in "".join(text[:1])), ",")
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     header, rows = lines[0][1] if lines else [], lines[1:]
     if len(header) < 2 or header[0] != "image" or not rows:
@@ -95,35 +71,31 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def read_label_lists(rows: list[Row], separator: str) -> tuple[list[str], list[list[int]]]:
-    """Return the sorted class names and the targets of rows with the cells image and labels."""
-    lists = [{label.strip() for label in cells[1].split(separator)} - {""} for _, cells in rows]
-    classes = sorted(set().union(*lists))
-    return classes, [[int(name in labels) for name in classes] for labels in lists]
-
-
-def read_cells(row: Row, header: list[str], path: Path) -> list[int]:
-    """Return the target of a row with a cell per class. Raises UserError if a cell is not 1, 0 or empty."""
-    line, cells = row
-    for name, cell in zip(header[1:], cells[1:]):
-        if cell not in CELLS:
-            raise UserError(f"{path}, line {line}: {name} is {cell!r:.50}, but must be 1, 0 or empty")
-    return [CELLS[cell] for cell in cells[1:]]
+def read_targets(header: list[str], rows: list[Row], separator: str, path: Path) -> tuple[list[str], list]:
+    """Return the class names and the targets, from a column of label lists or from a column per class."""
+    if header[1:] == ["labels"]:
+        with reporting_errors("--separator"):
+            lists = [{label.strip() for label in cells[1].split(separator)} - {""} for _, cells in rows]
+        classes = check_names(sorted(set().union(*lists)), path)
+        return classes, [[int(name in labels) for name in classes] for labels in lists]
+    for line, cells in rows:
+        for name, cell in zip(header[1:], cells[1:]):
+            if cell not in CELLS:
+                raise UserError(f"{path}, line {line}: {name} is {cell!r:.50}, but must be 1, 0 or empty")
+    return check_names(header[1:], path), [[CELLS[cell] for cell in cells[1:]] for _, cells in rows]
 
 
 def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
     """Return the image paths; raise UserError if one is missing, outside of the folder or repeated."""
-    paths = []
+    lines = {}
     for line, (name, *_) in rows:
-        if os.path.normpath(name).split(os.sep)[0] == "..":
-            raise UserError(f"{table}, line {line}: {name} points outside of {folder}: set another --img_dir")
-        paths.append((folder / name).as_posix())
-        if not os.path.isfile(paths[-1]):
-            raise UserError(f"{table}, line {line}: there is no image {paths[-1]}: set another --img_dir")
-    path, count = Counter(paths).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{table}: {path} has {count} rows; merge them into one")
-    return paths
+        path = (folder / name).as_posix()
+        if os.path.normpath(name).split(os.sep)[0] == ".." or not os.path.isfile(path):
+            raise UserError(f"{table}, line {line}: there is no image {path} in {folder}: set --img_dir")
+        if path in lines:
+            raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
+        lines[path] = line
+    return list(lines)
 
 
 def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -67,28 +67,25 @@ def main(argv: list[str] | None = None) -> None:
 def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficulty: str, seed: int) -> None:
     """Write images/, classes.json, train.json and test.json to out_dir; replace those of an earlier call."""
     check_folder(out_dir, "--out_dir")
-    classes, part = out_dir / "classes.json", out_dir / "images.part"
+    classes, images, part = (out_dir / name for name in ("classes.json", "images", "images.part"))
     if any(out_dir.glob("*")) and not (classes.exists() and read_json(classes) == list(SHAPES)):
         raise UserError(f"--out_dir {out_dir} holds something other than a data set of shapes: name another")
     write_json_list(classes, SHAPES)
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # an interrupted call left it
     splits, level = {"train.json": [], "test.json": []}, DIFFICULTIES[difficulty]
-    try:
-        for stream, (split, count) in enumerate((("train", num_train), ("test", num_test))):
-            (part / split).mkdir(parents=True)
-            for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
-                image, objects = draw_scene(np.random.default_rng((seed, stream, index)), size, level)
-                name = f"{split}/{index:05d}.jpg"
-                image.save(part / name, quality=95, subsampling=0)
-                target = [int(any(item["name"] == shape for item in objects)) for shape in SHAPES]
-                img_path = (out_dir / "images" / name).as_posix()
-                splits[f"{split}.json"].append({"target": target, "img_path": img_path, "objects": objects})
-        for name in splits:  # never leave labels beside the images of another seed
-            (out_dir / name).unlink(missing_ok=True)
-        shutil.rmtree(out_dir / "images", ignore_errors=True)
-        part.rename(out_dir / "images")
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    for stream, (split, count) in enumerate((("train", num_train), ("test", num_test))):
+        (part / split).mkdir(parents=True)
+        for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
+            image, objects = draw_scene(np.random.default_rng((seed, stream, index)), size, level)
+            name = f"{split}/{index:05d}.jpg"
+            image.save(part / name, quality=95, subsampling=0)
+            target = [int(any(item["name"] == shape for item in objects)) for shape in SHAPES]
+            entry = {"target": target, "img_path": (images / name).as_posix(), "objects": objects}
+            splits[f"{split}.json"].append(entry)
+    for name in splits:  # never leave labels beside the images of another seed
+        (out_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(images, ignore_errors=True)
+    part.rename(images)
     write_labels(out_dir, list(SHAPES), splits)
 
 
@@ -97,8 +94,7 @@ def draw_scene(rng: np.random.Generator, size: int, difficulty: Difficulty) -> t
     side, tint = size * SUPERSAMPLING, (0, difficulty.tint)
     canvas = Image.new("RGB", (side, side), draw_colour(rng, rng.uniform(0, 360), tint, (0.2, 0.8)))
     for _ in range(difficulty.num_strokes):  # they look like parts of objects
-        ends = [tuple(point) for point in rng.uniform(0, side, (2, 2))]
-        width = int(side * rng.uniform(0.01, 0.05))
+        ends, width = rng.uniform(0, side, 4).tolist(), int(side * rng.uniform(0.01, 0.05))
         fill = draw_colour(rng, rng.uniform(0, 360), tint, (0.2, 0.9))
         ImageDraw.Draw(canvas).line(ends, fill=fill, width=width)
     names, objects, places = list(SHAPES), [], []  # places: x, y and radius of each object, in pixels
@@ -117,7 +113,7 @@ def draw_scene(rng: np.random.Generator, size: int, difficulty: Difficulty) -> t
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         mask = Image.new("L", (side, side))  # where the object is
         for corners, fill in zip(SHAPES[names[label]], (255, 0)):  # the outline, the hole
-            ImageDraw.Draw(mask).polygon([tuple(p) for p in corners @ turn.T * r + (x, y)], fill=fill)
+            ImageDraw.Draw(mask).polygon((corners @ turn.T * r + (x, y)).ravel().tolist(), fill=fill)
         canvas.paste(draw_colour(rng, hue, (difficulty.saturation, 1), (0.55, 1)), mask=mask)
         left, top, right, bottom = (edge / SUPERSAMPLING for edge in mask.getbbox())
         objects.append({"name": names[label], "bbox": [left, top, right - left, bottom - top]})

@@ -1,65 +1,53 @@
 """Make the label files of WIDER Attribute: an entry per person, with the box to cut out.
 
-python utils/prepare_wider.py --data_path Dataset/WIDER [--verify]
+python utils/prepare_wider.py [--data_path Dataset/WIDER_ATTRIBUTE] [--verify]
 """
 
+import os
 import sys
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import UNKNOWN, class_names, listed_file, parse_args, write_labels
+from utils.label_files import UNKNOWN, box_edges, class_names, listed_file, parse_args, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder, read_json
+
+FOLDERS = ("Dataset/WIDER_ATTRIBUTE", "Dataset/WIDER")
 
 
 def main() -> None:
     parser = Parser(description="Make data/wider/trainval_wider.json and test_wider.json.")
-    parser.add_argument("--data_path", type=given_path, default="Dataset/WIDER", help="holds Annotations/")
+    found = next(filter(os.path.isdir, FOLDERS), " or ".join(FOLDERS))  # the error names both
+    parser.add_argument("--data_path", type=given_path, default=found, help="holds Annotations/ and Image/")
     args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
-    classes = class_names("wider")
-    splits, num_left_out = {}, {}
-    for split, unspecified in (("trainval", 0), ("test", UNKNOWN)):
-        values = {1: 1, -1: 0, 0: unspecified}  # an attribute is present, absent or unspecified
-        name = f"{split}_wider.json"
-        splits[name], num_left_out[name] = read_split(args.data_path, split, values, len(classes))
+    classes, splits = class_names("wider"), {}
+    for split in ("trainval", "test"):
+        splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
     write_labels(Path("data/wider"), classes, splits, args)
-    print(f"people left out because their box lies outside the image: {sum(num_left_out.values())}")
 
 
-def read_split(root: Path, split: str, values: dict[int, int], num_classes: int) -> tuple[list[dict], int]:
-    """Return an entry per person, with attributes mapped by `values`, and the number of people left out."""
+def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[dict]:
+    """Return an entry per person: the target, the image and the box as the annotation has it."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
-    entries, num_left_out = [], 0
+    values = {1: 1, -1: 0, 0: UNKNOWN if split == "test" else 0}  # 0: the attribute is unspecified
+    entries = []
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
-            img_path = listed_file(root / "Image", item["file_name"], path)
-            with reporting_errors(f"{img_path} is damaged: unpack it again"), Image.open(img_path) as image:
-                width, height = image.size
+            img_path = listed_file(root / "Image", item["file_name"], path).as_posix()
             for person in item["targets"]:
                 target = [values[code] for code in person["attribute"]]
                 if len(target) != num_classes:
                     raise ValueError(f"{len(target)} attributes for {num_classes} classes")
-                box = clip(person["bbox"], width, height)
-                if box:
-                    entries.append({"target": target, "img_path": img_path.as_posix(), "bbox": box})
-                num_left_out += box is None
+                box_edges(person["bbox"], max_pixels)  # raises ValueError if it is malformed
+                entries.append({"target": target, "img_path": img_path, "bbox": person["bbox"]})
     if not entries:
         raise UserError(f"{path} annotates no people")
-    return entries, num_left_out
-
-
-def clip(box: list[float], width: int, height: int) -> list[int] | None:
-    """Return the part of a box x, y, w, h that lies in the image, in whole pixels; None if no part does."""
-    x, y, w, h = box
-    left, top = max(0, round(x)), max(0, round(y))
-    right, bottom = min(width, round(x + w)), min(height, round(y + h))
-    return [left, top, right - left, bottom - top] if right > left and bottom > top else None
+    return entries
 
 
 if __name__ == "__main__":

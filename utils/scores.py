@@ -1,25 +1,26 @@
-"""Files of saved scores: one .npz file with the arrays scores, targets, ignore, names and paths."""
+"""Files of saved scores: one .npz file with scores, targets, ignore, names, paths, unknown_is_negative."""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from utils.label_files import IGNORED, Labels
 from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write
 
 
-def write_scores(
-    path: Path, scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray, names: list, paths: np.ndarray
-) -> None:
-    """Write scores, targets (0 or 1) and ignore (N, C), C names and paths (N,) of bytes to an .npz file."""
-    targets, paths = targets.astype(np.int8), np.char.decode(paths, "utf-8", "surrogateescape")
+def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
+    """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""
+    targets, ignore = (labels.targets == 1).astype(np.int8), labels.targets == IGNORED
+    paths = np.char.decode(labels.paths, "utf-8", "surrogateescape")
+    arrays = {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
     with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, scores=scores, targets=targets, ignore=ignore, names=names, paths=paths)
+        np.savez_compressed(file, **arrays, unknown_is_negative=labels.unknown_is_negative)
 
 
 def read_scores(path: Path) -> dict:
-    """Read scores, targets, ignore (N, C), C names and N paths from a file; UserError if they do not fit."""
+    """Read the arrays that `write_scores` wrote, as a dict; UserError if they are malformed or do not fit."""
     with reporting_errors(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
         if not (path.is_file() and zipfile.is_zipfile(path)):
             raise ValueError("it is not an .npz file" if path.exists() else "there is no such file")
@@ -29,10 +30,11 @@ def read_scores(path: Path) -> dict:
             check_inputs(scores, targets, ignore)
             names = file.get("names", np.arange(scores.shape[1])).astype(str)
             paths = file.get("paths", np.arange(len(scores))).astype(str)
+            flag = {"unknown_is_negative": bool(file.get("unknown_is_negative", False))}
         if (paths.shape, names.shape) != (scores.shape[:1], scores.shape[1:]):
             raise ValueError(f"scores are {scores.shape}, but names are {names.shape}, paths {paths.shape}")
     names, paths = names.tolist(), paths.tolist()
-    return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths}
+    return {"scores": scores, "targets": targets, "ignore": ignore, "names": names, "paths": paths} | flag
 
 
 def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> None:
@@ -42,8 +44,7 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
         raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
     if scores.size == 0:
         raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
-    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(rows):
+    if (rows := np.flatnonzero(np.isnan(scores).any(axis=1))).size:
         raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
     if not ((targets == 0) | (targets == 1) | ignore).all():
         raise ValueError("targets must be 0 or 1 where they are not ignored")

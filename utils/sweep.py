@@ -6,30 +6,30 @@ import math
 import numpy as np
 
 from utils.inference import evaluate_scores, sigmoid
+from utils.label_files import Labels
 from utils.runtime.cli import number
 
 
 def axis(text: str) -> tuple[str, list[float]]:
     """Parse lam=0:1:0.1 (from:to:step) or T=1,2,4,inf; an argparse type."""
     name, _, values = text.partition("=")
-    bounds = values.split(":")
-    if name not in ("lam", "T") or len(bounds) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text!r}: write lam=0:1:0.1 (from:to:step) or T=1,2,4,inf")
     parse = number(float, 0, low_allowed=name == "lam")
-    if len(bounds) == 1:
-        numbers = (math.inf if name == "T" and v in ("inf", "99") else parse(v) for v in values.split(","))
-        return name, list(dict.fromkeys(numbers))
-    start, stop, step = parse(bounds[0]), parse(bounds[1]), number(float, 0, low_allowed=False)(bounds[2])
-    if not start <= stop <= start + 1000 * step:
-        raise argparse.ArgumentTypeError(f"{text!r}: a range goes up, in at most 1000 steps")
-    return name, [round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1)]
+    if name in ("lam", "T") and values.count(":") == 2:
+        start, stop, step = map(parse, values.split(":"))
+        if not (step and start <= stop <= start + 1000 * step):
+            raise argparse.ArgumentTypeError(f"{text!r}: a range goes up, in at most 1000 steps")
+        return name, [round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1)]
+    if name not in ("lam", "T") or ":" in values:
+        raise argparse.ArgumentTypeError(f"{text!r}: write lam=0:1:0.1 (from:to:step) or T=1,2,4,inf")
+    numbers = (math.inf if name == "T" and v in ("inf", "99") else parse(v) for v in values.split(","))
+    return name, list(dict.fromkeys(numbers))
 
 
-def sweep(terms: np.ndarray, targets: np.ndarray, lams: list[float], temperatures: list) -> list[dict]:
+def sweep(terms: np.ndarray, labels: Labels, lams: list[float], temperatures: list) -> list[dict]:
     """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
-        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), targets)
+        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), labels)
         for i, T in enumerate(temperatures, start=1)
         for lam in lams
     ]
@@ -39,9 +39,9 @@ def format_sweep(results: list[dict]) -> str:
     """Format the mAP in %, with a row for each λ and a column for each temperature, and mark the best."""
     best = max(results, key=lambda result: result["mAP"])
     titles = dict.fromkeys(f"T {result['T']}".replace("inf", "∞") for result in results)
-    header = "  lambda" + "".join(f"{title:>14}" for title in titles)
     rows = {result["lam"]: f"{result['lam']:8g}" for result in results}
     for result in results:
         rows[result["lam"]] += f"{100 * result['mAP']:12.4f} {'*' if result is best else ' '}"
+    header = "  lambda" + "".join(f"{title:>14}" for title in titles)
     note = "* the best on these very images, so not a fair result: choose λ and T on other images"
     return "\n".join(["mAP in %", header, *rows.values(), note])

@@ -28,12 +28,8 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
-    # Decoders warn about damage that they can repair. Opening reads only the header.
-    with (
-        reporting_errors(fault),
-        warnings.catch_warnings(action="ignore"),
-        Image.open(path, formats=FORMATS) as image,
-    ):
+    quiet = warnings.catch_warnings(action="ignore")  # decoders warn about damage that they can repair
+    with reporting_errors(fault), quiet, Image.open(path, formats=FORMATS) as image:  # reads only the header
         tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole
         w, h = max(image.width, int(tags.get(322, 0))), max(image.height, int(tags.get(323, 0)))
         if w * h > max_pixels:
@@ -60,17 +56,26 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
     return left, top, left + w, top + h
 
 
+def cut_out(image: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """Return a part of an image (3, H, W) as Pillow's crop does: what lies outside of the image is black."""
+    part = image.new_zeros(bottom - top, right - left, 3).permute(2, 0, 1)
+    inside = image[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+    y, x = max(0, -top), max(0, -left)
+    part[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
+    return part
+
+
 def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bool = True) -> Tensor:
     """Crop (if crop), resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
     if crop:
-        left, top, right, bottom = random_crop(image.shape[2], image.shape[1], rng)
-        image = image[:, top:bottom, left:right]
+        image = cut_out(image, *random_crop(image.shape[2], image.shape[1], rng))
     image = eval_transform(image, size)
     return image.flip(2) if rng.random() < 0.5 else image
 
 
 def eval_transform(image: Tensor, size: int) -> Tensor:
-    """Resize an image (3, H, W) to a square, as Pillow does up to rounding; returns uint8 (3, size, size)."""
+    """Resize an image (3, H, W) to a square; returns uint8 (3, size, size)."""
+    # The values are within 1/255 of Pillow's, or within 2/255 for about one in tens of millions.
     # Strides in channels_last order select PyTorch's vectorised kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]

@@ -27,7 +27,7 @@ import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.evaluation import evaluate
-from utils.label_files import check_names, class_names, read_labels
+from utils.label_files import class_names, read_labels
 from utils.run import Run
 from utils.runtime import cli
 from utils.scores import read_scores
@@ -108,17 +108,13 @@ def read_coco(path: Path) -> None:
 
 
 def read_wider(path: Path) -> None:
-    prepare_wider.read_split(path.parents[1], "test", {1: 1, -1: 0, 0: 99}, num_classes=3)
+    prepare_wider.read_split(path.parents[1], "test", num_classes=3, max_pixels=10**6)
 
 
 def read_csv(path: Path) -> None:
     """Read a table as prepare_csv.py does."""
     header, rows = prepare_csv.read_table(path)
-    if header[1:] == ["labels"]:
-        classes, _ = prepare_csv.read_label_lists(rows, ";")
-    else:
-        classes, _ = header[1:], [prepare_csv.read_cells(row, header, path) for row in rows]
-    check_names(classes, path)
+    prepare_csv.read_targets(header, rows, ";", path)
     prepare_csv.find_images(rows, path.parent, path)
 
 
@@ -170,12 +166,13 @@ def good_checkpoint() -> dict[str, Any]:
 
 
 PICTURES = ("3.jpg", "5.jpg")  # these lie in images/train2014/ and in Image/
-LABELS = [{"target": [1, 0, 99], "img_path": f"{i}.jpg", "bbox": [0, 1, 20, 30]} for i in range(3)]
+LABELS = [{"target": [1, 0, 99], "img_path": f"{i}.jpg", "bbox": [-5.5, 1, 20, 30]} for i in range(3)]
 COCO = {
     "images": [{"id": int(name[0]), "file_name": name} for name in PICTURES],
     "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names("coco"))],
     "annotations": [{"id": i, "image_id": 3, "category_id": i} for i in (1, 7, 80)],
 }
+SCORES = {"scores": [[0.5, 1.0]] * 3, "targets": [[0, 1]] * 3, "unknown_is_negative": True}
 PERSON = {"attribute": [1, -1, 0], "bbox": [-5.5, 10, 20, 50.2]}
 WIDER = {"images": [{"file_name": name, "targets": [PERSON, PERSON]} for name in PICTURES]}
 LOG = [{"epoch": epoch, "train_loss": 0.5, "mAP": 0.5, "lr": {"backbone": 0.1}} for epoch in (1, 2)]
@@ -202,7 +199,7 @@ PARSERS = {
     "run to resume": Parser("last.pth", good_run(), read_run, to_checkpoint),
     "table": Parser("t.csv", TABLE, read_csv, to_table),
     "table of label lists": Parser("t.csv", LABEL_LISTS, read_csv, to_table),
-    "scores": Parser("s.npz", {"scores": [[0.5, 1.0]] * 3, "targets": [[0, 1]] * 3}, read_scores, to_npz),
+    "scores": Parser("s.npz", SCORES, read_scores, to_npz),
     "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, plot.read_results, to_json),
     "image": Parser("a.jpg", make_picture(), lambda path: load_image(str(path), 10**6), to_picture),
     "log": Parser("log.jsonl", LOG, lambda path: plot.read_run(path.parent), to_lines),
