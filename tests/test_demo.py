@@ -197,6 +197,14 @@ def test_box_mask_covers_the_boxes():
     ]
 
 
+def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):
+    Path("maps").mkdir()
+    Path("maps/a.jpg").write_text("a file")
+    result = label(command, "--img_dir", "photos", "--heatmap", "--out_dir", "maps")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "maps/a.jpg" in result.err
+
+
 def test_options_are_checked_against_the_checkpoint(photos, command, fails):
     agreeing = ["--model", "resnet18", "--num_heads", 1, "--num_cls", 8, "--lam", 0.1]
     assert label(command, "--img_dir", "photos/a.jpg", *agreeing).status == 0

@@ -109,7 +109,7 @@ SAFE = [*SCALARS, (NumpyType, "numpy.dtype"), TorchVersion, argparse.Namespace]
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint: a state dict, bare or under "model" or "state_dict", with or without `module.`.
+    """Read a checkpoint: a state dict, bare or under "model" or "state_dict". Names may start as in PREFIXES.
 
     Returns a dict of "model", the state dict, "config", the options of training (empty unless main.py wrote
     the file), and whatever else main.py wrote. weights_only: nothing in the file is run.
