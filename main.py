@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pipeline.models import MODELS, build
+from pipeline.models import MODELS, build, check_img_size
 from utils import options
 from utils.checkpoint import load_backbone
 from utils.datasets import dataset_spec, make_loaders, to_float
@@ -211,6 +211,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
+    with reporting_value_errors(f"--img_size {args.img_size}"):
+        check_img_size(args.model, args.img_size)
     processes = distributed.WORLD_SIZE
     if args.batch_size % processes:
         share = f"cannot be shared equally among {processes} processes"

@@ -3,8 +3,9 @@
 python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--verify]
 """
 
+import contextlib
+import io
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import class_names, listed_file, parse_args, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
-from utils.runtime.files import check_folder, read_json
+from utils.runtime.files import check_folder
 
 
 def main() -> None:
@@ -34,27 +35,28 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of annotations/ and images/")
+    with reporting_errors("prepare_coco needs pycocotools: pip install pycocotools"):
+        from pycocotools.coco import COCO
     print(f"loading {path}", flush=True)
-    present, entries = defaultdict(set), []
+    entries = []
     with reporting_errors(f"{path} is not a COCO annotation file that lists every id it refers to"):
-        content = read_json(path)
-        files = {image["id"]: image["file_name"] for image in content["images"]}
-        categories = {category["id"]: category["name"] for category in content["categories"]}
-        names = [categories[number] for number in sorted(categories)]
-        if names != classes:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
+            coco = COCO(path)
+        categories = {number: coco.cats[number]["name"] for number in sorted(coco.cats)}
+        if (names := list(categories.values())) != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
-        if len(files) < len(content["images"]) or len(categories) < len(content["categories"]):
-            raise UserError(f"{path}: an id appears twice in its images or categories")
-        for annotation in content["annotations"]:  # every box counts, also that of a crowd
-            present[annotation["image_id"]].add(categories[annotation["category_id"]])
-        for image_id in tqdm(sorted(present), desc=split, unit="img", disable=None):
-            image = listed_file(data_path / "images" / split, files[image_id], path)
-            target = [int(name in present[image_id]) for name in classes]
-            entries.append({"target": target, "img_path": image.as_posix()})
+        for key, items in (("images", coco.imgs), ("categories", coco.cats)):
+            if len(items) < len(coco.dataset[key]):
+                raise UserError(f"{path}: an id appears twice in its {key}")
+        for image_id in tqdm(sorted(coco.imgToAnns), desc=split, unit="img", disable=None):
+            image = listed_file(data_path / "images" / split, coco.imgs[image_id]["file_name"], path)
+            # Every box counts, also that of a crowd.
+            present = {categories[annotation["category_id"]] for annotation in coco.imgToAnns[image_id]}
+            entries.append({"target": [int(c in present) for c in classes], "img_path": image.as_posix()})
     if not entries:
         raise UserError(f"{path} annotates no image")
-    print(f"{split}: {len(files) - len(entries)} images left out because they have no annotation")
+    print(f"{split}: {len(coco.imgs) - len(entries)} images left out because they have no annotation")
     return entries
 
 
