@@ -14,7 +14,6 @@ from PIL import Image
 import demo
 import val
 from conftest import SHAPES
-from experiments.pointing import box_mask, highest
 from utils.heatmap import ClassMap, contact_sheet, overlay, panel
 from utils.photos import find_photos
 
@@ -179,22 +178,6 @@ def test_legends_shorten_long_names_and_sheets_show_all_maps():
     assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 24 + 8))
     assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
 
-
-def test_highest_returns_the_centre_of_the_place_with_the_largest_value():
-    for row, column in ((0, 0), (3, 3), (1, 2)):
-        values = np.zeros((4, 4))
-        values[row, column] = 1
-        assert highest(values, 128) == (32 * row + 16, 32 * column + 16)
-
-
-def test_box_mask_covers_the_boxes():
-    mask = box_mask([[1, 0, 2, 1], [0, 2.6, 1, 1]], 4)
-    assert mask.tolist() == [
-        [False, True, True, False],
-        [False, False, False, False],
-        [False, False, False, False],
-        [True, False, False, False],
-    ]
 
 
 def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):
