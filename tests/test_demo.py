@@ -179,7 +179,6 @@ def test_legends_shorten_long_names_and_sheets_show_all_maps():
     assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
 
 
-
 def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):
     Path("maps").mkdir()
     Path("maps/a.jpg").write_text("a file")
