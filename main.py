@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pipeline.models import MODELS, build, check_img_size
+from pipeline.models import MODELS, build
 from utils import options
 from utils.checkpoint import load_backbone
 from utils.datasets import dataset_spec, make_loaders, to_float
@@ -90,14 +90,14 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
                 ema.update_parameters(model)
 
             run.add_step(loss_sum, num_labels)
-            bar.update(min(args.batch_size, bar.total - bar.n))
-            if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
-                bar.write(run.progress_line(loader))
             stop = interrupt.stop_requested()
             if stop or (args.save_every and run.step % args.save_every == 0):
                 run.save()
-            if stop:
+            if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
+            bar.update(min(args.batch_size, bar.total - bar.n))
+            if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
+                bar.write(run.progress_line(loader))
     distributed.average_buffers(model)
     if ema:
         distributed.average_buffers(ema)
@@ -127,11 +127,12 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
-    """Return SGD; `base_lr` is --lr for the backbone and ten times that for the classifier."""
+    """Return SGD; `base_lr` is --lr for the backbone, and --head_lr_factor times that for the classifier."""
     backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
+    head_lr = args.head_lr_factor * args.lr
     groups = [
         {"name": "backbone", "params": backbone, "base_lr": args.lr},
-        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": 10 * args.lr},
+        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": head_lr},
     ]
     optimizer = SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
     # If fp16 overflows in the first step and the scaler skips it, fused SGD leaves momentum uninitialised.
@@ -158,11 +159,11 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
-    group.add_argument(
-        "--decay_step", type=number(int, 1), help=f"epochs between tenfold drops of the rate {own}"
-    )
-    rate_help = "learning rate of the backbone; the classifier's is 10 times as high"
-    group.add_argument("--lr", type=positive, default=0.01, help=rate_help)
+    decay_help = f"epochs between tenfold drops of the rate {own}"
+    group.add_argument("--decay_step", type=number(int, 1), help=decay_help)
+    group.add_argument("--lr", type=positive, default=0.01, help="learning rate of the backbone")
+    factor_help = "learning rate of the classifier, in multiples of --lr; 1 for the authors' baseline"
+    group.add_argument("--head_lr_factor", type=positive, default=10.0, help=factor_help)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
     loss_help = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
@@ -172,13 +173,13 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
 
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
-    group.add_argument(
-        "--seed", type=number(int, 0), default=0, help="seed of weights, order and augmentation"
-    )
+    seed_help = "seed of weights, order and augmentation"
+    group.add_argument("--seed", type=number(int, 0), default=0, help=seed_help)
     folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
     group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder_help)
-    group.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    group.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
+    existing.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
     save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
     group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
     log_help = "print the mean loss of the epoch so far every STEPS steps"
@@ -188,10 +189,10 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
+    if (args.resume or args.overwrite) and args.output_dir is None:
+        raise UserError("--resume and --overwrite need the folder of the run: add --output_dir")
     if not args.resume:
         return resolve(args), None
-    if args.output_dir is None or args.overwrite:
-        raise UserError("--resume needs --output_dir and cannot be combined with --overwrite")
     saved = load_last(args.output_dir)
     try:
         return resolve(resumed_options(parser, args, saved)), saved
@@ -213,10 +214,6 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
-    if args.overwrite and args.output_dir is None:
-        raise UserError("--overwrite replaces the run in --output_dir: add --output_dir")
-    with reporting_value_errors(f"--img_size {args.img_size}"):
-        check_img_size(args.model, args.img_size)
     processes = distributed.WORLD_SIZE
     if args.batch_size % processes:
         share = f"cannot be shared equally among {processes} processes"

@@ -15,6 +15,7 @@ import distributed_step
 import val
 from conftest import RUN, SHAPES, finish, start, wait_until
 from utils.log import read_log
+from utils.runtime import distributed
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,20 @@ def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path)
     # Sums over processes may differ in the last digits, because their order varies.
     for ours, theirs in zip(read_log(run), read_log(two_processes[0])):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+
+def test_one_process_with_several_gpus_prints_the_command_for_all(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "my set"])
+    for num_gpus, device, out in (
+        (4, "cuda", "4 GPUs; to use all: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
+        (1, "cuda", ""),
+        (4, "cpu", ""),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)
+        distributed.connect(torch.device(device))
+        printed = capsys.readouterr().out
+        assert printed.endswith(out)
+        assert printed.count("\n") == out.count("\n")
 
 
 def test_an_error_is_reported_by_one_process(shapes, tmp_path):

@@ -148,8 +148,8 @@ def test_a_non_finite_loss_ends_the_run(shapes, command, tmp_path):
     arguments = ["--dataset", "shapes", *TINY, "--warmup_epoch", 0, "--output_dir", tmp_path / "run"]
     result = command(main, *arguments, "--lr", 1e18)
     assert result.status == 2
-    assert "by step 2 of epoch 1, at lr 1e+18: start again with a lower --lr than 1e+18" in result.err
-    assert "or without --warmup_epoch 0" in result.err
+    assert "by step 2 of epoch 1: start again with a lower --lr than 1e+18" in result.err
+    assert "or more --warmup_epoch" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp
         patch.setattr(main, "learning_rate", lambda base, iteration, *rest: 1e39 if iteration > 1 else base)
         result = command(main, *options, "--output_dir", folder)
     assert result.status == 2
-    assert "became NaN or infinite by step 1 of epoch 2, at lr 1e+39: start again with a lower" in result.err
+    assert "became NaN or infinite by step 1 of epoch 2: start again with a lower" in result.err
     assert "still holds best.pth and last.pth from before" in result.err
     assert load_checkpoint(folder / "last.pth")["position"]["epoch"] == 1
     assert command(main, "--resume", "--output_dir", folder).status == 0

@@ -2,31 +2,123 @@
 
 import shutil
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import demo
 import main
 import val
 from conftest import SHAPES, TINY
 from pipeline import csra
 from pipeline.network import Network, make_classifier
+from utils.checkpoint import load_model
 from utils.datasets import DATASETS
 from utils.label_files import class_names
 from utils.run import Run
+from utils.runtime import device
+from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-@pytest.mark.parametrize("option", [["--amp", "bf16"], ["--amp", "fp16"], ["--sync_bn"]])
+@pytest.fixture(scope="module")
+def bf16() -> None:
+    """Skip a test on a CPU that does not compute in bfloat16."""
+    try:
+        device.check_bf16()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def set_cpu(tmp_path_factory, monkeypatch) -> Callable[[str, str], None]:
+    """Replace what is known of the CPU: its flags, and the program that tries bfloat16 on it."""
+
+    def call(flags: str, trial: str) -> None:
+        cpuinfo = tmp_path_factory.mktemp("cpu") / "cpuinfo"
+        cpuinfo.write_text(f"flags\t\t: {flags}\n")
+        monkeypatch.setattr(device, "Path", {"/proc/cpuinfo": cpuinfo}.get)
+        monkeypatch.setattr(device, "BF16_TRIAL", trial)
+
+    return call
+
+
+@pytest.mark.parametrize("option", [["--amp", "fp16"], ["--sync_bn"]])
 def test_options_that_need_a_gpu_are_refused_early(workdir, fails, option):
     fails(main, "--dataset", "shapes", *TINY, *option, says=[" ".join(option), "GPU", "leave it out"])
 
 
 def test_val_refuses_mixed_precision_on_the_cpu(trained, shapes, fails):
     fails(val, *SHAPES, "--load_from", trained / "best.pth", "--amp", "fp16", says=["--amp fp16", "GPU"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "trial", "says"),
+    [
+        ("fpu avx2 avx512f", "pass", ["needs a GPU, or a CPU with avx512_bf16"]),
+        ("fpu avx512_bf16", "import os; os.abort()", ["trial on this CPU failed with status -6"]),
+        ("fpu amx_bf16", "raise OSError", ["trial on this CPU failed with status 1"]),
+    ],
+)
+def test_bf16_is_refused_on_a_cpu_that_cannot_compute_it(trained, shapes, fails, set_cpu, flags, trial, says):
+    set_cpu(flags, trial)
+    says = ["--amp bf16", *says, "leave it out"]
+    fails(main, "--dataset", "shapes", *TINY, "--amp", "bf16", says=says)
+    checkpoint = ["--load_from", trained / "best.pth", "--amp", "bf16"]
+    fails(val, *SHAPES, *checkpoint, says=says)
+    photo = "data/shapes/images/test/00000.jpg"
+    fails(demo, "--img_dir", photo, "--device", "cpu", *checkpoint, says=says)
+
+
+def test_bf16_is_accepted_on_a_cpu_that_computes_it(set_cpu):
+    set_cpu("fpu avx512_bf16", "pass")
+    assert choose_device("cpu", "bf16").type == "cpu"
+
+
+def test_training_and_validation_in_bf16_on_a_cpu(bf16, shapes, command, tmp_path):
+    folder, options = tmp_path / "run", ["--amp", "bf16"]
+    training = command(main, "--dataset", "shapes", *TINY, *options, "--output_dir", folder)
+    assert training.status == 0, training.err
+    validation = command(val, *SHAPES, "--load_from", folder / "best.pth", *options)
+    assert validation.out.splitlines()[-1] in training.out
+    model, images = load_model(folder / "best.pth"), torch.rand(4, 3, 40, 40)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        expected = model(images)
+        with device.autocast(torch.device("cpu"), "bf16"):
+            logits = model(images)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 6])
+def test_only_the_convolution_of_the_head_is_in_bf16_on_a_cpu(bf16, num_heads):
+    head, x = make_classifier(num_heads, 0.5, 64, 3), torch.randn(2, 64, 20, 20)
+    with device.autocast(torch.device("cpu"), "bf16"):
+        maps, logits = head.score_maps(x), head(x)
+    assert all(torch.equal(scores, scores.bfloat16()) for scores, _ in maps)
+    expected = sum(csra.residual_attention(scores.double().flatten(2), T, 0.5) for scores, T in maps)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_settings_of_glibc_turn_ours_off(monkeypatch):
+    calls = []
+    libc = SimpleNamespace(mallopt=lambda *values: calls.append(values))
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"):
+        monkeypatch.delenv(name, raising=False)
+    device.keep_freed_memory()
+    assert calls == [(-1, -1), (-4, 0)]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    device.keep_freed_memory()
+    assert len(calls) == 2
 
 
 def test_pooling_stays_in_float32(monkeypatch):
@@ -108,9 +200,9 @@ def test_momentum_is_zero_after_a_first_step_that_overflows(monkeypatch):
 @needs_gpu
 def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--batch_size", "4"])
-    (args, _), device = main.parse_args(), choose_device("cuda")
-    model = main.build_model(args, device)
-    loader, _ = main.make_loaders(args, DATASETS["shapes"], device)
+    (args, _), gpu = main.parse_args(), choose_device("cuda")
+    model = main.build_model(args, gpu)
+    loader, _ = main.make_loaders(args, DATASETS["shapes"], gpu)
     optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cuda", enabled=False)
     run = Run(args, class_names("shapes"), model, optimizer, scaler)
     run.save = lambda: None
@@ -122,7 +214,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
         return forward(images)
 
     model.forward = watched
-    main.train_one_epoch(run, model, loader, device)
+    main.train_one_epoch(run, model, loader, gpu)
     torch.cuda.set_sync_debug_mode("default")
 
 

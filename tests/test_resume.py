@@ -5,16 +5,19 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import main
-from conftest import RUN, finish, start, wait_until
+from conftest import REPOSITORY, RUN, finish, start, wait_until
 from utils import inference
 from utils.checkpoint import load_checkpoint
 from utils.log import log_epoch
+from utils.runtime import interrupt
 
 
 def results(folder: Path) -> tuple[list[dict], dict, dict]:
@@ -77,6 +80,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_signals_save_and_end_the_run(shapes, tmp_path):
     """Check the other signals on separate processes: a terminal sends them to the DataLoader workers, too."""
     statuses = {signal.SIGINT: 130, signal.SIGUSR1: 143}
+    if signal.SIGHUP in interrupt.SIGNALS:  # not under nohup
+        statuses[signal.SIGHUP] = 143
     options = [*RUN, "--num_workers", 2, "--total_epoch", 1000, "--output_dir"]
     runs = {
         number: start(1, "main.py", *options, tmp_path / number.name, start_new_session=True)
@@ -92,6 +97,23 @@ def test_signals_save_and_end_the_run(shapes, tmp_path):
         with pytest.raises(ProcessLookupError):  # no process of its group is left
             os.killpg(run.pid, 0)
         assert load_checkpoint(tmp_path / number.name / "last.pth")["position"]["epoch"] >= 1
+
+
+def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
+    with interrupt.deferring_signals("saving"):
+        signal.raise_signal(signal.SIGTERM)
+        handlers = {number.name: signal.getsignal(number) for number in interrupt.SIGNALS}
+        assert interrupt.received == [signal.SIGTERM]
+    assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
+    assert set(handlers.values()) == {signal.SIG_DFL}
+    assert "SIGTERM: saving; a second signal ends it at once" in capfd.readouterr().err
+
+
+def test_nohup_is_respected():
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program += "from utils.runtime import interrupt; print([number.name for number in interrupt.SIGNALS])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
 
 
 def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path, command):
@@ -117,11 +139,11 @@ def test_a_finished_run_can_be_extended(finished, command, fails):
     # Old runs lack newer options and have their position in another order.
     saved = torch.load(old / "last.pth", weights_only=True)
     saved["position"] = dict(reversed(saved["position"].items()))
-    for option in ("print_freq", "ema", "loss", "max_pixels"):
+    for option in ("print_freq", "ema", "loss", "max_pixels", "head_lr_factor"):
         del saved["config"][option]
     torch.save(saved, old / "last.pth")
-    other = ["--ema", 0.9, "--loss", "asl"]
-    says = ["--ema 0.9 (it has None)", "--loss asl (it has bce)"]
+    other = ["--ema", 0.9, "--loss", "asl", "--head_lr_factor", 1]
+    says = ["--ema 0.9 (it has None)", "--loss asl (it has bce)", "--head_lr_factor 1.0 (it has 10.0)"]
     fails(main, "--resume", "--output_dir", old, *other, says=says)
     assert command(main, "--resume", "--output_dir", old, "--total_epoch", 3).status == 0
     assert_same(results(old), results(finished))

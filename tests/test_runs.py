@@ -223,12 +223,15 @@ def test_the_defaults_are_the_papers_recipe(monkeypatch):
     assert values("--cutmix", "file.pth")["pretrained"] is None
 
 
-def test_the_classifier_has_ten_times_the_learning_rate(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02"])
+@pytest.mark.parametrize(
+    ("options", "rates"), [([], [0.02, 0.2]), (["--head_lr_factor", "1"], [0.02, 0.02])], ids=str
+)
+def test_the_classifier_has_ten_times_the_learning_rate_or_another(monkeypatch, options, rates):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02", *options])
     args, _ = main.parse_args()
     optimizer = main.build_optimizer(main.build_model(args, torch.device("cpu")), args)
     backbone, classifier = optimizer.param_groups
-    assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx([0.02, 0.2])
+    assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx(rates)
     assert len(classifier["params"]) == 1
     assert len(backbone["params"]) == 60
     assert {g["weight_decay"] for g in optimizer.param_groups} == {1e-4}

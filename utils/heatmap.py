@@ -15,6 +15,7 @@ CHANNELS = [np.interp(np.linspace(0, 4, 256), range(5), channel) for channel in 
 COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
 PANEL, COLUMNS, GAP = 280, 4, 8  # a contact sheet: width of its pictures, pictures per row, space between
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 # A class's name, its score in [0, 1], its map (H, W) and the text for the map's maximum.
 ClassMap = namedtuple("ClassMap", ["name", "score", "values", "maximum"])
 
@@ -31,35 +32,33 @@ def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
     return Image.blend(image, colour(resized / max(resized.max(), 1e-12)), 0.55)
 
 
-def panel(image: Image.Image, found: ClassMap | None, title: str = "") -> Image.Image:
-    """Draw an image with a class's map over a legend (name, score, colour bar), or over a title."""
+def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.Image:
+    """Draw an image with a class's map over a legend (name, score, colour bar), or over a text."""
     width = max(image.width, 240)  # a legend needs this many pixels
     size = max(12, width // 32)
-    margin, middle = size // 2, image.height + size
+    margin, middle, right = size // 2, image.height + size, width - size // 2
     canvas = Image.new("RGB", (width, image.height + 2 * size), PAPER)
     canvas.paste(overlay(image, found.values) if found else image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    for file in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+    for file in FONTS:
         with contextlib.suppress(OSError):  # the system may lack it
             draw.font = ImageFont.truetype(file, size)
             break
     else:
         draw.font = ImageFont.load_default(size)  # has only ASCII characters
-    name, score, text_width = title, "", width - 2 * margin
     if found:
-        name, score, bar_width = found.name, f"  {found.score:.2f}", width // 5
-        right = width - margin - draw.textlength(found.maximum)
-        left = right - margin - bar_width
+        text, bar_width = f"{found.name}  {found.score:.2f}", width // 5
+        draw.text((right, middle), found.maximum, INK, anchor="rm")
+        right -= draw.textlength(found.maximum) + margin + bar_width
         bar = colour(np.tile(np.linspace(0, 1, bar_width), (size, 1)))
-        canvas.paste(bar, (round(left), middle - margin))
-        draw.text((right, middle), found.maximum, INK, anchor="lm")
-        draw.text((left - margin, middle), "0", INK, anchor="rm")
-        text_width = left - 2 * size
-    name, text_width = one_line(name), text_width - draw.textlength(score)
-    # Cut the start of a name that is too long; the end of a path is the informative part.
-    shorter = (name, *(f"…{name[i:]}" for i in range(len(name))))
-    text = next((text for text in shorter if draw.textlength(text) <= text_width), "…")
-    draw.text((margin, middle), text + score, INK, anchor="lm")
+        canvas.paste(bar, (round(right), middle - margin))
+        draw.text((right - margin, middle), "0", INK, anchor="rm")
+        right -= 2 * size - margin
+    # Cut the start of a text that is too long; the end of a path is the informative part.
+    text = one_line(text)
+    shorter = (text, *(f"…{text[i:]}" for i in range(len(text))))
+    text = next((text for text in shorter if draw.textlength(text) <= right - margin), "…")
+    draw.text((margin, middle), text, INK, anchor="lm")
     return canvas
 
 

@@ -68,7 +68,8 @@ def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
     """Add the options on device and precision, for all commands that run a network on many images."""
     group, devices = parser.add_argument_group("run"), ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
-    amp = "mixed precision, on CUDA GPUs; off: float32, as in the paper"
+    amp = "mixed precision on CUDA GPUs, bf16 also on CPUs that compute it; off: float32, as in the paper"
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp)
-    group.add_argument("--compile", action="store_true", help="use torch.compile: minutes once, then faster")
+    compiled = "use torch.compile: minutes once, then faster on GPUs; CPUs hardly gain"
+    group.add_argument("--compile", action="store_true", help=compiled)
     return group

@@ -17,6 +17,8 @@ from utils.scores import read_scores
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart. After six lines the dashes change.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE = {"axes.grid": True, "axes.spines.right": False, "axes.spines.top": False, "grid.alpha": 0.3}
+STYLE |= {"lines.linewidth": 1.8, "text.parse_math": False}  # class names may contain $
 
 
 def main() -> None:
@@ -31,12 +33,12 @@ def main() -> None:
         figures["curves"] = draw_curves({name: read_run(run) for name, run in short_names(runs).items()})
     for name, file in short_names([source for source in args.sources if source not in runs]).items():
         title = name.replace("/", "_").removesuffix(file.suffix)
-        if file.suffix not in (".json", ".npz"):
-            raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
         if file.suffix == ".json":
             figures[f"ap_{title}"] = draw_average_precisions(title, read_results(file))
-        else:
+        elif file.suffix == ".npz":
             figures[f"pr_{title}"] = draw_precision_recall(title, read_scores(file))
+        else:
+            raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
     for name, figure in figures.items():  # nothing is written if a source has an error
         with atomic_write(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
@@ -49,26 +51,24 @@ def short_names(sources: list[Path]) -> dict[str, Path]:
     return dict(zip(names if len(set(names)) == len(names) else map(str, sources), sources))
 
 
-def read_run(folder: Path) -> list[dict]:
-    """Return the log of a run, and in each epoch the `curves`: loss, mAP in % and learning rate."""
-    records = read_log(folder)
-    if not records:
-        raise UserError(f"{folder} holds no log.jsonl with an epoch: name the folder of a run")
-    for record in records:
+def read_run(folder: Path) -> np.ndarray:
+    """Return the epochs, losses, mAP in % and learning rates of the backbone (4, N) in the log of a run."""
+    rows = []
+    for record in read_log(folder):
         with reporting_errors(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
             mAP = math.nan if record.get("mAP") is None else record["mAP"]  # None: no positives
             rate, *_ = record["lr"].values()
-            record["curves"] = [float(record["train_loss"]), 100 * float(mAP), float(rate)]
-    return records
+            rows.append(list(map(float, (record["epoch"], record["train_loss"], 100 * mAP, rate))))
+    if not rows:
+        raise UserError(f"{folder} holds no log.jsonl with an epoch: name the folder of a run")
+    return np.transpose(rows)
 
 
 def read_results(path: Path) -> dict[str, float | None]:
     """Return the AP of each class from a file of val.py --out, None for a class without positives."""
     with reporting_errors(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
-        values = read_json(path)["AP"]
-        known = [ap for ap in values.values() if ap is not None]
-        if not known or not all(isinstance(ap, int | float) for ap in known):
-            raise TypeError("they are not numbers")
+        values = {name: ap if ap is None else float(ap) for name, ap in read_json(path)["AP"].items()}
+        max(ap for ap in values.values() if ap is not None)  # raises ValueError if there is none
     return values
 
 
@@ -78,27 +78,21 @@ def make_figure(width: float, height: float, num_axes: int = 1):
         import matplotlib
         from matplotlib.figure import Figure
     styles = matplotlib.cycler(linestyle=["-", "--", ":", "-."]) * matplotlib.cycler(color=PALETTE)
-    matplotlib.rc("axes", grid=True, prop_cycle=styles)
-    matplotlib.rc("axes.spines", top=False, right=False)
-    matplotlib.rc("grid", alpha=0.3)
-    matplotlib.rc("text", parse_math=False)  # class names may contain $
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": styles})
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, num_axes)
 
 
-def draw_curves(runs: dict[str, list[dict]]):
+def draw_curves(runs: dict[str, np.ndarray]):
     """Draw loss, mAP and the backbone's learning rate by epoch, with a line for the log of each run."""
     figure, axes = make_figure(13, 4.2, num_axes=3)
     titles = ("training loss", "mAP on the test images, %", "learning rate of the backbone")
-    for name, records in runs.items():
-        epochs = [record["epoch"] for record in records]
-        curves = zip(*(record["curves"] for record in records))
-        for axis, title, values in zip(axes, titles, curves):
-            axis.plot(epochs, values, label=name, marker="o", markersize=3.5, linewidth=1.8)
-            axis.set(title=title, xlabel="epoch")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-    rates = np.concatenate([line.get_ydata() for line in axes[2].lines])
-    if 0 < 10 * min(rates) <= max(rates):
+    for column, (axis, title) in enumerate(zip(axes, titles), start=1):
+        for name, values in runs.items():
+            axis.plot(values[0], values[column], label=name, marker="o", markersize=3.5)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if 0 < 10 * axes[2].dataLim.y0 <= axes[2].dataLim.y1:
         axes[2].set_yscale("log")
         axes[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
@@ -134,7 +128,7 @@ def draw_precision_recall(title: str, arrays: dict):
         curves = curves[:4] + curves[-4:]
     figure, axis = make_figure(7.5, 5)
     for name, recall, precision, ap in curves:
-        axis.step(recall, precision, where="pre", label=f"{name} ({100 * ap:.1f})", linewidth=1.8)
+        axis.step(recall, precision, where="pre", label=f"{name} ({100 * ap:.1f})")
     recall, precision, _ = precision_recall(scores[counted], targets[counted])
     axis.step(recall, precision, "k-", where="pre", label="all labels together", linewidth=2.5)
     figure.legend(loc="outside right upper", title=legend, fontsize=9)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
 
 
+@dataclass(eq=False)
 class Run:
     """A training run: the network and optimiser, its progress, and the folder that it saves to.
 
@@ -41,30 +42,23 @@ class Run:
     record: the last line of the log. best: the line of the log with the highest mAP.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        classes: list[str],
-        model: nn.Module,
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
-        ema: AveragedModel | None = None,
-    ):
-        self.args, self.classes = args, classes
-        self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
+    args: argparse.Namespace
+    classes: list[str]
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None = None
+
+    def __post_init__(self):
+        args, self.eval_model = self.args, self.ema.module if self.ema else self.model
         self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         self.config["processes"] = WORLD_SIZE
         self.folder, self.replaced = args.output_dir, []
         self.epoch, self.step, self.seconds, self.train_loss = 0, 0, 0.0, 0.0
         self.started = time.perf_counter()
         # Sum of the losses and number of labels in the steps of this epoch, on the device.
-        self.totals = torch.zeros(2, device=next(model.parameters()).device)
+        self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
         self.record = self.best = None
-
-    @property
-    def eval_model(self) -> nn.Module:
-        """The network to evaluate: the moving average, if there is one."""
-        return self.ema.module if self.ema else self.model
 
     def open_folder(self) -> None:
         """Make the folder of a new run, or check the log of a resumed one."""
@@ -76,7 +70,7 @@ class Run:
                 folder = make_folder(self.args)
             for part in (part for file in RUN_FILES for part in folder.glob(f".{file}.*.part")):
                 part.unlink(missing_ok=True)  # a killed run was writing it
-        self.folder = distributed.broadcast(folder)
+        self.folder = distributed.gather(folder)[0]
         print(f"writing to {self.folder}")
         if self.epoch >= self.args.total_epoch:
             print(f"this run is finished: its {self.epoch} epochs are done")
@@ -92,8 +86,8 @@ class Run:
         except Interrupted:
             launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
             command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
-            where = f"step {self.step} of epoch {self.epoch + 1}"
             with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
+                where = f"step {self.step} of epoch {self.epoch + 1}"
                 print(f"stopped at {where}; resume with: {launcher} {command}")
             raise
         finally:
@@ -106,10 +100,7 @@ class Run:
         self.step += 1
 
     def measure(self) -> tuple[float, float]:
-        """Return the totals and set seconds and train_loss; all processes must call this.
-
-        Raises UserError if the loss is not finite.
-        """
+        """Return the totals, set seconds and train_loss; UserError if the loss is not finite. All call it."""
         loss_sum, num_labels = distributed.average(self.totals).tolist()  # waits for the GPU
         if self.step:
             self.seconds = time.perf_counter() - self.started
@@ -120,17 +111,12 @@ class Run:
 
     def diverged(self, what: str) -> UserError:
         """Return the error that says what diverged, what to try, and which files are still good."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        where = f"{what} by step {self.step} of epoch {self.epoch + 1}, at lr {lr:.2g}"
-        advice = f"start again with a lower --lr than {self.args.lr:g}"
+        advice = f"start again with a lower --lr than {self.args.lr:g} or more --warmup_epoch"
         if self.args.amp == "fp16":
-            advice += " or with --amp bf16"
-        elif self.epoch == self.args.warmup_epoch == 0:
-            advice += " or without --warmup_epoch 0"
-        saved = " and ".join(file for file in ("best.pth", "last.pth") if (self.folder / file).exists())
-        return UserError(
-            f"{where}: {advice}{f'; {self.folder} still holds {saved} from before' if saved else ''}"
-        )
+            advice += ", or with --amp bf16"
+        if saved := [file for file in ("best.pth", "last.pth") if (self.folder / file).exists()]:
+            advice += f"; {self.folder} still holds {' and '.join(saved)} from before"
+        return UserError(f"{what} by step {self.step} of epoch {self.epoch + 1}: {advice}")
 
     def progress_line(self, loader: DataLoader) -> str:
         """Return a line on the epoch so far."""
@@ -209,16 +195,13 @@ class Run:
                 load_weights(self.ema.module, saved["model"], source)
                 self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
-            momentum = saved["optimizer"]["state"]
-            pairs = {key: (saved[key], own[key]) for key in ("position", "scaler", "buffers")}
-            pairs["momentum"] = momentum, own["optimizer"]["state"]
-            for name, (theirs, ours) in pairs.items():
-                if not fits(theirs, ours):
-                    raise ValueError(f"its {name} does not fit: {str(theirs):.100}")
-            self.optimizer.load_state_dict(own["optimizer"] | {"state": momentum})
-            groups = zip(self.optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True)
-            for group, saved_group in groups:
-                group["lr"] = float(saved_group["lr"])
+            theirs, ours = saved["optimizer"], own["optimizer"]
+            parts = [(saved[key], own[key]) for key in ("position", "scaler", "buffers")]
+            if not all(fits(*pair) for pair in [*parts, (theirs["state"], ours["state"])]):
+                raise ValueError("its position, scaler, buffers or momentum do not fit")
+            groups = zip(ours["param_groups"], theirs["param_groups"], strict=True)
+            groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]
+            self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
             self.scaler.load_state_dict(saved["scaler"])
             for buffer, value in zip(self.model.buffers(), saved["buffers"][RANK]):
                 buffer.copy_(value)
@@ -227,7 +210,6 @@ class Run:
             self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
-            json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
             if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if self.step > steps_per_epoch:
@@ -237,12 +219,11 @@ class Run:
 
 def fits(saved: Any, own: Any) -> bool:
     """Return whether a saved state has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
-    if isinstance(own, Tensor):
-        if not isinstance(saved, Tensor) or saved.shape != own.shape or saved.layout != own.layout:
-            return False
-        return saved.is_floating_point() == own.is_floating_point() and bool(saved.isfinite().all())
     if type(saved) is not type(own):
         return False
+    if isinstance(own, Tensor):
+        kind, own_kind = ((x.shape, x.layout, x.is_floating_point()) for x in (saved, own))
+        return kind == own_kind and bool(saved.isfinite().all())
     if isinstance(own, dict):
         return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
     if isinstance(own, list):
@@ -252,24 +233,19 @@ def fits(saved: Any, own: Any) -> bool:
 
 def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
     """Return the options of the run to resume; UserError if the command line changes one that matters."""
+    if "position" not in saved:
+        raise UserError("it holds no run to resume, as only last.pth does")
     config = saved["config"]
     # Options added since the run was saved take their defaults.
     old = {k: config.get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
     given = {name: value for name, value in old.items() if value is not None and value is not False}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    try:
-        parser.set_defaults(**vars(parser.parse_args(words)))
-    except UserError as error:
-        raise UserError(f"its config is damaged: {error}") from None
-    args = parser.parse_args()
+    args = parser.parse_args([*words, *sys.argv[1:]])  # what the command line repeats, it overrides
     if config.get("processes") != WORLD_SIZE:
         processes = f"it has {config.get('processes')} processes, not {WORLD_SIZE}"
         raise UserError(f"{processes}: start it as before, with torchrun if it has several")
-    changed = [
-        f"--{name} {getattr(args, name)} (it has {value})"
-        for name, value in old.items()
-        if name not in FREE_OPTIONS and str(getattr(args, name)) != str(value)
-    ]
+    options = [(name, getattr(args, name), value) for name, value in old.items() if name not in FREE_OPTIONS]
+    changed = [f"--{name} {new} (it has {value})" for name, new, value in options if str(new) != str(value)]
     if changed:
         raise UserError(f"leave out {', '.join(changed)}")
     return args
@@ -281,24 +257,16 @@ def load_last(folder: Path) -> dict[str, Any]:
     if not last.exists() and not previous.exists():
         raise UserError(f"--resume: {folder} holds no last.pth to resume; start the run without --resume")
     try:
-        return load_resumable(last)
+        return load_checkpoint(last)
     except UserError as error:
         if not previous.exists():
             raise
-        checkpoint = load_resumable(previous)
+        checkpoint = load_checkpoint(previous)
         if RANK == 0:
             print(f"{error}; resuming from {previous}", file=sys.stderr)
             if last.exists():  # set it aside, so that the next save does not keep it as previous.pth
                 last.rename(folder / "damaged.pth")
         return checkpoint
-
-
-def load_resumable(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; UserError unless a run can be resumed from it."""
-    checkpoint = load_checkpoint(path)
-    if "position" not in checkpoint:
-        raise UserError(f"{path} holds no run to resume: main.py writes that to last.pth")
-    return checkpoint
 
 
 def keep_previous(folder: Path) -> None:
@@ -316,9 +284,7 @@ def check_run_folder(output_dir: Path | None, overwrite: bool) -> None:
     """Raise UserError unless a new run can be written to output_dir, or to checkpoint/ if it is None."""
     check_folder(output_dir or Path("checkpoint"), "--output_dir")
     if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
-        raise UserError(
-            f"--output_dir {output_dir} holds a run: name another, or add --resume or --overwrite"
-        )
+        raise UserError(f"--output_dir {output_dir} holds a run: name another, add --resume or --overwrite")
 
 
 def make_folder(args: argparse.Namespace) -> Path:
@@ -327,8 +293,8 @@ def make_folder(args: argparse.Namespace) -> Path:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         return args.output_dir
     name = f"{args.dataset}_{args.model}_h{args.num_heads}_lam{args.lam:g}"
-    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
-        folder = Path("checkpoint", name + suffix)
+    for number in itertools.count(1):
+        folder = Path("checkpoint", name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)  # fails if another run took the name just now
             return folder

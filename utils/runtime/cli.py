@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import multiprocessing
 import os
 import re
@@ -11,6 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# The first words of "can't allocate memory" and "couldn't allocate memory" differ.
+OUT_OF_MEMORY = "t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited)"
 
 
 class UserError(Exception):
@@ -80,15 +82,11 @@ def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63
     bound = f"of at least {low}" if low_allowed else f"above {low}"
 
     def parse(text: str) -> float:
-        try:
+        with contextlib.suppress(ValueError):
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if value >= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not below {high:.4g}")
-        if value > low or (low_allowed and value == low):
-            return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound}")
+            if low < value < high or (low_allowed and value == low):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound} and below {high:.4g}")
 
     return parse
 
@@ -101,12 +99,8 @@ def default_workers() -> int:
 
 def add_max_pixels(group: argparse._ActionsContainer) -> None:
     """Add --max_pixels, which keeps a small file from decoding to an image that fills the memory."""
-    group.add_argument(
-        "--max_pixels",
-        type=number(int, 1),
-        default=100_000_000,
-        help="refuse larger images, which take 3 to 20 bytes of memory per pixel",
-    )
+    pixels_help = "refuse larger images, which take 3 to 20 bytes of memory per pixel"
+    group.add_argument("--max_pixels", type=number(int, 1), default=100_000_000, help=pixels_help)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -117,10 +111,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # print names that the terminal cannot encode, and each line at once
+    for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot encode, print lines at once
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
@@ -150,20 +141,9 @@ def run_script(main: Callable[[], None]) -> None:
 def out_of_memory_message(error: Exception) -> str | None:
     """Return the message for an error that means that memory ran out, None for any other error."""
     text = str(error).partition("\n")[0]
-    worker = text.startswith("DataLoader worker")
-    if worker and "shared memory" in text:
-        advice = "give the container more shared memory, or use --num_workers 0"
-    elif worker and ("Killed" in text or "exited unexpectedly" in text):
-        advice = "use fewer --num_workers or a smaller --batch_size"
-    # "t allocate memory" matches can't and couldn't.
-    elif (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "t allocate memory" in text
-    ):
-        advice = "use a smaller --batch_size, --img_size or --max_pixels"
-    else:
+    if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, text):
         return None
+    advice = "use a smaller --batch_size, --img_size or --max_pixels, or fewer --num_workers"
     return f"memory ran out ({text.partition('. ')[0].removesuffix('.')}): {advice}"
 
 

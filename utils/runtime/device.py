@@ -2,16 +2,26 @@
 
 import ctypes
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import UserError, reporting_errors
 from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_TRIAL = """
+import torch
+images, conv = torch.randn(2, 16, 32, 32).to(memory_format=torch.channels_last), torch.nn.Conv2d(16, 16, 3)
+with torch.autocast("cpu", torch.bfloat16):
+    maps = conv(images).flatten(1)
+(maps @ maps.T).sum().backward()
+"""
 
 
 def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> torch.device:
@@ -27,36 +37,43 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
             print("No GPU found: running on the CPU.")
     if not available[name]:
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or cpu")
-    if amp != "off" and name != "cuda":
+    if amp == "bf16" and name == "cpu":
+        check_bf16()
+    elif amp != "off" and name != "cuda":
         raise UserError(f"--amp {amp} needs a CUDA GPU, and this runs on {name}: leave it out")
     if name == "mps" and WORLD_SIZE > 1:
         raise UserError("processes cannot share this kind of GPU: use --device cpu, or one process")
     if name == "cuda":
-        return choose_gpu(amp)
+        with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
+            torch.cuda.set_device(LOCAL_RANK)
+        if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
+        return torch.device("cuda", LOCAL_RANK)
     if name == "cpu":
         keep_freed_memory()
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
-            raise UserError(
-                f"--compile needs the C++ compiler {compiler}: install it, or leave --compile out"
-            )
+            raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
     return torch.device(name)
 
 
-def choose_gpu(amp: str) -> torch.device:
-    """Return the GPU of this process."""
-    if torch.cuda.device_count() <= LOCAL_RANK:
-        gpus = f"this machine has {torch.cuda.device_count()} GPUs and torchrun started more processes"
-        raise UserError(f"{gpus}: lower --nproc_per_node, or use --device cpu")
-    torch.cuda.set_device(LOCAL_RANK)
-    if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-    return torch.device("cuda", LOCAL_RANK) if WORLD_SIZE > 1 else torch.device("cuda")
+def check_bf16() -> None:
+    """Raise UserError unless this CPU computes in bfloat16: some virtual machines only claim to."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or not re.search("avx512_bf16|amx_bf16", cpuinfo.read_text()):
+        raise UserError("--amp bf16 needs a GPU, or a CPU with avx512_bf16 or amx_bf16: leave it out")
+    # An instruction that the CPU lacks kills the process, so another process tries.
+    if status := subprocess.run([sys.executable, "-c", BF16_TRIAL], capture_output=True).returncode:
+        raise UserError(f"--amp bf16: a trial on this CPU failed with status {status}: leave it out")
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory; by default it returns gigabytes per step and pages them in again."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    """Make glibc keep freed memory; by default it returns gigabytes per step and pages them in again.
+
+    On a small machine MALLOC_TRIM_THRESHOLD_=131072 in the environment saves memory and costs time.
+    """
+    is_set = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys()  # glibc reads them
+    if sys.platform == "linux" and not is_set and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)

@@ -1,6 +1,8 @@
 """Many processes, one per GPU, as torchrun starts them; with one process nothing is exchanged."""
 
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +18,14 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started, through nccl on GPUs and through gloo on CPUs."""
+    """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs, or suggest torchrun."""
     if WORLD_SIZE > 1:
         gpu = device.type == "cuda"
         # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
+    elif device.type == "cuda" and (num_gpus := torch.cuda.device_count()) > 1:
+        command = f"torchrun --nproc_per_node={num_gpus} {shlex.join(sys.argv)}"
+        print(f"This uses one of {num_gpus} GPUs; to use all: {command}")
 
 
 def disconnect() -> None:
@@ -35,20 +40,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast(value: Any) -> Any:
-    """Return the first process's value to all processes."""
-    values = [value]
-    if WORLD_SIZE > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
 def average(tensor: Tensor) -> Tensor:
     """Return the mean of a floating-point tensor over the processes."""
-    if WORLD_SIZE == 1:
-        return tensor
     total = tensor.clone()
-    dist.all_reduce(total)
+    if WORLD_SIZE > 1:
+        dist.all_reduce(total)
     return total / WORLD_SIZE
 
 
@@ -68,10 +64,7 @@ def first_process_first(action: Callable[[], Any]) -> Any:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes.
-
-    In training each process keeps its own batch-norm statistics: see `average_buffers`.
-    """
+    """Wrap a model in DistributedDataParallel, whose backward averages gradients over the processes."""
     if WORLD_SIZE == 1:
         return model
     with warnings.catch_warnings(action="ignore", category=FutureWarning):

@@ -1,7 +1,6 @@
 """Reading JSON with errors that name the file, and writing files completely or not at all."""
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -64,8 +63,4 @@ def read_json(path: Path) -> Any:
 
 def nan_to_none(value: Any) -> Any:
     """Return nested dicts and lists with None for every NaN, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: nan_to_none(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [nan_to_none(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)

@@ -13,22 +13,23 @@ from utils.runtime.cli import Interrupted, UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE, average
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    SIGNALS.append(signal.SIGHUP)
 received: list[int] = []
 
 
 @contextlib.contextmanager
 def deferring_signals(message: str) -> Iterator[None]:
-    """Inside the block, record the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process.
+    """Inside the block, record the first of SIGNALS; a second one ends the process, except under torchrun.
 
-    Under torchrun, which forwards the signal again, a repeat is ignored.
+    torchrun forwards the signal that the processes already got.
     """
     before = {number: signal.signal(number, functools.partial(record_signal, message)) for number in SIGNALS}
     try:
         yield
-    except (UserError, OSError):
-        raise
-    except Exception:
-        if received and WORLD_SIZE > 1:  # the other processes ended at the signal, so this step failed
+    except Exception as error:
+        # The other processes ended at the signal, so this step failed.
+        if received and WORLD_SIZE > 1 and not isinstance(error, UserError | OSError):
             signal.signal(received[0], before[received[0]])
             signal.raise_signal(received[0])
         raise
@@ -41,12 +42,12 @@ def deferring_signals(message: str) -> Iterator[None]:
 def record_signal(message: str, number: int, frame: object) -> None:
     """Record a signal and say so; without torchrun, let the next one end the process."""
     if not received and RANK == 0:
+        second = "; a second signal ends it at once" if WORLD_SIZE == 1 else ""
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
-            os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: {message}{second}\n".encode())
     received.append(number)
-    if WORLD_SIZE == 1:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for other in SIGNALS[1:]:
+    for other in SIGNALS if WORLD_SIZE == 1 else ():
+        if other.name != "SIGHUP":  # a closed terminal can send it twice
             signal.signal(other, signal.SIG_DFL)
 
 
