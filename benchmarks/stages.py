@@ -1,4 +1,4 @@
-"""The stages that bench.py times by the textbook and by the scripts' own code, except for train and val."""
+"""The stages that time one part, by the textbook and by the scripts' own code, without the network."""
 
 import json
 import statistics
@@ -16,13 +16,24 @@ from torchvision.transforms.functional import hflip, resized_crop, to_tensor
 
 from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, make_coco, our_images, random_targets
-from benchmarks.timing import Row, Settings, in_turns, run_measured, synchronize, without_tf32
+from benchmarks.timing import (
+    REPOSITORY,
+    TARGETS,
+    Row,
+    Settings,
+    Target,
+    Variant,
+    in_turns,
+    run_measured,
+    synchronize,
+    without_tf32,
+)
 from pipeline.csra import MHA
 from utils.datasets import LabelledImages, make_loader
 from utils.evaluation import evaluate
+from utils.runtime.device import AMP_DTYPES, autocast
 from utils.transforms import load_image, random_crop, train_transform
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 16  # of the loader and the head
 
 
@@ -31,7 +42,7 @@ def time_loader(settings: Settings) -> Iterator[Row]:
     photos, num_photos = settings.photos, len(settings.photos)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, train, target in (("train", True, 2.0), ("test", False, 2.1)):
+    for name, train, target in (("train", True, 2.2), ("test", False, 2.3)):
         plain = textbook.Photos(photos, random_targets(num_photos), settings.img_size, train)
         ours = our_images(photos, settings.img_size, train)
         plain_loader = DataLoader(plain, BATCH_SIZE, shuffle=train)
@@ -47,9 +58,9 @@ def time_loader(settings: Settings) -> Iterator[Row]:
         yield Row(
             f"loader, {name} transform, one core",
             "ms/image",
-            plain_time,
             our_time,
-            target,
+            plain_time,
+            Target(target),
             limit,
             "decoding alone",
             difference <= 2,
@@ -86,37 +97,41 @@ def time_head(settings: Settings) -> Iterator[Row]:
     weights = torch.rand(num_maps, num_features, device=device)
     scores = torch.rand(num_places, num_maps, device=device)
 
-    def step(head: torch.nn.Module, x: Tensor) -> list[Tensor]:
-        x = x.detach().requires_grad_()
-        logits = head(x)
+    def step(head: torch.nn.Module, x: Tensor, amp: str = "off") -> list[Tensor]:
+        x = x.detach().to(AMP_DTYPES[amp]).requires_grad_()  # the trunk's output has this type too
+        with autocast(device, amp):
+            logits = head(x)
         gradients = torch.autograd.grad(logits.square().mean(), [x, *head.parameters()])
         synchronize(device)
         return [logits.detach(), *gradients]
 
-    def products() -> None:
-        _ = places @ weights.T, scores @ weights, scores.T @ places
+    def products(amp: str) -> None:
+        p, w, s = (matrix.to(AMP_DTYPES[amp]) for matrix in (places, weights, scores))
+        _ = p @ w.T, s @ w, s.T @ p
         synchronize(device)
 
     # Use the same precision in the matrix products as cuDNN uses in the convolutions.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    seconds = in_turns(
-        2 * settings.num_rounds, lambda: step(plain, features), lambda: step(ours, channels_last), products
-    )
-    with without_tf32():
-        results = zip(step(plain, features), step(ours, channels_last))
-    difference = max(((a - b).norm() / a.norm()).item() for a, b in results)
-    plain_time, our_time, limit = (1000 * s for s in seconds)
-    yield Row(
-        f"CSRA, {num_heads} heads, {NUM_CLASSES} classes, {side}×{side}, batch {BATCH_SIZE}",
-        "ms",
-        plain_time,
-        our_time,
-        2,
-        limit,
-        "its matrix products",
-        difference < 1e-4,
-        f"logits and gradients to {difference:.0e}",
-    )
+    amps = dict.fromkeys(variant.amp for variant in settings.variants)
+    actions = [lambda amp=amp: step(ours, channels_last, amp) for amp in amps]
+    actions += [lambda amp=amp: products(amp) for amp in amps]
+    plain_time, *times = in_turns(2 * settings.num_rounds, lambda: step(plain, features), *actions)
+    for amp, our_time, limit in zip(amps, times, times[len(amps) :]):
+        with without_tf32():
+            results = zip(step(plain, features), step(ours, channels_last, amp))
+        difference = max(((a - b).norm() / a.norm()).item() for a, b in results)
+        name = f"CSRA, {num_heads} heads, {NUM_CLASSES} classes, {side}×{side}, batch {BATCH_SIZE}"
+        yield Row(
+            f"{name}, {Variant(amp).describe(device)}",
+            "ms",
+            1000 * our_time,
+            1000 * plain_time,
+            TARGETS.get((device.type, "head", amp)),
+            1000 * limit,
+            "its matrix products",
+            difference < (1e-4 if amp == "off" else 0.02),
+            f"logits and gradients to {difference:.0e}",
+        )
 
 
 def time_metrics(settings: Settings) -> Iterator[Row]:
@@ -137,9 +152,9 @@ def time_metrics(settings: Settings) -> Iterator[Row]:
     yield Row(
         f"metrics, {settings.num_scored_images:,} × {NUM_CLASSES}",
         "s",
-        plain_time,
         our_time,
-        30,
+        plain_time,
+        Target(30),
         limit,
         "sorting alone",
         difference < 1e-9,
@@ -154,7 +169,7 @@ def time_startup(settings: Settings) -> Iterator[Row]:
         for command in (["-c", "import torch, torchvision"], [str(REPOSITORY / "val.py"), "--help"])
     )
     limit, our_time = in_turns(settings.num_rounds, imports, answer)
-    yield Row("start-up: val.py --help", "s", limit, our_time, None, limit, "the imports")
+    yield Row("start-up: val.py --help", "s", our_time, limit, None, limit, "the imports")
 
 
 def time_prepare(settings: Settings) -> Iterator[Row]:
@@ -177,4 +192,6 @@ def time_prepare(settings: Settings) -> Iterator[Row]:
     for index, (what, unit, target) in enumerate((("", "s", 1 / 1.3), (", peak memory", "MiB", 1 / 1.2))):
         limit, our_time = (statistics.median(pair[side][index] for pair in measured) for side in (0, 1))
         name = f"prepare_coco, {settings.num_coco_images:,} images{what}"
-        yield Row(name, unit, limit, our_time, target, limit, "pycocotools' load", same, "labels equal")
+        yield Row(
+            name, unit, our_time, limit, Target(target), limit, "pycocotools' load", same, "labels equal"
+        )
