@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from benchmarks.network import in_memory, our_epoch, our_loader, time_training, time_validation
 from benchmarks.scripts import compare_shapes
@@ -59,10 +59,11 @@ def check_syncs(settings: Settings) -> Iterator[Row]:
     """Train an epoch in which PyTorch raises an error if a step waits for the GPU."""
     model, epoch = our_epoch(settings, settings.variants[0])
     forward, steps = model.forward, itertools.count()
+    set_mode = torch.cuda.set_sync_debug_mode if settings.device.type == "cuda" else lambda mode: None
 
     def watched(images: Tensor) -> Tensor:
-        if next(steps) == 2 and settings.device.type == "cuda":  # the first steps choose algorithms
-            torch.cuda.set_sync_debug_mode("error")
+        if next(steps) == 2:  # the first steps choose algorithms
+            set_mode("error")
         return forward(images)
 
     model.forward, fault = watched, ""
@@ -71,27 +72,19 @@ def check_syncs(settings: Settings) -> Iterator[Row]:
     except RuntimeError as error:
         fault = f": {error}"
     finally:
-        if settings.device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
-    yield Row(
-        "training steps do not wait for the GPU",
-        "",
-        None,
-        same=not fault,
-        check=f"{next(steps)} steps{fault}",
-    )
+        set_mode("default")
+    check = f"{next(steps)} steps{fault}"
+    yield Row("training steps do not wait for the GPU", "", None, same=not fault, check=check)
 
 
 def profile_training(settings: Settings) -> Iterator[Row]:
     """Name the ten operators that take most of a training step on data in memory."""
-    device, activities = settings.device, [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    device = settings.device
     _, epoch = our_epoch(settings, settings.variants[0])
     memory = in_memory(our_loader(settings, train=True), device)
     memory.num_steps = min(10, memory.num_steps)
     epoch(memory)
-    with profile(activities=activities) as profiler:
+    with profile() as profiler:  # of the CPU, and of a GPU if there is one
         epoch(memory)
         synchronize(device)
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"

@@ -22,7 +22,7 @@ from torchvision.models.resnet import Bottleneck
 import main
 from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
-from benchmarks.timing import TARGETS, Row, Settings, Variant, in_child, synchronize, without_tf32
+from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.datasets import make_loader
 from utils.inference import predict, sigmoid
@@ -44,6 +44,9 @@ class Timed(NamedTuple):
     result: np.ndarray
 
 
+Timer = Callable[..., Timed]  # of Settings, and for ours of a Variant too
+
+
 def time_training(settings: Settings) -> Iterator[Row]:
     """Time training steps on images from files; the limit is the same with one batch that is in memory."""
     yield from compare(settings, "training", textbook_training, our_training, "gradients")
@@ -54,31 +57,20 @@ def time_validation(settings: Settings) -> Iterator[Row]:
     yield from compare(settings, "validation", textbook_validation, our_validation, "scores")
 
 
-def compare(
-    settings: Settings,
-    stage: str,
-    plain: Callable[[Settings], Timed],
-    ours: Callable[[Settings, Variant], Timed],
-    what: str,
-) -> Iterator[Row]:
+def compare(settings: Settings, stage: str, plain: Timer, own: Timer, what: str) -> Iterator[Row]:
     """Time the textbook's function and all variants of ours in turns, and compare their results."""
-    calls = [(plain, settings), *((ours, settings, variant) for variant in settings.variants)]
+    calls = [(plain, settings), *((own, settings, variant) for variant in settings.variants)]
     rounds = [[call(*words) for words in calls] for _ in range(settings.num_long_rounds)]
     textbook_rounds, *our_rounds = zip(*rounds)
-    device, size = settings.device, settings.img_size
-    for variant, timed in zip(settings.variants, our_rounds):
-        is_full_size = settings.batch_size >= 16
-        name = f"{stage}, ResNet-{settings.depth}, {size}×{size}, batch {settings.batch_size}"
-        yield Row(
-            f"{name}, {variant.describe(device)}",
-            "ms/image",
-            statistics.median(one.from_files for one in timed),
-            statistics.median(one.from_files for one in textbook_rounds),
-            TARGETS.get((device.type, stage, variant.amp)) if is_full_size else None,
-            statistics.median(one.from_memory for one in timed),
-            "the same on data in memory",
-            *judge(timed[0].result, textbook_rounds[0].result, what, variant.amp),
-        )
+    size, batch = settings.img_size, settings.batch_size
+    for variant, ours in zip(settings.variants, our_rounds):
+        precision = variant.describe(settings.device)
+        name = f"{stage}, ResNet-{settings.depth}, {size}×{size}, batch {batch}, {precision}"
+        costs = [statistics.median(one.from_files for one in timed) for timed in (ours, textbook_rounds)]
+        target = find_target(settings.device, stage, variant.amp) if batch >= 16 else None
+        limit = statistics.median(one.from_memory for one in ours)
+        same, check = judge(ours[0].result, textbook_rounds[0].result, what, variant.amp)
+        yield Row(name, "ms/image", *costs, target, limit, "the same on data in memory", same, check)
 
 
 def judge(found: np.ndarray, expected: np.ndarray, what: str, amp: str) -> tuple[bool, str]:
@@ -88,7 +80,7 @@ def judge(found: np.ndarray, expected: np.ndarray, what: str, amp: str) -> tuple
     return difference < BOUNDS[what][amp != "off"], f"{what} to {difference:.0e}"
 
 
-def call(function: Callable[..., Timed], settings: Settings, *arguments) -> Timed:
+def call(function: Timer, settings: Settings, *arguments) -> Timed:
     """Call a function: here on a GPU, where a fault gives NaN, so that the other rows are still measured.
 
     Elsewhere it runs in a new process, because the textbook must not profit from our allocator settings.
@@ -113,9 +105,8 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Modul
     """Return main.py's options and its network for the benchmark, on the device."""
     words = ["--dataset", "coco", "--model", f"resnet{settings.depth}", "--pretrained", "none"]
     words += ["--img_size", str(settings.img_size), "--batch_size", str(settings.batch_size)]
-    words += ["--lr", str(LR), "--warmup_epoch", "0"]
-    words += ["--device", settings.device.type, "--amp", variant.amp]
-    words += ["--compile"] if variant.compile else []
+    words += ["--lr", str(LR), "--warmup_epoch", "0", "--device", settings.device.type]
+    words += ["--amp", variant.amp, *(["--compile"] if variant.compile else [])]
     with mock.patch.object(sys, "argv", ["main.py", *words]):
         options, _ = main.parse_args()
     model = scale_down_branches(main.build_model(options, choose_device(options.device)))

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.inputs import NUM_CLASSES
 from benchmarks.network import call, judge, our_validation, scale_down_branches, textbook_model
-from benchmarks.timing import REPOSITORY, TARGETS, Row, Settings, Variant, run_measured
+from benchmarks.timing import REPOSITORY, Row, Settings, Variant, find_target, run_measured
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.log import read_log
 from utils.prepare_shapes import make_shapes
@@ -38,46 +38,32 @@ def time_demo(settings: Settings) -> Iterator[Row]:
     expected = np.array([*json.loads(folder.with_suffix(".json").read_text()).values()])
     words = ["--load_from", "model.pth", "--dataset", "coco", "--img_dir", "demo", "--json", "scores.json"]
     words += ["--img_size", str(settings.img_size), "--device", device.type]
-    for amp in dict.fromkeys(variant.amp for variant in settings.variants):
+    for amp in settings.amps:
         command = [str(REPOSITORY / "demo.py"), *words, "--amp", amp]
         seconds, _ = run_measured(command, settings.folder)
         entries = json.loads((settings.folder / "scores.json").read_text())
         found = np.array([[*entry["scores"].values()] for entry in entries])
         limit = call(our_validation, settings, Variant(amp)).from_memory * count / 1000
-        yield Row(
-            f"demo.py, {count} photographs, ResNet-{settings.depth}, {Variant(amp).describe(device)}",
-            "s",
-            seconds,
-            plain_seconds,
-            TARGETS.get((device.type, "demo", amp)),
-            limit,
-            "the network on data in memory",
-            *judge(found, expected, "scores", amp),
-        )
+        name = f"demo.py, {count} photographs, ResNet-{settings.depth}, {Variant(amp).describe(device)}"
+        target, limited = find_target(device, "demo", amp), (limit, "the network on data in memory")
+        yield Row(name, "s", seconds, plain_seconds, target, *limited, *judge(found, expected, "scores", amp))
 
 
 def compare_shapes(settings: Settings) -> Iterator[Row]:
     """Compare the mAP that main.py reaches on shapes in lower precision with that in float32."""
-    make_shapes(
-        settings.folder / "data" / "shapes", settings.num_shapes, settings.num_shapes // 3, 64, "easy", 0
-    )
-    amps = list(dict.fromkeys(["off", *(variant.amp for variant in settings.variants)]))
-    runs = [(amp, seed) for amp in amps for seed in range(settings.num_seeds)]
+    num_train, seeds = settings.num_shapes, range(settings.num_seeds)
+    make_shapes(settings.folder / "data" / "shapes", num_train, num_train // 3, 64, "easy", seed=0)
+    amps = ["off", *(amp for amp in settings.amps if amp != "off")]
+    runs = [(amp, seed) for amp in amps for seed in seeds]
     with ThreadPoolExecutor(len(runs) if settings.device.type == "cuda" else 1) as pool:
         values = dict(zip(runs, pool.map(lambda run: train_shapes(settings, *run), runs)))
-    mean = {amp: statistics.mean(values[amp, seed] for seed in range(settings.num_seeds)) for amp in amps}
+    mean = {amp: statistics.mean(values[amp, seed] for seed in seeds) for amp in amps}
     for amp in amps[1:]:
-        each = [
-            ", ".join(f"{values[a, seed]:.2f}" for seed in range(settings.num_seeds)) for a in ("off", amp)
-        ]
-        yield Row(
-            f"shapes, mean of {settings.num_seeds} seeds, {amp} against float32",
-            "% mAP",
-            mean[amp],
-            mean["off"],
-            same=abs(mean[amp] - mean["off"]) <= settings.tolerance,
-            check=f"mAP to {abs(mean[amp] - mean['off']):.2f} points ({each[1]} against {each[0]})",
-        )
+        difference = abs(mean[amp] - mean["off"])
+        pairs = ", ".join(f"{values[amp, seed]:.2f} and {values['off', seed]:.2f}" for seed in seeds)
+        check = f"mAP to {difference:.2f} points ({pairs})"
+        name, same = f"shapes, {amp} for float32, {len(seeds)} seeds", difference <= settings.tolerance
+        yield Row(name, "% mAP", mean[amp], mean["off"], same=same, check=check)
 
 
 def train_shapes(settings: Settings, amp: str, seed: int) -> float:

@@ -18,11 +18,11 @@ from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, make_coco, our_images, random_targets
 from benchmarks.timing import (
     REPOSITORY,
-    TARGETS,
     Row,
     Settings,
     Target,
     Variant,
+    find_target,
     in_turns,
     run_measured,
     synchronize,
@@ -55,17 +55,9 @@ def time_loader(settings: Settings) -> Iterator[Row]:
         )
         plain_time, our_time, limit = (1000 * s / num_photos for s in seconds)
         difference = max(pixel_difference(plain, ours, index) for index in range(num_photos))
-        yield Row(
-            f"loader, {name} transform, one core",
-            "ms/image",
-            our_time,
-            plain_time,
-            Target(target),
-            limit,
-            "decoding alone",
-            difference <= 2,
-            f"pixels within {difference:.0f}/255",
-        )
+        stage, check = f"loader, {name} transform, one core", f"pixels within {difference:.0f}/255"
+        costs = (our_time, plain_time, Target(target), limit, "decoding alone")
+        yield Row(stage, "ms/image", *costs, difference <= 2, check)
     torch.set_num_threads(num_threads)
 
 
@@ -91,14 +83,15 @@ def time_head(settings: Settings) -> Iterator[Row]:
     plain = textbook.Heads(num_heads, 0.5, num_features, NUM_CLASSES).to(device)
     plain.load_state_dict(dict(zip(plain.state_dict(), ours.state_dict().values())))
     features = torch.rand(BATCH_SIZE, num_features, side, side, device=device)
-    channels_last = features.to(memory_format=torch.channels_last)
+    # The trunk's output has the type that autocast computes in.
+    dtypes = {amp: AMP_DTYPES[amp] or torch.float32 for amp in settings.amps}
+    inputs = {amp: features.to(dtypes[amp], memory_format=torch.channels_last) for amp in settings.amps}
     num_places, num_maps = BATCH_SIZE * side**2, num_heads * NUM_CLASSES
-    places = torch.rand(num_places, num_features, device=device)
-    weights = torch.rand(num_maps, num_features, device=device)
-    scores = torch.rand(num_places, num_maps, device=device)
+    shapes = ((num_places, num_features), (num_maps, num_features), (num_places, num_maps))
+    matrices = {amp: [torch.rand(shape, device=device).to(dtypes[amp]) for shape in shapes] for amp in inputs}
 
     def step(head: torch.nn.Module, x: Tensor, amp: str = "off") -> list[Tensor]:
-        x = x.detach().to(AMP_DTYPES[amp]).requires_grad_()  # the trunk's output has this type too
+        x = x.detach().requires_grad_()
         with autocast(device, amp):
             logits = head(x)
         gradients = torch.autograd.grad(logits.square().mean(), [x, *head.parameters()])
@@ -106,32 +99,25 @@ def time_head(settings: Settings) -> Iterator[Row]:
         return [logits.detach(), *gradients]
 
     def products(amp: str) -> None:
-        p, w, s = (matrix.to(AMP_DTYPES[amp]) for matrix in (places, weights, scores))
-        _ = p @ w.T, s @ w, s.T @ p
+        places, weights, scores = matrices[amp]
+        _ = places @ weights.T, scores @ weights, scores.T @ places
         synchronize(device)
 
     # Use the same precision in the matrix products as cuDNN uses in the convolutions.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    amps = dict.fromkeys(variant.amp for variant in settings.variants)
-    actions = [lambda amp=amp: step(ours, channels_last, amp) for amp in amps]
-    actions += [lambda amp=amp: products(amp) for amp in amps]
-    plain_time, *times = in_turns(2 * settings.num_rounds, lambda: step(plain, features), *actions)
-    for amp, our_time, limit in zip(amps, times, times[len(amps) :]):
+    actions = [lambda amp=amp: step(ours, inputs[amp], amp) for amp in settings.amps]
+    actions += [lambda amp=amp: products(amp) for amp in settings.amps]
+    seconds = in_turns(2 * settings.num_rounds, lambda: step(plain, features), *actions)
+    plain_time, *times = (1000 * s for s in seconds)
+    for amp, our_time, limit in zip(settings.amps, times, times[len(times) // 2 :]):
         with without_tf32():
-            results = zip(step(plain, features), step(ours, channels_last, amp))
+            results = zip(step(plain, features), step(ours, inputs[amp], amp))
         difference = max(((a - b).norm() / a.norm()).item() for a, b in results)
+        same = difference < (1e-4 if amp == "off" else 0.02)
+        check = f"logits and gradients to {difference:.0e}"
         name = f"CSRA, {num_heads} heads, {NUM_CLASSES} classes, {side}×{side}, batch {BATCH_SIZE}"
-        yield Row(
-            f"{name}, {Variant(amp).describe(device)}",
-            "ms",
-            1000 * our_time,
-            1000 * plain_time,
-            TARGETS.get((device.type, "head", amp)),
-            1000 * limit,
-            "its matrix products",
-            difference < (1e-4 if amp == "off" else 0.02),
-            f"logits and gradients to {difference:.0e}",
-        )
+        name, target = f"{name}, {Variant(amp).describe(device)}", find_target(device, "head", amp)
+        yield Row(name, "ms", our_time, plain_time, target, limit, "its matrix products", same, check)
 
 
 def time_metrics(settings: Settings) -> Iterator[Row]:
@@ -149,17 +135,8 @@ def time_metrics(settings: Settings) -> Iterator[Row]:
     )
     difference = max(abs(float(value) - results["ours"][name]) for name, value in results["textbook"].items())
     plain_time, our_time, limit = seconds
-    yield Row(
-        f"metrics, {settings.num_scored_images:,} × {NUM_CLASSES}",
-        "s",
-        our_time,
-        plain_time,
-        Target(30),
-        limit,
-        "sorting alone",
-        difference < 1e-9,
-        f"metrics to {difference:.0e}",
-    )
+    name, check = f"metrics, {settings.num_scored_images:,} × {NUM_CLASSES}", f"metrics to {difference:.0e}"
+    yield Row(name, "s", our_time, plain_time, Target(30), limit, "sorting alone", difference < 1e-9, check)
 
 
 def time_startup(settings: Settings) -> Iterator[Row]:

@@ -73,6 +73,11 @@ class Settings:
     num_rounds: int = 10
     num_long_rounds: int = 2
 
+    @property
+    def amps(self) -> list[str]:
+        """The values of --amp among the variants."""
+        return list(dict.fromkeys(variant.amp for variant in self.variants))
+
 
 class Target(NamedTuple):
     """The lowest ratio textbook / ours, images per second and share of the limit in % to reach; 0: any."""
@@ -82,22 +87,20 @@ class Target(NamedTuple):
     share: float = 0
 
 
-# By device, stage and --amp; for train and val with batches of at least 16.
-TARGETS = {
-    ("cpu", "training", "off"): Target(1.85),
-    ("cpu", "training", "bf16"): Target(3.4),
-    ("cpu", "validation", "off"): Target(1.75),
-    ("cpu", "validation", "bf16"): Target(3.4),
-    ("cpu", "head", "off"): Target(1.55),
-    ("cpu", "head", "bf16"): Target(2.3),
-    ("cpu", "demo", "off"): Target(2),
-    ("cuda", "training", "off"): Target(1.5, share=95),
-    ("cuda", "training", "bf16"): Target(4, rate=600, share=90),
-    ("cuda", "validation", "off"): Target(1.5),
-    ("cuda", "validation", "bf16"): Target(4, rate=1500),
-    ("cuda", "head", "off"): Target(2),
-    ("cuda", "head", "bf16"): Target(2),
+TARGETS = {  # in float32, and in lower precision
+    ("cpu", "training"): (Target(1.85), Target(3.4)),
+    ("cpu", "validation"): (Target(1.75), Target(3.4)),
+    ("cpu", "head"): (Target(1.55), Target(2.3)),
+    ("cpu", "demo"): (Target(2), Target(2)),
+    ("cuda", "training"): (Target(1.5, share=95), Target(4, rate=600, share=90)),
+    ("cuda", "validation"): (Target(1.5), Target(4, rate=1500)),
+    ("cuda", "head"): (Target(2), Target(2)),
 }
+
+
+def find_target(device: torch.device, stage: str, amp: str) -> Target | None:
+    """Return the target of a stage in a precision, None if there is none."""
+    return TARGETS.get((device.type, stage), (None, None))[amp != "off"]
 
 
 @dataclass
