@@ -23,7 +23,7 @@ from benchmarks.timing import Row, Settings, Variant
 from utils.options import add_run_options
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import atomic_write, check_file
+from utils.runtime.files import atomic_write, check_file, nan_to_none
 from utils.transforms import load_image
 
 STAGES = {
@@ -65,8 +65,9 @@ def main() -> None:
                 rows.append(row)
                 print(format_row(row), flush=True)
                 if args.out:  # after each row, so that a run that is cut off leaves its figures
+                    figures = {"machine": machine, "rows": [vars(row) for row in rows]}
                     with atomic_write(args.out) as file:
-                        json.dump({"machine": machine, "rows": [vars(row) for row in rows]}, file, indent=2)
+                        json.dump(nan_to_none(figures), file, indent=2)
     if args.out:
         print(f"written to {args.out}")
     if not all(row.same in (True, None) for row in rows):

@@ -1,5 +1,6 @@
 """The stages training and validation: a ResNet by the textbook and by main.py's own functions."""
 
+import gc
 import itertools
 import math
 import statistics
@@ -88,6 +89,7 @@ def call(function: Timer, settings: Settings, *arguments) -> Timed:
     if settings.device.type != "cuda":
         return in_child(function, settings, *arguments)
     torch.compiler.reset()
+    gc.collect()  # frees the memory of the networks before
     torch.backends.cudnn.benchmark = False  # the default; main.py turns it on
     try:
         return function(settings, *arguments)

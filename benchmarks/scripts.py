@@ -71,5 +71,5 @@ def train_shapes(settings: Settings, amp: str, seed: int) -> float:
     words = ["--dataset", "shapes", "--device", settings.device.type, "--amp", amp, "--seed", str(seed)]
     words += ["--num_workers", "1", "--output_dir", f"{amp}_{seed}"]
     command = [sys.executable, str(REPOSITORY / "main.py"), *words]
-    subprocess.run(command, cwd=settings.folder, check=True, capture_output=True)
+    subprocess.run(command, cwd=settings.folder, check=True, stdout=subprocess.DEVNULL)
     return 100 * read_log(settings.folder / f"{amp}_{seed}")[-1]["mAP"]
