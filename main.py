@@ -159,22 +159,19 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
-    decay_help = f"epochs between tenfold drops of the rate {own}"
-    group.add_argument("--decay_step", type=number(int, 1), help=decay_help)
+    group.add_argument("--decay_step", type=number(int, 1), help=f"epochs until --lr drops tenfold {own}")
     group.add_argument("--lr", type=positive, default=0.01, help="learning rate of the backbone")
     factor_help = "learning rate of the classifier, in multiples of --lr; 1 for the authors' baseline"
     group.add_argument("--head_lr_factor", type=positive, default=10.0, help=factor_help)
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
-    loss_help = "bce: binary cross-entropy, the paper's; asl: asymmetric loss"
-    group.add_argument("--loss", choices=LOSSES, default="bce", help=loss_help)
+    group.add_argument("--loss", choices=LOSSES, default="bce", help="bce, or the asymmetric loss")
     ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
     group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema_help)
 
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
-    seed_help = "seed of weights, order and augmentation"
-    group.add_argument("--seed", type=number(int, 0), default=0, help=seed_help)
+    group.add_argument("--seed", type=number(int, 0), default=0, help="seed of all random choices")
     folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
     group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder_help)
     existing = group.add_mutually_exclusive_group()

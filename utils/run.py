@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import itertools
+import json
 import math
 import shlex
 import shutil
@@ -210,6 +211,7 @@ class Run:
             self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
+            json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
             if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if self.step > steps_per_epoch:

@@ -53,10 +53,9 @@ class HelpFormatter(argparse.HelpFormatter):
     """Adds the default to every help text that does not explain it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        explained = action.default is None or action.default is False or "[default" in action.help
-        if explained or action.default is argparse.SUPPRESS:
-            return action.help
-        return f"{action.help} [default: %(default)s]"
+        has_default = not isinstance(action.default, bool | None) and action.dest != "help"
+        explained = not has_default or "[default" in action.help
+        return action.help if explained else f"{action.help} [default: %(default)s]"
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,10 +20,7 @@ received: list[int] = []
 
 @contextlib.contextmanager
 def deferring_signals(message: str) -> Iterator[None]:
-    """Inside the block, record the first of SIGNALS; a second one ends the process, except under torchrun.
-
-    torchrun forwards the signal that the processes already got.
-    """
+    """Record a signal inside the block; a second one ends the process, except under torchrun."""
     before = {number: signal.signal(number, functools.partial(record_signal, message)) for number in SIGNALS}
     try:
         yield
@@ -40,7 +37,7 @@ def deferring_signals(message: str) -> Iterator[None]:
 
 
 def record_signal(message: str, number: int, frame: object) -> None:
-    """Record a signal and say so; without torchrun, let the next one end the process."""
+    """Record a signal and say so; without torchrun, which repeats it, let the next one end the process."""
     if not received and RANK == 0:
         second = "; a second signal ends it at once" if WORLD_SIZE == 1 else ""
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
