@@ -1,5 +1,6 @@
 """The stages that run whole scripts: demo.py on a folder of photographs, main.py on the data set shapes."""
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -52,7 +53,8 @@ def time_demo(settings: Settings) -> Iterator[Row]:
 def compare_shapes(settings: Settings) -> Iterator[Row]:
     """Compare the mAP that main.py reaches on shapes in lower precision with that in float32."""
     num_train, seeds = settings.num_shapes, range(settings.num_seeds)
-    make_shapes(settings.folder / "data" / "shapes", num_train, num_train // 3, 64, "easy", seed=0)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
+        make_shapes(settings.folder / "data" / "shapes", num_train, num_train // 3, 64, "easy", seed=0)
     amps = ["off", *(amp for amp in settings.amps if amp != "off")]
     runs = [(amp, seed) for amp in amps for seed in seeds]
     with ThreadPoolExecutor(len(runs) if settings.device.type == "cuda" else 1) as pool:
