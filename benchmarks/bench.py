@@ -1,6 +1,6 @@
 """Time each stage against the textbook's way to do it, and check that both compute the same.
 
-python benchmarks/bench.py [loader|head|metrics|startup|train|val|prepare|all] [--quick]
+python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|prepare|all|gpu] [--quick]
 """
 
 import argparse
@@ -17,13 +17,13 @@ import torch
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from benchmarks import network, stages
+from benchmarks import gpu, network, scripts, stages
 from benchmarks.inputs import make_photos
-from benchmarks.timing import Row, Settings
+from benchmarks.timing import Row, Settings, Variant
 from utils.options import add_run_options
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import atomic_write, check_file
+from utils.runtime.files import atomic_write, check_file, nan_to_none
 from utils.transforms import load_image
 
 STAGES = {
@@ -33,16 +33,22 @@ STAGES = {
     "startup": stages.time_startup,
     "train": network.time_training,
     "val": network.time_validation,
+    "demo": scripts.time_demo,
+    "shapes": scripts.compare_shapes,
     "prepare": stages.time_prepare,
+    "gpu": gpu.time_gpu,
 }
 QUICK = {
     "num_scored_images": 4_000,
     "num_coco_images": 8_278,
     "num_coco_boxes": 60_490,
+    "num_demo_photos": 16,
+    "num_seeds": 1,
     "num_rounds": 3,
     "num_long_rounds": 1,
 }
-COLUMNS = "{:46} {:>14} {:>14} {:>7}  {:14} {:34} {}"
+COLUMNS = "| {:62} | {:>26} | {:>26} | {:5} | {:20} | {:35} | {} |"
+STAGE_HELP = "what to time; all: everything but gpu; gpu: one GPU, in all precisions, within 8 minutes"
 TITLES = ("stage", "textbook", "ours", "ratio", "target", "share of the limit", "same result")
 
 
@@ -52,25 +58,34 @@ def main() -> None:
         settings = choose_settings(args, Path(folder))
         machine = describe_machine()
         print("\n".join(f"{key:10} {value}" for key, value in machine.items()), end="\n\n", flush=True)
-        print(COLUMNS.format(*TITLES))
+        print(COLUMNS.format(*TITLES), "|---|---|---|---|---|---|---|", sep="\n", flush=True)
         rows = []
-        for stage in STAGES if args.stage == "all" else [args.stage]:
+        for stage in [name for name in STAGES if name != "gpu"] if args.stage == "all" else [args.stage]:
             for row in STAGES[stage](settings):
                 rows.append(row)
                 print(format_row(row), flush=True)
+                if args.out:  # after each row, so that a run that is cut off leaves its figures
+                    figures = {"machine": machine, "rows": [vars(row) for row in rows]}
+                    with atomic_write(args.out) as file:
+                        json.dump(nan_to_none(figures), file, indent=2)
     if args.out:
-        with atomic_write(args.out) as file:
-            json.dump({"machine": machine, "rows": [vars(row) for row in rows]}, file, indent=2)
         print(f"written to {args.out}")
-    if not all(row.same for row in rows):
+    if not all(row.same in (True, None) for row in rows):
         sys.exit("a stage does not compute what the textbook computes")
 
 
 def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     """Return the settings that the options ask for; `folder` is for the files that the stages write."""
-    device = choose_device(args.device, args.amp, args.compile)
-    chosen = {"device": device, "amp": args.amp, "compile": args.compile} | (QUICK if args.quick else {})
-    if device.type != "cpu":
+    device = choose_device(args.device, args.amp or "off", args.compile)
+    amps = [args.amp] if args.amp else ["off", "bf16"] if can_use_bf16(device) else ["off"]
+    variants = tuple(Variant(amp, "default" if args.compile else "") for amp in amps)
+    chosen = {"device": device, "variants": variants} | (QUICK if args.quick else {})
+    if args.stage == "gpu":
+        if device.type != "cuda":
+            raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
+        # main.py and val.py print a line after 100 steps.
+        chosen |= {"variants": gpu.ALL, "num_steps": 96, "num_workers": 16, "num_long_rounds": 1}
+    elif device.type != "cpu":
         chosen |= {"num_steps": 40, "num_workers": default_workers()}
     elif args.quick:
         chosen["batch_size"] = 4
@@ -80,15 +95,37 @@ def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     return Settings(folder, photos, **chosen)
 
 
+def can_use_bf16(device: torch.device) -> bool:
+    """Return whether --amp bf16 is possible on a device."""
+    try:
+        choose_device(device.type, "bf16")
+    except UserError:
+        return False
+    return True
+
+
 def format_row(row: Row) -> str:
-    """Format a row of the table."""
-    ratio, target = row.textbook / row.ours, ""
-    if row.target:
-        target = f"≥ {row.target:.3g}" + (" missed" if ratio < row.target else "")
-    share = f"{100 * row.limit / row.ours:.0f} % ({row.limit_name})"
-    verdict = f"{'yes' if row.same else 'NO'}: {row.check}" if row.check else ""
-    costs = (f"{cost:.4g} {row.unit}" for cost in (row.textbook, row.ours))
-    return COLUMNS.format(row.stage, *costs, f"{ratio:.2f}", target, share, verdict)
+    """Format a row of the table, in Markdown."""
+    ratio = f"{row.textbook / row.ours:.2f}" if row.textbook else ""
+    share = f"{100 * row.limit / row.ours:.0f} % ({row.limit_name})" if row.limit else ""
+    verdict = {True: "yes: ", False: "NO: ", None: ""}[row.same] + row.check
+    costs = format_cost(row.textbook, row.unit), format_cost(row.ours, row.unit)
+    return COLUMNS.format(row.stage, *costs, ratio, format_target(row), share, verdict)
+
+
+def format_cost(cost: float | None, unit: str) -> str:
+    """Format a cost with its unit, and for milliseconds per image also as images per second."""
+    rate = f" ({1000 / cost:.3g}/s)" if cost and unit == "ms/image" else ""
+    return "" if cost is None else f"{cost:.4g} {unit}{rate}"
+
+
+def format_target(row: Row) -> str:
+    """Name what the row is to reach, and mark it if it does not."""
+    if not row.target:
+        return ""
+    reached = (row.textbook / row.ours, 1000 / row.ours, 100 * row.limit / row.ours)
+    wanted = ", ".join(f"≥ {low:.3g}{unit}" for low, unit in zip(row.target, ("", "/s", " %")) if low)
+    return wanted + (" missed" if any(value < low for value, low in zip(reached, row.target)) else "")
 
 
 def describe_machine() -> dict[str, str]:
@@ -122,8 +159,10 @@ def find_photos(folder: Path) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser("Time each stage against the textbook's way to do it.")
-    parser.add_argument("stage", nargs="?", choices=[*STAGES, "all"], default="all", help="what to time")
-    parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer rounds: about 3 minutes")
+    parser.add_argument("stage", nargs="?", choices=[*STAGES, "all"], default="all", help=STAGE_HELP)
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller inputs, fewer rounds: minutes instead of an hour"
+    )
     images_help = "folder of photographs (JPEG) [default: synthetic ones]"
     parser.add_argument("--images", type=given_path, metavar="DIR", help=images_help)
     batch_help = "images per step of train and val [default: 16; 4 with --quick on a CPU]"
@@ -132,6 +171,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=number(int, 0, high=1000), help=workers_help)
     parser.add_argument("--out", type=given_path, metavar="FILE", help="write the figures to this JSON file")
     add_run_options(parser)
+    parser.set_defaults(amp=None)  # train, val, head, demo and shapes in float32, and in bf16 if possible
     args = parser.parse_args()
     if args.out:
         check_file(args.out, "--out")

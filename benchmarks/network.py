@@ -1,10 +1,12 @@
 """The stages training and validation: a ResNet by the textbook and by main.py's own functions."""
 
+import gc
 import itertools
 import math
 import statistics
 import sys
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
@@ -13,15 +15,16 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.utils.data import DataLoader
 from torchvision.models.resnet import Bottleneck
 
 import main
 from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
-from benchmarks.timing import Row, Settings, in_child, synchronize, without_tf32
-from pipeline.resnet_csra import ResNet_CSRA
+from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
+from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.datasets import make_loader
 from utils.inference import predict, sigmoid
 from utils.label_files import class_names
@@ -29,6 +32,9 @@ from utils.run import Run
 from utils.runtime.device import choose_device
 
 LR = 1e-4
+# The largest difference, as a share of what varies, in float32 and in lower precision. The gradients of an
+# untrained network are so noisy in lower precision that the comparison finds only large errors.
+BOUNDS = {"gradients": (0.01, 0.5), "scores": (0.01, 0.05)}
 
 
 class Timed(NamedTuple):
@@ -39,43 +45,57 @@ class Timed(NamedTuple):
     result: np.ndarray
 
 
+Timer = Callable[..., Timed]  # of Settings, and for ours of a Variant too
+
+
 def time_training(settings: Settings) -> Iterator[Row]:
     """Time training steps on images from files; the limit is the same with one batch that is in memory."""
-    yield compare(settings, "training", textbook_training, our_training, "gradients")
+    yield from compare(settings, "training", textbook_training, our_training, "gradients")
 
 
 def time_validation(settings: Settings) -> Iterator[Row]:
     """Time the scores of images from files; the limit is the same with one batch that is in memory."""
-    yield compare(settings, "validation", textbook_validation, our_validation, "scores")
+    yield from compare(settings, "validation", textbook_validation, our_validation, "scores")
 
 
-def compare(
-    settings: Settings,
-    stage: str,
-    plain: Callable[[Settings], Timed],
-    ours: Callable[[Settings], Timed],
-    what: str,
-) -> Row:
-    """Time two functions in turns, each in its own process, and compare their results."""
-    rounds = [(in_child(plain, settings), in_child(ours, settings)) for _ in range(settings.num_long_rounds)]
-    expected, found = (timed.result for timed in rounds[0])
+def compare(settings: Settings, stage: str, plain: Timer, own: Timer, what: str) -> Iterator[Row]:
+    """Time the textbook's function and all variants of ours in turns, and compare their results."""
+    calls = [(plain, settings), *((own, settings, variant) for variant in settings.variants)]
+    rounds = [[call(*words) for words in calls] for _ in range(settings.num_long_rounds)]
+    textbook_rounds, *our_rounds = zip(*rounds)
+    size, batch = settings.img_size, settings.batch_size
+    for variant, ours in zip(settings.variants, our_rounds):
+        precision = variant.describe(settings.device)
+        name = f"{stage}, ResNet-{settings.depth}, {size}×{size}, batch {batch}, {precision}"
+        costs = [statistics.median(one.from_files for one in timed) for timed in (ours, textbook_rounds)]
+        target = find_target(settings.device, stage, variant.amp) if batch >= 16 else None
+        limit = statistics.median(one.from_memory for one in ours)
+        same, check = judge(ours[0].result, textbook_rounds[0].result, what, variant.amp)
+        yield Row(name, "ms/image", *costs, target, limit, "the same on data in memory", same, check)
+
+
+def judge(found: np.ndarray, expected: np.ndarray, what: str, amp: str) -> tuple[bool, str]:
+    """Return whether scores or gradients agree, and how closely."""
     # Untrained scores are all near 0.5, so compare what differs between them.
     difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean()))
-    # Lower precision rounds so coarsely that the comparison finds only large errors.
-    bound = 0.01 if settings.amp == "off" else 0.3
-    size, amp = settings.img_size, "" if settings.amp == "off" else f", {settings.amp}"
-    options = f"batch {settings.batch_size}{amp}{', compiled' if settings.compile else ''}"
-    return Row(
-        f"{stage}, ResNet-{settings.depth}, {size}×{size}, {options}",
-        "ms/image",
-        statistics.median(timed.from_files for timed, _ in rounds),
-        statistics.median(timed.from_files for _, timed in rounds),
-        1.5 if settings.device.type == "cpu" else 4,
-        statistics.median(timed.from_memory for _, timed in rounds),
-        "the same on data in memory",
-        difference < bound,
-        f"{what} to {difference:.0e}",
-    )
+    return difference < BOUNDS[what][amp != "off"], f"{what} to {difference:.0e}"
+
+
+def call(function: Timer, settings: Settings, *arguments) -> Timed:
+    """Call a function: here on a GPU, where a fault gives NaN, so that the other rows are still measured.
+
+    Elsewhere it runs in a new process, because the textbook must not profit from our allocator settings.
+    """
+    if settings.device.type != "cuda":
+        return in_child(function, settings, *arguments)
+    torch.compiler.reset()
+    gc.collect()  # frees the memory of the networks before
+    torch.backends.cudnn.benchmark = False  # the default; main.py turns it on
+    try:
+        return function(settings, *arguments)
+    except Exception:
+        traceback.print_exc()
+        return Timed(math.nan, math.nan, np.array(math.nan))
 
 
 def files(settings: Settings) -> list[str]:
@@ -83,16 +103,21 @@ def files(settings: Settings) -> list[str]:
     return list(itertools.islice(itertools.cycle(settings.photos), settings.batch_size * settings.num_steps))
 
 
-def our_model(settings: Settings) -> tuple[Namespace, torch.nn.Module]:
+def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Module]:
     """Return main.py's options and its network for the benchmark, on the device."""
     words = ["--dataset", "coco", "--model", f"resnet{settings.depth}", "--pretrained", "none"]
     words += ["--img_size", str(settings.img_size), "--batch_size", str(settings.batch_size)]
-    words += ["--lr", str(LR), "--warmup_epoch", "0"]
-    words += ["--device", settings.device.type, "--amp", settings.amp]
-    words += ["--compile"] if settings.compile else []
+    words += ["--lr", str(LR), "--warmup_epoch", "0", "--device", settings.device.type]
+    words += ["--amp", variant.amp, *(["--compile"] if variant.compile else [])]
     with mock.patch.object(sys, "argv", ["main.py", *words]):
         options, _ = main.parse_args()
-    return options, scale_down_branches(main.build_model(options, choose_device(options.device, options.amp)))
+    model = scale_down_branches(main.build_model(options, choose_device(options.device)))
+    if variant.compile not in ("", "default"):
+        model.compile(mode=variant.compile)  # main.py has no option for it
+    if variant.fold:
+        trunk = nn.Sequential(*(getattr(model, name) for name in TRUNK))
+        model.features = fuse(trunk.eval()).forward  # pixels are not normalised for the data set coco
+    return options, model
 
 
 def textbook_model(settings: Settings) -> textbook.Network:
@@ -103,11 +128,11 @@ def textbook_model(settings: Settings) -> textbook.Network:
     return network.to(settings.device)
 
 
-def scale_down_branches(model: torch.nn.Module) -> torch.nn.Module:
+def scale_down_branches(model: nn.Module) -> nn.Module:
     """Scale down each block's branch; in eval mode an untrained deep ResNet's values grow with each block."""
     for module in model.modules():
         if isinstance(module, Bottleneck):
-            torch.nn.init.constant_(module.bn3.weight, 0.1)
+            nn.init.constant_(module.bn3.weight, 0.1)
     return model
 
 
@@ -129,12 +154,12 @@ def our_loader(settings: Settings, train: bool) -> DataLoader:
 
 
 def textbook_training(settings: Settings) -> Timed:
-    """Time the textbook's epoch; the result is a sample of the gradients of one small batch."""
+    """Time the textbook's epoch; the result is a sample of the gradients of one batch."""
     network, device = textbook_model(settings), settings.device
-    images, targets = small_batch(settings)
+    images, targets = check_batch(settings)
     network.train()
     with without_tf32():
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(images / 255), targets.float())
+        loss = nn.functional.binary_cross_entropy_with_logits(network(images / 255), targets.float())
         loss.backward()
     gradients = sample([*network.trunk.parameters(), *network.heads.parameters()])
     loader = textbook_loader(settings, train=True)
@@ -143,34 +168,41 @@ def textbook_training(settings: Settings) -> Timed:
     return Timed(milliseconds, math.nan, gradients)
 
 
-def our_training(settings: Settings) -> Timed:
-    """Time main.py's epoch; the result is a sample of the gradients of one small batch."""
-    options, model = our_model(settings)
-    device = settings.device
+def our_training(settings: Settings, variant: Variant) -> Timed:
+    """Time main.py's epoch; the result is a sample of the gradients of one batch."""
+    model, epoch = our_epoch(settings, variant)
+    loader, device = our_loader(settings, train=True), settings.device
+    with without_tf32():
+        epoch(InMemory(loader, (*check_batch(settings), None), 1))
+    gradients = sample(model.parameters())
+    epoch(loader)
+    from_files = time_epoch(lambda: epoch(loader), loader, device)
+    memory = in_memory(loader, device)
+    return Timed(from_files, time_epoch(lambda: epoch(memory), loader, device), gradients)
+
+
+def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable[[Any], None]]:
+    """Return main.py's network, and main.py's training of it for one epoch of a loader."""
+    options, model = our_model(settings, variant)
     optimizer = main.build_optimizer(model, options)
-    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=options.amp == "fp16")
+    scaler = torch.amp.GradScaler(settings.device.type, init_scale=2.0**10, enabled=options.amp == "fp16")
 
     def epoch(loader: DataLoader | InMemory) -> None:
         run = Run(options, class_names("coco"), model, optimizer, scaler)
         run.save = lambda: None  # the time to write files is not of interest
-        main.train_one_epoch(run, model, loader, device)
+        main.train_one_epoch(run, model, loader, settings.device)
 
-    loader = our_loader(settings, train=True)
-    images, targets = small_batch(settings)
-    with without_tf32():
-        epoch(InMemory(loader, (images, targets, None), 1))
-    gradients = sample(model.parameters())
-    epoch(loader)
-    from_files = time_epoch(lambda: epoch(loader), loader, device)
-    images, targets, _ = next(iter(loader))
-    memory = InMemory(loader, (images.to(device), targets.to(device), None), len(loader))
-    return Timed(from_files, time_epoch(lambda: epoch(memory), loader, device), gradients)
+    return model, epoch
 
 
-def small_batch(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return two images, uint8, and their targets on the device."""
-    dataset = our_images(files(settings)[:2], settings.img_size, train=False)
-    images, targets, _ = next(iter(make_loader(dataset, 2, 0, torch.device("cpu"))))
+def check_batch(settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return images, uint8, and their targets on the device: two, or a whole batch on a GPU.
+
+    A batch of another size would be compiled again.
+    """
+    count = settings.batch_size if settings.device.type == "cuda" else 2
+    dataset = our_images(files(settings)[:count], settings.img_size, train=False)
+    images, targets, _ = next(iter(make_loader(dataset, count, 0, torch.device("cpu"))))
     return images.to(settings.device), targets.to(settings.device)
 
 
@@ -189,20 +221,21 @@ def textbook_validation(settings: Settings) -> Timed:
     return Timed(milliseconds, math.nan, scores)
 
 
-def our_validation(settings: Settings) -> Timed:
+def our_validation(settings: Settings, variant: Variant) -> Timed:
     """Time the scores as val.py computes them."""
-    options, model = our_model(settings)
+    options, model = our_model(settings, variant)
     device = settings.device
+    # A CUDA graph writes its output to the same memory in every step.
+    forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
 
     def scores(loader: DataLoader | InMemory) -> np.ndarray:
-        return sigmoid(predict(model, loader, device, options.amp))
+        return sigmoid(predict(model, loader, device, options.amp, forward))
 
     loader = our_loader(settings, train=False)
     with without_tf32():
         result = scores(loader)
     from_files = time_epoch(lambda: scores(loader), loader, device)
-    images, targets, indices = next(iter(loader))
-    memory = InMemory(loader, (images.to(device), targets, indices), len(loader))
+    memory = in_memory(loader, device)
     return Timed(from_files, time_epoch(lambda: scores(memory), loader, device), result)
 
 
@@ -218,6 +251,12 @@ class InMemory:
 
     def __iter__(self) -> Iterator[tuple]:
         return itertools.repeat(self.batch, self.num_steps)
+
+
+def in_memory(loader: DataLoader, device: torch.device) -> InMemory:
+    """Return a stand-in that yields the loader's first batch, on the device, as often as it has batches."""
+    images, targets, indices = next(iter(loader))
+    return InMemory(loader, (images.to(device), targets.to(device), indices), len(loader))
 
 
 def time_epoch(action: Callable[[], Any], loader: DataLoader, device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The stages that bench.py times by the textbook and by the scripts' own code, except for train and val."""
+"""The stages that time one part, by the textbook and by the scripts' own code, without the network."""
 
 import json
 import statistics
@@ -16,13 +16,24 @@ from torchvision.transforms.functional import hflip, resized_crop, to_tensor
 
 from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, make_coco, our_images, random_targets
-from benchmarks.timing import Row, Settings, in_turns, run_measured, synchronize, without_tf32
+from benchmarks.timing import (
+    REPOSITORY,
+    Row,
+    Settings,
+    Target,
+    Variant,
+    find_target,
+    in_turns,
+    run_measured,
+    synchronize,
+    without_tf32,
+)
 from pipeline.csra import MHA
 from utils.datasets import LabelledImages, make_loader
 from utils.evaluation import evaluate
+from utils.runtime.device import AMP_DTYPES, autocast
 from utils.transforms import load_image, random_crop, train_transform
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 16  # of the loader and the head
 
 
@@ -31,7 +42,7 @@ def time_loader(settings: Settings) -> Iterator[Row]:
     photos, num_photos = settings.photos, len(settings.photos)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, train, target in (("train", True, 2.0), ("test", False, 2.1)):
+    for name, train, target in (("train", True, 2.2), ("test", False, 2.3)):
         plain = textbook.Photos(photos, random_targets(num_photos), settings.img_size, train)
         ours = our_images(photos, settings.img_size, train)
         plain_loader = DataLoader(plain, BATCH_SIZE, shuffle=train)
@@ -44,17 +55,9 @@ def time_loader(settings: Settings) -> Iterator[Row]:
         )
         plain_time, our_time, limit = (1000 * s / num_photos for s in seconds)
         difference = max(pixel_difference(plain, ours, index) for index in range(num_photos))
-        yield Row(
-            f"loader, {name} transform, one core",
-            "ms/image",
-            plain_time,
-            our_time,
-            target,
-            limit,
-            "decoding alone",
-            difference <= 2,
-            f"pixels within {difference:.0f}/255",
-        )
+        stage, check = f"loader, {name} transform, one core", f"pixels within {difference:.0f}/255"
+        costs = (our_time, plain_time, Target(target), limit, "decoding alone")
+        yield Row(stage, "ms/image", *costs, difference <= 2, check)
     torch.set_num_threads(num_threads)
 
 
@@ -80,43 +83,41 @@ def time_head(settings: Settings) -> Iterator[Row]:
     plain = textbook.Heads(num_heads, 0.5, num_features, NUM_CLASSES).to(device)
     plain.load_state_dict(dict(zip(plain.state_dict(), ours.state_dict().values())))
     features = torch.rand(BATCH_SIZE, num_features, side, side, device=device)
-    channels_last = features.to(memory_format=torch.channels_last)
+    # The trunk's output has the type that autocast computes in.
+    dtypes = {amp: AMP_DTYPES[amp] or torch.float32 for amp in settings.amps}
+    inputs = {amp: features.to(dtypes[amp], memory_format=torch.channels_last) for amp in settings.amps}
     num_places, num_maps = BATCH_SIZE * side**2, num_heads * NUM_CLASSES
-    places = torch.rand(num_places, num_features, device=device)
-    weights = torch.rand(num_maps, num_features, device=device)
-    scores = torch.rand(num_places, num_maps, device=device)
+    shapes = ((num_places, num_features), (num_maps, num_features), (num_places, num_maps))
+    matrices = {amp: [torch.rand(shape, device=device).to(dtypes[amp]) for shape in shapes] for amp in inputs}
 
-    def step(head: torch.nn.Module, x: Tensor) -> list[Tensor]:
+    def step(head: torch.nn.Module, x: Tensor, amp: str = "off") -> list[Tensor]:
         x = x.detach().requires_grad_()
-        logits = head(x)
+        with autocast(device, amp):
+            logits = head(x)
         gradients = torch.autograd.grad(logits.square().mean(), [x, *head.parameters()])
         synchronize(device)
         return [logits.detach(), *gradients]
 
-    def products() -> None:
+    def products(amp: str) -> None:
+        places, weights, scores = matrices[amp]
         _ = places @ weights.T, scores @ weights, scores.T @ places
         synchronize(device)
 
-    # Use the same precision in the matrix products as cuDNN uses in the convolutions.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    seconds = in_turns(
-        2 * settings.num_rounds, lambda: step(plain, features), lambda: step(ours, channels_last), products
-    )
-    with without_tf32():
-        results = zip(step(plain, features), step(ours, channels_last))
-    difference = max(((a - b).norm() / a.norm()).item() for a, b in results)
-    plain_time, our_time, limit = (1000 * s for s in seconds)
-    yield Row(
-        f"CSRA, {num_heads} heads, {NUM_CLASSES} classes, {side}×{side}, batch {BATCH_SIZE}",
-        "ms",
-        plain_time,
-        our_time,
-        2,
-        limit,
-        "its matrix products",
-        difference < 1e-4,
-        f"logits and gradients to {difference:.0e}",
-    )
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in cuDNN's convolutions, where it is the default
+    actions = [lambda amp=amp: step(ours, inputs[amp], amp) for amp in settings.amps]
+    actions += [lambda amp=amp: products(amp) for amp in settings.amps]
+    seconds = in_turns(2 * settings.num_rounds, lambda: step(plain, features), *actions)
+    plain_time, *times = (1000 * s for s in seconds)
+    for amp, our_time, limit in zip(settings.amps, times, times[len(times) // 2 :]):
+        with without_tf32():
+            results = zip(step(plain, features), step(ours, inputs[amp], amp))
+        logits, *gradients = (((a - b).norm() / a.norm()).item() for a, b in results)
+        # Rounding moves maxima, and with them the gradients of the head with T = ∞.
+        same = logits < (1e-4 if amp == "off" else 0.02) and max(gradients) < (1e-4 if amp == "off" else 0.3)
+        check = f"logits to {logits:.0e}, gradients to {max(gradients):.0e}"
+        name = f"CSRA, {num_heads} heads, {NUM_CLASSES} classes, {side}×{side}, batch {BATCH_SIZE}"
+        name, target = f"{name}, {Variant(amp).describe(device)}", find_target(device, "head", amp)
+        yield Row(name, "ms", our_time, plain_time, target, limit, "its matrix products", same, check)
 
 
 def time_metrics(settings: Settings) -> Iterator[Row]:
@@ -134,17 +135,8 @@ def time_metrics(settings: Settings) -> Iterator[Row]:
     )
     difference = max(abs(float(value) - results["ours"][name]) for name, value in results["textbook"].items())
     plain_time, our_time, limit = seconds
-    yield Row(
-        f"metrics, {settings.num_scored_images:,} × {NUM_CLASSES}",
-        "s",
-        plain_time,
-        our_time,
-        30,
-        limit,
-        "sorting alone",
-        difference < 1e-9,
-        f"metrics to {difference:.0e}",
-    )
+    name, check = f"metrics, {settings.num_scored_images:,} × {NUM_CLASSES}", f"metrics to {difference:.0e}"
+    yield Row(name, "s", our_time, plain_time, Target(30), limit, "sorting alone", difference < 1e-9, check)
 
 
 def time_startup(settings: Settings) -> Iterator[Row]:
@@ -154,7 +146,7 @@ def time_startup(settings: Settings) -> Iterator[Row]:
         for command in (["-c", "import torch, torchvision"], [str(REPOSITORY / "val.py"), "--help"])
     )
     limit, our_time = in_turns(settings.num_rounds, imports, answer)
-    yield Row("start-up: val.py --help", "s", limit, our_time, None, limit, "the imports")
+    yield Row("start-up: val.py --help", "s", our_time, limit, None, limit, "the imports")
 
 
 def time_prepare(settings: Settings) -> Iterator[Row]:
@@ -177,4 +169,6 @@ def time_prepare(settings: Settings) -> Iterator[Row]:
     for index, (what, unit, target) in enumerate((("", "s", 1 / 1.3), (", peak memory", "MiB", 1 / 1.2))):
         limit, our_time = (statistics.median(pair[side][index] for pair in measured) for side in (0, 1))
         name = f"prepare_coco, {settings.num_coco_images:,} images{what}"
-        yield Row(name, unit, limit, our_time, target, limit, "pycocotools' load", same, "labels equal")
+        yield Row(
+            name, unit, our_time, limit, Target(target), limit, "pycocotools' load", same, "labels equal"
+        )

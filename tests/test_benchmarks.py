@@ -6,14 +6,15 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, network, stages, textbook
+from benchmarks import bench, gpu, network, scripts, stages, textbook
 from benchmarks.inputs import make_coco, make_photos
-from benchmarks.timing import Settings, in_child, run_measured
+from benchmarks.timing import Row, Settings, Target, Variant, in_child, run_measured
 from conftest import REPOSITORY
 from pipeline.csra import MHA
 from pipeline.resnet_csra import ResNet_CSRA
@@ -25,16 +26,32 @@ from utils.transforms import train_transform
 # For each stage, a function that the scripts call, and a wrong one to put in its place.
 WRONG = {
     "loader": ("benchmarks.stages.train_transform", lambda *args: train_transform(*args).flip(2)),
-    "head": ("benchmarks.stages.MHA", lambda num_heads, lam, *args: MHA(num_heads, lam + 0.01, *args)),
+    "head": ("benchmarks.stages.MHA", lambda num_heads, lam, *args: MHA(num_heads, lam + 0.1, *args)),
     "metrics": ("benchmarks.stages.evaluate", lambda *args: evaluate(*args) | {"OF1_3": 0.5}),
-    "train": ("main.LOSSES", {"bce": lambda logits, targets: LOSSES["bce"](1.1 * logits, targets)}),
+    "train": ("main.LOSSES", {"bce": lambda logits, targets: LOSSES["bce"](2 * logits, targets)}),
     "val": ("benchmarks.network.sigmoid", lambda logits: sigmoid(1.1 * logits)),
+    "demo": ("benchmarks.scripts.run_measured", lambda words, *args: run_measured(raise_lam(words), *args)),
+    "shapes": ("benchmarks.scripts.train_shapes", lambda settings, amp, seed: 50.0 * (amp == "bf16")),
     "prepare": ("benchmarks.stages.make_coco", lambda *args: make_coco(*args) | {"another.jpg": {1}}),
 }
+BF16 = Variant("bf16")
+# Stages that have a row for each precision.
+IN_PRECISIONS = {"train", "val", "head", "demo"}
+
+
+def raise_lam(words: list[str]) -> list[str]:
+    """Give demo.py another lambda; leave the textbook's command as it is."""
+    return [*words, "--lam", "0.2"] if words[0].endswith("demo.py") else words
+
+
+@pytest.fixture(scope="session")
+def variants() -> tuple[Variant, ...]:
+    """The variants that this CPU can run in a test: float32, and bf16 if it has the instructions."""
+    return (Variant(), BF16) if bench.can_use_bf16(torch.device("cpu")) else (Variant(),)
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> Iterator[Settings]:
+def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
     """Tiny inputs. Training and validation stay in this process, with arguments pickled as for a child."""
     monkeypatch.setattr(network, "in_child", lambda f, *args: f(*pickle.loads(pickle.dumps(args))))
     num_threads = torch.get_num_threads()
@@ -42,6 +59,7 @@ def settings(tmp_path, monkeypatch) -> Iterator[Settings]:
     yield Settings(
         tmp_path,
         make_photos(tmp_path / "photos", 3),
+        variants=variants,
         depth=50,
         img_size=64,
         batch_size=2,
@@ -49,30 +67,99 @@ def settings(tmp_path, monkeypatch) -> Iterator[Settings]:
         num_scored_images=200,
         num_coco_images=30,
         num_coco_boxes=100,
+        num_demo_photos=4,
+        num_shapes=20,
+        num_seeds=1,
+        tolerance=30,
         num_rounds=1,
         num_long_rounds=1,
     )
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.parametrize("stage", bench.STAGES)
+def skip_without_bf16(stage: str, settings: Settings) -> None:
+    """shapes and gpu compare bf16 with float32, so that they are empty without it."""
+    if stage in ("shapes", "gpu") and BF16 not in settings.variants:
+        pytest.skip("needs a CPU with bf16")
+
+
+@pytest.mark.parametrize("stage", sorted(set(bench.STAGES) - {"gpu"}))
 def test_each_stage_computes_the_same_as_the_textbook(settings, stage):
+    skip_without_bf16(stage, settings)
     rows = list(bench.STAGES[stage](settings))
-    assert rows
+    assert len(rows) >= (len(settings.variants) if stage in IN_PRECISIONS else 1)
     for row in rows:
-        assert row.same, row.check
-        assert min(row.textbook, row.ours, row.limit) > 0
+        assert row.same in (True, None), row.check
+        assert min(row.textbook, row.ours) > 0
+        assert row.limit is None or row.limit > 0
         assert row.stage in bench.format_row(row)
 
 
 @pytest.mark.parametrize("stage", WRONG)
 def test_each_stage_notices_a_wrong_result(settings, stage, monkeypatch):
+    skip_without_bf16(stage, settings)
     monkeypatch.setattr(*WRONG[stage])
-    assert not all(row.same for row in bench.STAGES[stage](settings))
+    weakest = replace(settings, variants=settings.variants[-1:])  # bf16 has the widest bounds
+    assert not all(row.same for row in bench.STAGES[stage](weakest))
 
 
 def test_all_stages_but_one_compare_results():
-    assert set(bench.STAGES) - set(WRONG) == {"startup"}
+    assert set(bench.STAGES) - set(WRONG) == {"startup", "gpu"}
+
+
+def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
+    skip_without_bf16("gpu", settings)
+    monkeypatch.setattr(scripts, "train_shapes", lambda *args: 99.0)  # the stage shapes trains
+    settings = replace(settings, variants=(gpu.OFF, gpu.BF16, gpu.FOLDED))
+    rows = list(gpu.time_gpu(settings))
+    names = [row.stage for row in rows]
+    for row in rows:
+        assert row.same in (True, None), row.check
+        assert row.stage in bench.format_row(row)
+    for size in (2, 8):
+        for precision in ("float32", "bf16"):
+            for stage in ("training", "validation"):
+                assert f"{stage}, ResNet-50, 64×64, batch {size}, {precision}" in names
+    assert "validation, ResNet-50, 64×64, batch 2, bf16, batch-norm folded" in names
+    assert sum(name.startswith(("CSRA", "shapes")) for name in names) == 3
+    (profiled,) = (row for row in rows if row.stage.startswith("profile"))
+    assert len(profiled.check.split(" %")) == 11
+    assert "convolution" in profiled.check
+
+
+def test_a_part_of_the_stage_gpu_that_fails_is_a_wrong_row(settings, monkeypatch):
+    for part in ("time_validation", "time_head", "compare_shapes"):
+        monkeypatch.setattr(gpu, part, lambda settings: iter(()))
+
+    def time_training(settings: Settings) -> Iterator[Row]:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(gpu, "time_training", time_training)
+    settings = replace(settings, variants=(gpu.OFF,))
+    rows = [row for row in gpu.time_gpu(settings) if row.stage.startswith("time_training")]
+    assert [(row.same, row.check) for row in rows] == 2 * [(False, "RuntimeError: no memory")]
+    assert "NO: RuntimeError" in bench.format_row(rows[0])
+    monkeypatch.setattr(gpu, "LAST_START", -1)
+    assert list(gpu.time_gpu(settings)) == []
+
+
+def test_a_step_that_waits_for_the_gpu_is_a_wrong_row(settings, monkeypatch):
+    def epoch(loader: object) -> None:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(gpu, "our_epoch", lambda *args: (torch.nn.Linear(1, 1), epoch))
+    (row,) = gpu.check_syncs(settings)
+    assert not row.same
+    assert "synchronizing" in row.check
+
+
+def test_a_fault_on_a_gpu_gives_nan(settings):
+    def fails(settings: Settings) -> network.Timed:
+        raise RuntimeError("no memory")
+
+    timed = network.call(fails, replace(settings, device=torch.device("cuda")))
+    assert np.isnan(timed.from_files)
+    assert network.judge(timed.result, np.ones(3), "scores", "bf16") == (False, "scores to nan")
 
 
 def test_a_wrong_result_ends_the_command_with_an_error(tmp_path, monkeypatch, command):
@@ -129,3 +216,22 @@ def test_a_mistake_ends_the_command_with_one_line(tmp_path):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "no JPEG files there" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_stage_gpu_needs_a_gpu(fails):
+    fails(bench, "gpu", says=["gpu", "CUDA GPU", "cpu"])
+
+
+def test_a_row_shows_its_costs_and_a_missed_target():
+    row = Row("a", "ms/image", 2.0, 7.0, Target(3.4, rate=500, share=90), 1.9, "the rest", True, "scores")
+    assert [cell.strip() for cell in bench.format_row(row).split("|")[2:-1]] == [
+        "7 ms/image (143/s)",
+        "2 ms/image (500/s)",
+        "3.50",
+        "≥ 3.4, ≥ 500/s, ≥ 90 %",
+        "95 % (the rest)",
+        "yes: scores",
+    ]
+    for change in ({"textbook": 6.0}, {"ours": 2.01}, {"limit": 1.7}):
+        assert "missed" in bench.format_row(replace(row, **change))
