@@ -96,7 +96,7 @@ def make_figure(width: float, height: float, num_axes: int = 1):
     with reporting_errors("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": matplotlib.cycler(color=PALETTE)})
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, num_axes)
 

@@ -40,7 +40,7 @@ def main() -> None:
     if name in BUILT_IN or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name other than {', '.join(BUILT_IN)}")
     check_folder(folder, "--dataset")
-    if not args.overwrite and any((folder / f"{split}.json").exists() for split in SPLITS):
+    if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
     header, rows = read_table(args.csv)
     column = take_splits(header, rows, args.csv)
@@ -48,9 +48,9 @@ def main() -> None:
     paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
     entries = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
     positives = np.array(targets) == 1
-    splits = {f"{split}.json": [] for split in SPLITS}
-    for entry, split in zip(entries, column or random_splits(positives, args)):
-        splits[f"{split}.json"].append(entry)
+    splits = {f"{part}.json": [] for part in SPLITS}
+    for entry, part in zip(entries, column or random_splits(positives, args)):
+        splits[f"{part}.json"].append(entry)
     if not splits["train.json"] or not splits["test.json"]:
         reason = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
         raise UserError(f"{reason} leaves no images to train on or to test on")
@@ -60,8 +60,8 @@ def main() -> None:
     if args.verify:
         verify(splits, args.max_pixels)
     # An interruption leaves no test.json, without which nothing starts, and no labels of other classes.
-    for split in SPLITS:
-        (folder / f"{split}.json").unlink(missing_ok=True)
+    for part in SPLITS:
+        (folder / f"{part}.json").unlink(missing_ok=True)
     write_json_list(folder / "classes.json", classes)
     write_labels(folder, classes, splits)
     if num_unknown := sum(target.count(UNKNOWN) for target in targets):
@@ -93,9 +93,9 @@ def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
     column = header.index("split")
     del header[column]
     splits = [cells.pop(column) for _, cells in rows]
-    for (line, _), split in zip(rows, splits):
-        if split not in SPLITS:
-            raise UserError(f"{path}, line {line}: split is {split!r:.50}, but must be train, val or test")
+    for (line, _), part in zip(rows, splits):
+        if part not in SPLITS:
+            raise UserError(f"{path}, line {line}: split is {part!r:.50}, but must be train, val or test")
     return splits
 
 
@@ -133,12 +133,12 @@ def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
     splits, left = np.full(len(positives), "train"), 1.0
     for name, fraction in (("test", args.test_fraction), ("val", args.val_fraction)):
         rest = np.flatnonzero(splits == "train")
-        splits[rest[hold_out(positives[rest], fraction / left, args.seed)]] = name
+        splits[rest[split(positives[rest], fraction / left, args.seed)]] = name
         left -= fraction
     return splits.tolist()
 
 
-def hold_out(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return which images to hold out, bool (N,): the same share of each class, but never a whole class."""
     # The iterative stratification of Sechidis et al. (2011): it takes the class with the fewest images left
     # and holds out as many of them as the share still lacks. A fraction of an image is rounded at random.
