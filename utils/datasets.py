@@ -195,8 +195,7 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tu
     held_out = [load_split(spec, split, **given) for split in splits]
     train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
-    batch_size = min(args.batch_size, 16)
-    loaders = [make_loader(images, batch_size, args.num_workers, device) for images in held_out]
+    loaders = [make_loader(images, min(args.batch_size, 16), args.num_workers, device) for images in held_out]
     return train_loader, loaders[0], loaders[-1]
 
 

@@ -13,13 +13,11 @@ from utils.runtime.cli import one_line
 STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 CHANNELS = [np.interp(np.linspace(0, 4, 256), range(5), channel) for channel in STOPS.T]
 COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
-# A contact sheet: width of its pictures, pictures per row, space between. Single pictures are as large.
-PANEL, COLUMNS, GAP = 280, 4, 8
+PANEL, COLUMNS, GAP = 280, 4, 8  # a contact sheet: width of its pictures, pictures per row, space between
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 # A class's name, its score in [0, 1], its map (H, W), the text for the map's maximum, and what it measures.
-FIELDS = ["name", "score", "values", "maximum", "measure"]
-ClassMap = namedtuple("ClassMap", FIELDS, defaults=["share of attention"])
+ClassMap = namedtuple("ClassMap", "name score values maximum measure", defaults=["share of attention"])
 
 
 def colour(values: np.ndarray) -> Image.Image:

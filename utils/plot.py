@@ -34,8 +34,7 @@ def main() -> None:
     kinds = "folders of runs, for one chart; files of val.py --out (.json) or --save_scores (.npz)"
     parser.add_argument("sources", type=given_path, nargs="+", metavar="RUN", help=kinds)
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder for the charts")
-    formats = ["png", "pdf", "svg"]
-    parser.add_argument("--format", choices=formats, default="png", help="pdf and svg for papers")
+    parser.add_argument("--format", choices=["png", "pdf", "svg"], default="png", help="of the charts")
     names_help = "a label for each RUN, in their order [default: its file name]"
     parser.add_argument("--names", nargs="+", metavar="NAME", help=names_help)
     args = parser.parse_args()
@@ -43,8 +42,7 @@ def main() -> None:
     if args.names and len(set(args.names)) != len(args.sources):
         raise UserError(f"--names needs {len(args.sources)} different names, one for each RUN")
     runs, files = ([s for s in args.sources if s.is_dir() == is_run] for is_run in (True, False))
-    named = dict(zip(args.sources, args.names or []))
-    figures = {}
+    figures, named = {}, dict(zip(args.sources, args.names or []))
     if runs:
         figures["curves"] = draw_curves({named.get(r, name): read_run(r) for name, r in short_names(runs)})
     for name, file in short_names(files):
@@ -105,7 +103,8 @@ def line_styles(number: int) -> Iterator[dict]:
     """Yield a style for each of several lines: later ones are thinner and dashed, so that none is hidden."""
     widths = np.linspace(min(3, 0.7 + 0.5 * number), 1.2, number)
     for color, dashes, width in zip(itertools.cycle(PALETTE), itertools.cycle(DASHES), widths):
-        yield {"color": color, "linestyle": dashes, "linewidth": width, "clip_on": False}
+        line = {"color": color, "linestyle": dashes, "linewidth": width, "markersize": width + 1}
+        yield line | {"clip_on": False}
 
 
 def draw_curves(runs: dict[str, np.ndarray]):
@@ -114,8 +113,7 @@ def draw_curves(runs: dict[str, np.ndarray]):
     titles = ("training loss", "mAP (%)", "learning rate (backbone)")
     for column, (axis, title) in enumerate(zip(axes, titles), start=1):
         for (name, values), style in zip(runs.items(), line_styles(len(runs))):
-            size = style["linewidth"] + 1
-            axis.plot(values[0], values[column], label=name, marker="o", markersize=size, **style)
+            axis.plot(values[0], values[column], label=name, marker="o", **style)
         axis.set(ylabel=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(top=min(100, axes[1].get_ylim()[1]))

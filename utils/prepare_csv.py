@@ -52,8 +52,8 @@ def main() -> None:
     for entry, part in zip(entries, column or random_splits(positives, args)):
         splits[f"{part}.json"].append(entry)
     if not splits["train.json"] or not splits["test.json"]:
-        reason = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
-        raise UserError(f"{reason} leaves no images to train on or to test on")
+        cause = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
+        raise UserError(f"{cause} leaves no images to train on or to test on")
     if not splits["val.json"]:
         print("no images for val.json: main.py will choose the best epoch on the test images")
         del splits["val.json"]
