@@ -85,10 +85,11 @@ def best_classes(scores: np.ndarray, threshold: float, top: int | None) -> list[
 
 
 def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
-    """Return the ClassMap of class c; `maximum` is a share for CSRA and a score for average pooling."""
+    """Return the ClassMap of class c; it holds shares for CSRA and scores for average pooling."""
     is_score = isinstance(model.classifier, AveragePooling)
     maximum = f"{max(0, values.max()):.1f}" if is_score else f"{100 * values.max():.0f} %"
-    return ClassMap(model.classes[c], float(score), values, maximum)
+    measure = "score of the place" if is_score else "share of attention"
+    return ClassMap(model.classes[c], float(score), values, maximum, measure)
 
 
 def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[ClassMap]) -> None:

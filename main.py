@@ -38,7 +38,7 @@ def main() -> None:
     if distributed.RANK == 0 and not saved:
         check_run_folder(args.output_dir, args.overwrite)
     distributed.connect(device)
-    train_loader, test_loader = make_loaders(args, spec, device)
+    train_loader, val_loader, test_loader = make_loaders(args, spec, device)
     model = build_model(args, device)
     ddp_model = distributed.wrap(model)
     optimizer = build_optimizer(model, args)
@@ -49,16 +49,20 @@ def main() -> None:
         run.restore(saved, len(train_loader))
         saved.clear()  # frees its memory
     print("\n".join(f"{name:12} {value}" for name, value in run.config.items()))
-    print(f"{len(train_loader.dataset)} training and {len(test_loader.dataset)} test images, on {device}")
+    split = "test" if val_loader is test_loader else "validation"
+    print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} {split} images, on {device}")
     run.open_folder()
 
     with run.stoppable():
         while run.epoch < args.total_epoch:
             train_one_epoch(run, ddp_model, train_loader, device)
-            metrics = evaluate_model(run.eval_model, test_loader, device, args.amp)
+            metrics = evaluate_model(run.eval_model, val_loader, device, args.amp)
             run.finish_epoch(metrics, len(train_loader.dataset))
+        print(f"\n{run.report(val_loader.dataset.positives())}")
+        if val_loader is not test_loader:  # the test images have chosen nothing
+            metrics = evaluate_model(run.best_model(), test_loader, device, args.amp)
+            print(f"\n{run.finish(metrics, test_loader.dataset.positives())}")
 
-    print(f"\n{run.report(test_loader.dataset.positives())}")
     validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{run.folder}/best.pth"]
     print(f"\nvalidate it with: {shlex.join(validate)}")
     distributed.disconnect()
@@ -207,6 +211,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
     del resolved["list_models"]  # not part of a run
     args = argparse.Namespace(**resolved)
+    args.decay_step = args.decay_step or math.ceil(args.total_epoch * 2 / 3)
     if args.num_cls != num_classes:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:

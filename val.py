@@ -85,7 +85,8 @@ def load_checked_model(args: argparse.Namespace) -> Network:
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Evaluate a checkpoint.")
     group = options.add_data_options(parser, "as trained, else the data set's", "images per step and process")
-    group.add_argument("--split", choices=["test", "train"], default="test", help="images to evaluate on")
+    splits = ["train", "val", "test"]
+    group.add_argument("--split", choices=splits, default="test", help="images to evaluate on")
     options.add_checkpoint_options(parser)
     group = options.add_run_options(parser)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import demo
 import val
@@ -158,7 +158,7 @@ def test_heatmaps_are_written(photos, command, num_heads):
     assert "deep/er/ä b.jpg/sheet.png" in pictures
     best = next(line for line in result.out.splitlines() if "a.jpg: " in line).split(": ")[1].split()[0]
     with Image.open(f"maps/a.jpg/1_{best}.png") as image:
-        assert image.size == (240, 48 + 24)  # the legend is wider than the image
+        assert image.size == (280, 280 + 42)  # a small image is enlarged, and has a legend of two rows
 
 
 def test_a_heatmap_is_brightest_at_the_largest_value():
@@ -174,9 +174,27 @@ def test_a_heatmap_is_brightest_at_the_largest_value():
 def test_legends_shorten_long_names_and_sheets_show_all_maps():
     image = Image.new("RGB", (500, 300))
     item = ClassMap("a name much too long for the place that there is for it", 0.5, np.ones((2, 2)), "25 %")
-    assert panel(image, item).size == (500, 300 + 2 * 15)
-    assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 24 + 8))
+    assert panel(image, item).size == (500, 300 + 7 * 7)
+    assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 42 + 8))
     assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
+
+
+def test_the_bar_is_labelled_and_small_images_are_enlarged(monkeypatch):
+    texts, draw_text = [], ImageDraw.ImageDraw.text
+
+    def record(self, place, text, *rest, **options) -> None:
+        texts.append(text)
+        draw_text(self, place, text, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    item = ClassMap("dog", 0.5, np.zeros((2, 2)), "25 %")
+    for size, expected in (((64, 32), (280, 182)), ((900, 600), (900, 698)), ((3, 270), (280, 322))):
+        assert panel(Image.new("RGB", size), item).size == expected
+    assert texts == ["share of attention  0", "25 %", "dog  0.50"] * 3
+    panel(Image.new("RGB", (64, 64)), item._replace(measure="score of the place"))
+    assert texts[-3] == "score of the place  0"
+    legend = np.asarray(panel(Image.new("RGB", (280, 280), "white"), item))[-14:-8]
+    assert len(np.unique(legend.reshape(-1, 3), axis=0)) > 80  # the colours of the bar
 
 
 def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):

@@ -36,6 +36,49 @@ def test_charts_have_a_light_background_and_empty_margins(results, command):
         assert pixels[0].min() > 250 < pixels[-1].min()
 
 
+@pytest.mark.parametrize(("format", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_charts_have_the_format_and_the_names_asked_for(results, command, monkeypatch, format, start):
+    drawn = {}
+    for kind in ("curves", "average_precisions", "precision_recall"):
+        draw = getattr(plot, f"draw_{kind}")
+        monkeypatch.setattr(
+            plot, f"draw_{kind}", lambda *a, draw=draw, kind=kind: drawn.setdefault(kind, draw(*a))
+        )
+    names = ["--names", "λ = 0", "VOC, $x", "scores", "λ = 1"]
+    sources = ["one", "r.json", "s.npz", "two"]
+    result = command(plot, *sources, "--out", "charts", "--format", format, *names)
+    assert result.status == 0, result.err
+    paths = [Path("charts", f"{name}.{format}") for name in ("ap_r", "curves", "pr_s")]
+    assert sorted(Path("charts").iterdir()) == paths
+    assert all(path.read_bytes().startswith(start) for path in paths)
+    assert [line.get_label() for line in drawn["curves"].axes[0].lines] == ["λ = 0", "λ = 1"]
+    assert drawn["average_precisions"].axes[0].get_title() == "VOC, $x"
+    assert drawn["precision_recall"].axes[0].get_title() == "scores"
+
+
+def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
+    run = np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]])
+    assert plot.draw_curves({"a": run}).axes[1].get_ylim()[1] <= 100
+    figure = plot.draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": None})
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_xlim() == (0, 100)
+    numbers = [label for child in axis.child_axes for label in child.get_yticklabels()]
+    assert [label.get_text() for label in numbers] == ["50.0", "100.0"]
+    assert min(label.get_window_extent().x0 for label in numbers) > axis.get_window_extent().x1
+    assert figure.legends[0].get_title().get_text() == "without positives: cow"
+
+
+def test_curves_that_coincide_stay_visible():
+    run = np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 95, 100], [0.01, 0.01, 0.001]])
+    styles = list(plot.line_styles(12))
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 12
+    lines = plot.draw_curves({str(i): run for i in range(12)}).axes[0].lines
+    assert [line.get_color() for line in lines] == [style["color"] for style in styles]
+    assert (np.diff([line.get_linewidth() for line in lines]) < 0).all()  # those on top are thinner
+    assert [line.is_dashed() for line in lines[:5]] == [False, True, True, True, True]
+
+
 def test_the_curve_and_its_ap_match_scikit_learn():
     rng = np.random.default_rng(0)
     scores, positives = rng.integers(0, 9, 60) / 9, rng.random(60) < 0.3
@@ -54,7 +97,7 @@ def test_curves_leave_out_ignored_labels():
     arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]]), "names": ["a"]}
     for ignore, expected in (([[True], [False], [False]], "a (100.0)"), ([[False]] * 3, "a (50.0)")):
         figure = plot.draw_precision_recall("x", arrays | {"ignore": np.array(ignore)})
-        assert figure.axes[0].lines[0].get_label() == expected
+        assert figure.axes[0].lines[1].get_label() == expected
 
 
 def test_files_of_the_same_name_give_separate_charts(results, command):
@@ -77,5 +120,9 @@ def test_invalid_sources_are_reported_in_one_line(results, fails, monkeypatch):
     for content in ("[]", '{"AP": []}', '{"AP": {"a": null}}', '{"AP": {"a": "x"}}', "{"):
         (results / "r.json").write_text(content)
         fails(plot, "r.json", "--out", "charts", says=["r.json"])
+    (results / "r.json").write_text('{"AP": {"a": null, "b": null}}')
+    fails(plot, "r.json", "--out", "charts", says=["r.json: no class has positives"])
+    for names in (["a"], ["a", "a"]):
+        fails(plot, "one", "s.npz", "--out", "charts", "--names", *names, says=["--names needs 2 different"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fails(plot, "one", "--out", "charts", says=["pip install matplotlib"])

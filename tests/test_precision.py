@@ -202,7 +202,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--batch_size", "4"])
     (args, _), gpu = main.parse_args(), choose_device("cuda")
     model = main.build_model(args, gpu)
-    loader, _ = main.make_loaders(args, DATASETS["shapes"], gpu)
+    loader, *_ = main.make_loaders(args, DATASETS["shapes"], gpu)
     optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cuda", enabled=False)
     run = Run(args, class_names("shapes"), model, optimizer, scaler)
     run.save = lambda: None

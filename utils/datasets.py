@@ -5,7 +5,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,16 @@ VOC_TEST = {1: 1, -1: 0, 0: IGNORED}
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What differs between data sets; the defaults suit a data set that a user adds.
+    """What differs between data sets.
 
-    train, test: label files data/<folder>/<name>.json. prepare: the command in utils/ that makes them.
+    train, val, test: label files data/<folder>/<name>.json. If there is a val.json, best.pth is chosen on it,
+    else on the test images. prepare: the command in utils/ that makes the others.
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
     unknown_is_negative: whether metrics other than mAP count an ignored label as negative, see `evaluate`.
     crop: whether training images are cropped at random; else they are only flipped.
     normalize: how pixels are normalised by default, a key of NORMALIZATION in pipeline/network.py.
-    model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options.
+    model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options; decay_step None is
+    two thirds of the run.
     """
 
     folder: str
@@ -43,6 +45,7 @@ class DatasetSpec:
     test: str = "test"
     prepare: str = ""
     test_values: dict[int, int] = field(default_factory=lambda: VALUES)
+    val: str = "val"
     unknown_is_negative: bool = False
     crop: bool = True
     normalize: str = "none"
@@ -50,7 +53,7 @@ class DatasetSpec:
     pretrained: str = "imagenet"
     img_size: int = 448
     total_epoch: int = 30
-    decay_step: int = 4
+    decay_step: int | None = 4
 
 
 # fmt: off
@@ -66,6 +69,9 @@ DATASETS = {
         img_size=64, total_epoch=4),
 }
 # fmt: on
+# A user's data set. A small one has a few steps per epoch: if the rate dropped every 4 epochs, 2 of which are
+# warm-up, it would be too low to learn anything long before the end. One drop at two thirds fits any length.
+OWN = DatasetSpec("", decay_step=None)
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -74,11 +80,11 @@ def dataset_spec(name: str) -> DatasetSpec:
         return DATASETS[name]
     if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
         raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, nor a folder data/{name}/")
-    return DatasetSpec(folder=name)
+    return replace(OWN, folder=name)
 
 
 def label_file(spec: DatasetSpec, split: str) -> Path:
-    """Return the path of the label file of a split, "train" or "test"."""
+    """Return the path of the label file of a split, "train", "val" or "test"."""
     return Path("data", spec.folder, f"{getattr(spec, split)}.json")
 
 
@@ -120,12 +126,13 @@ class LabelledImages(Dataset):
 
 
 def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
-    """Load a split, "train" or "test"; the options are train, seed and max_pixels of LabelledImages.
+    """Load a split, "train", "val" or "test"; the options are train, seed and max_pixels of LabelledImages.
 
     Raises UserError if the label file or any image is missing, so that training does not fail hours later.
     """
     path = label_file(spec, split)
-    way_out = f"make it with: python utils/{spec.prepare}" if spec.prepare else f"it is a JSON list of {FORM}"
+    has_command = spec.prepare and split != "val"
+    way_out = f"make it with: python utils/{spec.prepare}" if has_command else f"it is a JSON list of {FORM}"
     if not path.exists():
         raise UserError(f"{path} is missing; {way_out}")
     values, num_classes = spec.test_values if split == "test" else VALUES, len(class_names(spec.folder))
@@ -175,15 +182,21 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: tor
         return DataLoader(dataset, worker_init_fn=interrupt.ignore_signals, **options)
 
 
-def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, DataLoader]:
-    """Return main.py's loaders of training and test images; make the data set shapes if it is missing."""
+def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, ...]:
+    """Return main.py's loaders of training, validation and test images; make the data set shapes if missing.
+
+    Without a val.json, the loader of the test images is also that of the validation images.
+    """
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
     given = {"img_size": args.img_size, "seed": args.seed, "max_pixels": args.max_pixels}
-    train_set, test_set = load_split(spec, "train", train=True, **given), load_split(spec, "test", **given)
+    train_set = load_split(spec, "train", train=True, **given)
+    splits = ["val", "test"] if label_file(spec, "val").exists() else ["test"]
+    held_out = [load_split(spec, split, **given) for split in splits]
     train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
-    return train_loader, make_loader(test_set, min(args.batch_size, 16), args.num_workers, device)
+    loaders = [make_loader(images, min(args.batch_size, 16), args.num_workers, device) for images in held_out]
+    return train_loader, loaders[0], loaders[-1]
 
 
 def make_missing_shapes() -> None:

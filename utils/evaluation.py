@@ -88,10 +88,11 @@ def precision_recall_f1(predicted: np.ndarray, positives: np.ndarray, suffix: st
 
 
 def format_report(metrics: dict, classes: list[str], positives: list[int]) -> str:
-    """Format AP and the number of positives of each class, then the other metrics, all in %."""
+    """Format AP and the number of positives of each class that has some, then the other metrics, all in %."""
     width = max(len("class"), *map(len, classes))
     lines = [f"{'class':{width}}      AP  positives"]
-    lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in zip(classes, metrics["AP"], positives)]
+    rows = zip(classes, metrics["AP"], positives)
+    lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in rows if not math.isnan(ap)]
     if without := ", ".join(name for name, count in zip(classes, positives) if not count):
         lines.append(f"left out of mAP because they have no positives: {without}")
     for title, suffix in (("all", ""), ("top-3", "_3")):

@@ -16,8 +16,8 @@ COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
 PANEL, COLUMNS, GAP = 280, 4, 8  # a contact sheet: width of its pictures, pictures per row, space between
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
-# A class's name, its score in [0, 1], its map (H, W) and the text for the map's maximum.
-ClassMap = namedtuple("ClassMap", ["name", "score", "values", "maximum"])
+# A class's name, its score in [0, 1], its map (H, W), the text for the map's maximum, and what it measures.
+ClassMap = namedtuple("ClassMap", "name score values maximum measure", defaults=["share of attention"])
 
 
 def colour(values: np.ndarray) -> Image.Image:
@@ -32,12 +32,18 @@ def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
     return Image.blend(image, colour(resized / max(resized.max(), 1e-12)), 0.55)
 
 
+def resize(image: Image.Image, scale: float) -> Image.Image:
+    """Return an image, its sides times `scale`."""
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
 def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.Image:
-    """Draw an image with a class's map over a legend (name, score, colour bar), or over a text."""
-    width = max(image.width, 240)  # a legend needs this many pixels
+    """Draw an image, enlarged if it is small, with a map over a legend (name, score, bar), or over a text."""
+    image = resize(image, max(1, PANEL / max(image.size)))
+    width = max(image.width, PANEL)
     size = max(12, width // 32)
     margin, middle, right = size // 2, image.height + size, width - size // 2
-    canvas = Image.new("RGB", (width, image.height + 2 * size), PAPER)
+    canvas = Image.new("RGB", (width, image.height + 7 * margin), PAPER)
     canvas.paste(overlay(image, found.values) if found else image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     for file in FONTS:
@@ -47,13 +53,12 @@ def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.I
     else:
         draw.font = ImageFont.load_default(size)  # has only ASCII characters
     if found:
-        text, bar_width = f"{found.name}  {found.score:.2f}", width // 5
-        draw.text((right, middle), found.maximum, INK, anchor="rm")
-        right -= draw.textlength(found.maximum) + margin + bar_width
-        bar = colour(np.tile(np.linspace(0, 1, bar_width), (size, 1)))
-        canvas.paste(bar, (round(right), middle - margin))
-        draw.text((right - margin, middle), "0", INK, anchor="rm")
-        right -= 2 * size - margin
+        text, scale, row = f"{found.name}  {found.score:.2f}", f"{found.measure}  0", middle + 3 * margin
+        draw.text((margin, row), scale, INK, anchor="lm")
+        draw.text((right, row), found.maximum, INK, anchor="rm")
+        left, end = 2 * margin + draw.textlength(scale), right - margin - draw.textlength(found.maximum)
+        bar = colour(np.tile(np.linspace(0, 1, round(end - left)), (size, 1)))
+        canvas.paste(bar, (round(left), row - margin))
     # Cut the start of a text that is too long; the end of a path is the informative part.
     text = one_line(text)
     shorter = (text, *(f"…{text[i:]}" for i in range(len(text))))
@@ -64,8 +69,7 @@ def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.I
 
 def contact_sheet(image: Image.Image, maps: list[ClassMap], title: str) -> Image.Image:
     """Draw the image and all its maps side by side."""
-    scale = min(PANEL / image.width, 2 * PANEL / image.height)
-    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    small = resize(image, min(PANEL / image.width, 2 * PANEL / image.height))
     panels = [panel(small, None, title), *(panel(small, found) for found in maps)]
     columns, rows = min(COLUMNS, len(panels)), math.ceil(len(panels) / COLUMNS)
     width, height = panels[0].width + GAP, panels[0].height + GAP

@@ -1,34 +1,38 @@
 """Make a data set from a table of your own with a row per image.
 
-python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--val_fraction 0.2]
+python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--test_fraction 0.2]
 """
 
 import csv
 import os
 import sys
-from itertools import compress
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import UNKNOWN, check_names, parse_args, write_labels
+from utils.label_files import UNKNOWN, check_names, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
 BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
+SPLITS = ("train", "val", "test")
 Row = tuple[int, list[str]]  # line number and cells
 
 
 def main() -> None:
-    parser = Parser(description="Make data/NAME/ from a table: train.json, test.json and classes.json.")
-    parser.add_argument("csv", type=given_path, metavar="FILE.csv", help="image,labels or image,CLASS,...")
+    parser = Parser(description="Make data/NAME/ from a table: label files and classes.json.")
+    columns = "image,labels or image,CLASS,...; a column split may hold train, val or test"
+    parser.add_argument("csv", type=given_path, metavar="FILE.csv", help=columns)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="name of the new data set")
     parser.add_argument("--img_dir", type=given_path, help="folder of the images [default: the table's]")
     parser.add_argument("--separator", default=";", help="text between the labels in one cell")
-    fraction = number(float, 0, low_allowed=False, high=1)
-    parser.add_argument("--val_fraction", type=fraction, default=0.2, help="share of each class in test.json")
+    val_help = "share of each class in val.json, on which main.py chooses the best epoch; 0: no val.json"
+    parser.add_argument("--val_fraction", type=number(float, 0, high=1), default=0.2, help=val_help)
+    test_help = "share of each class in test.json; neither share counts if there is a column split"
+    parser.add_argument("--test_fraction", type=number(float, 0, False, 1), default=0.2, help=test_help)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     args = parse_args(parser)
@@ -36,21 +40,32 @@ def main() -> None:
     if name in BUILT_IN or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name other than {', '.join(BUILT_IN)}")
     check_folder(folder, "--dataset")
-    if not args.overwrite and any((folder / name).exists() for name in ("train.json", "test.json")):
+    if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
     header, rows = read_table(args.csv)
+    column = take_splits(header, rows, args.csv)
     classes, targets = read_targets(header, rows, args.separator, args.csv)
     paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
     entries = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
     positives = np.array(targets) == 1
-    held_out = split(positives, args.val_fraction, args.seed)
-    if held_out.all() or not held_out.any():
-        raise UserError(f"--val_fraction {args.val_fraction:g} leaves no images to train on or to test on")
-    train, test = list(compress(entries, ~held_out)), list(compress(entries, held_out))
-    write_labels(folder, classes, {"train.json": train, "test.json": test}, args)
+    splits = {f"{part}.json": [] for part in SPLITS}
+    for entry, part in zip(entries, column or random_splits(positives, args)):
+        splits[f"{part}.json"].append(entry)
+    if not splits["train.json"] or not splits["test.json"]:
+        cause = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
+        raise UserError(f"{cause} leaves no images to train on or to test on")
+    if not splits["val.json"]:
+        print("no images for val.json: main.py will choose the best epoch on the test images")
+        del splits["val.json"]
+    if args.verify:
+        verify(splits, args.max_pixels)
+    # An interruption leaves no test.json, without which nothing starts, and no labels of other classes.
+    for part in SPLITS:
+        (folder / f"{part}.json").unlink(missing_ok=True)
     write_json_list(folder / "classes.json", classes)
-    num_unknown = sum(target.count(UNKNOWN) for target in targets)
-    print(f"{num_unknown} of {positives.size} labels are unknown: they count in no loss and no metric")
+    write_labels(folder, classes, splits)
+    if num_unknown := sum(target.count(UNKNOWN) for target in targets):
+        print(f"{num_unknown} of {positives.size} labels are unknown: they count in no loss and no metric")
 
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
@@ -69,6 +84,19 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
         if len(cells) != len(header):
             raise UserError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
     return header, rows
+
+
+def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
+    """Take the column split out of a table and return it, [] if there is none; UserError for other words."""
+    if "split" not in header:
+        return []
+    column = header.index("split")
+    del header[column]
+    splits = [cells.pop(column) for _, cells in rows]
+    for (line, _), part in zip(rows, splits):
+        if part not in SPLITS:
+            raise UserError(f"{path}, line {line}: split is {part!r:.50}, but must be train, val or test")
+    return splits
 
 
 def read_targets(header: list[str], rows: list[Row], separator: str, path: Path) -> tuple[list[str], list]:
@@ -96,6 +124,18 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
             raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
         lines[path] = line
     return list(lines)
+
+
+def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
+    """Return the split of each image (N,): the two shares of each class for val and test, the rest train."""
+    if args.val_fraction + args.test_fraction >= 1:
+        raise UserError(f"--val_fraction {args.val_fraction:g} and --test_fraction leave nothing to train on")
+    splits, left = np.full(len(positives), "train"), 1.0
+    for name, fraction in (("test", args.test_fraction), ("val", args.val_fraction)):
+        rest = np.flatnonzero(splits == "train")
+        splits[rest[split(positives[rest], fraction / left, args.seed)]] = name
+        left -= fraction
+    return splits.tolist()
 
 
 def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:

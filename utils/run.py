@@ -27,9 +27,9 @@ from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.runtime.files import check_folder
+from utils.runtime.files import atomic_write, check_folder, nan_to_none
 
-RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth")
+RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
 # Options of the command, not of the run; and options that may differ when a run is resumed.
 COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
@@ -152,6 +152,21 @@ class Run:
         """Format the metrics of the best epoch; positives: the number of positive images of each class."""
         metrics = format_report(self.best, self.classes, positives)
         return f"best epoch: {self.best['epoch']} of {self.epoch}\n{metrics}"
+
+    def best_model(self) -> nn.Module:
+        """Return the network with the weights of best.pth, for evaluation after the last epoch."""
+        file = self.folder / "best.pth"
+        weights = load_checkpoint(file)["model"] if RANK == 0 else None  # other machines lack the folder
+        load_weights(self.eval_model, distributed.gather(weights)[0], str(file))
+        return self.eval_model
+
+    def finish(self, metrics: dict, positives: list[int]) -> str:
+        """Write test_results.json, in the form of val.py --out, and format it; see `report`."""
+        if RANK == 0:
+            own = {"AP": dict(zip(self.classes, metrics["AP"])), "epoch": self.best["epoch"]}
+            with atomic_write(self.folder / "test_results.json") as file:
+                json.dump(nan_to_none(metrics | own), file, indent=2)
+        return f"best.pth on the test images:\n{format_report(metrics, self.classes, positives)}"
 
     def contents(self) -> dict[str, Any]:
         """Return what best.pth and last.pth both hold; with --ema, "model" is the average of "raw"."""
