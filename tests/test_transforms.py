@@ -114,9 +114,7 @@ def test_both_decoders_turn_a_photograph_as_pillow_does(tmp_path, monkeypatch, o
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
-@pytest.mark.parametrize(
-    "content", [b"Exif\0\0no TIFF", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"]
-)
+@pytest.mark.parametrize("content", [b"Exif\0\0no TIFF", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
 def test_damaged_exif_data_turn_nothing(tmp_path, name, content):
     photo().save(tmp_path / name, exif=content)
     assert (load_image(str(tmp_path / name), exif=True) == load_image(str(tmp_path / name))).all()
