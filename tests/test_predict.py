@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,15 @@ print(json.dumps([found, sorted(names), voc.options["lam"]]))
     found, names, lam = json.loads(result.stdout.splitlines()[-1])
     assert found == pytest.approx(load_model("model.pth", device="cpu").predict("a.jpg"), abs=1e-6)
     assert (names, lam) == (sorted(class_names("voc07")), 0.2)
+
+
+def test_the_example_in_the_readme_runs(photos, capsys):
+    checkpoint = torch.load("model.pth", weights_only=True)
+    checkpoint["classes"] = ["dog", "person", "cat", "cow", "car", "bus", "bird", "boat"]
+    torch.save(checkpoint, "best.pth")
+    shutil.copy("a.jpg", "photo.jpg")
+    example = re.search(r"## Python\n+```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    variables = {}
+    exec(example.group(1), variables)
+    assert "'person': " in capsys.readouterr().out
+    assert variables["where"].sum() == pytest.approx(1)
