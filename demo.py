@@ -22,11 +22,13 @@ from utils.checkpoint import load_model_for
 from utils.datasets import to_float
 from utils.heatmap import ClassMap, contact_sheet, panel
 from utils.photos import Photos, find_photos, make_photo_loader
+from utils.predict import best_classes
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device
 from utils.runtime.files import atomic_write, check_file, check_folder
 from utils.runtime.progress import progress
+from utils.scores import read_thresholds, threshold
 from utils.transforms import load_image
 
 
@@ -34,6 +36,7 @@ def main() -> None:
     args = parse_args()
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
     model = load_model_for(args)
+    thresholds = read_thresholds(args.threshold, model.classes)
     device = choose_device(args.device, args.amp, args.compile)
     if args.compile:
         model.features = torch.compile(model.features)
@@ -61,7 +64,7 @@ def main() -> None:
             for row, index in enumerate(indices):
                 path = paths[index]
                 results[path] = scores[row]
-                best = best_classes(scores[row], args.threshold, args.top)
+                best = best_classes(scores[row], thresholds, args.top)
                 found = ", ".join(f"{model.classes[c]} {scores[row, c]:.2f}" for c in best)
                 bar.write(one_line(f"{path}: {found or '-'}"))
                 if args.heatmap:
@@ -79,11 +82,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def best_classes(scores: np.ndarray, threshold: float, top: int | None) -> list[int]:
-    """Return the classes to show, best first: the `top` ones with at least the threshold."""
-    return [int(c) for c in np.argsort(-scores, kind="stable")[:top] if scores[c] >= threshold]
-
-
 def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
     """Return the ClassMap of class c; it holds shares for CSRA and scores for average pooling."""
     is_score = isinstance(model.classifier, AveragePooling)
@@ -94,7 +92,7 @@ def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> Cla
 
 def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[ClassMap]) -> None:
     """Write a picture for each class to a folder, and a sheet of them all."""
-    image = Image.fromarray(load_image(path, max_pixels).permute(1, 2, 0).numpy())
+    image = Image.fromarray(load_image(path, max_pixels, exif=True).permute(1, 2, 0).numpy())
     for earlier in folder.glob("*_*.png"):
         earlier.unlink()
     pictures = {"sheet": contact_sheet(image, class_maps, os.path.basename(path))}
@@ -126,8 +124,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
     options.add_checkpoint_options(parser)
     group = parser.add_argument_group("output")
-    threshold_help = "show classes with at least this score [default: 0.5, with --top 0]"
-    group.add_argument("--threshold", type=number(float, 0), help=threshold_help)
+    threshold_help = "show classes with this score, or theirs in a .json file [default: 0.5, with --top 0]"
+    group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=threshold_help)
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")

@@ -21,7 +21,7 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import atomic_write, check_file, nan_to_none
-from utils.scores import write_scores
+from utils.scores import read_thresholds, threshold, write_scores
 from utils.sweep import axis, format_sweep, sweep
 
 
@@ -29,6 +29,7 @@ def main() -> None:
     args = parse_args()
     spec = dataset_spec(args.dataset)
     model = load_checked_model(args)
+    thresholds = read_thresholds(args.threshold, model.classes)
     device = choose_device(args.device, args.amp, args.compile)
     distributed.connect(device)
     if args.compile:
@@ -49,11 +50,12 @@ def main() -> None:
     if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
     scores, labels = sigmoid(outputs), dataset.labels
-    metrics = evaluate_scores(scores, labels)
+    metrics = evaluate_scores(scores, labels, thresholds)
     print(format_report(metrics, model.classes, dataset.positives()))
-    results = {**metrics, "AP": dict(zip(model.classes, metrics["AP"]))}
+    metrics["thresholds"] = thresholds.tolist()
+    results = {k: dict(zip(model.classes, v)) if isinstance(v, list) else v for k, v in metrics.items()}
     if args.sweep:
-        results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"])
+        results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"], thresholds)
         print(f"\n{format_sweep(results['sweep'])}")
     if args.out and distributed.RANK == 0:
         with atomic_write(args.out) as file:
@@ -89,6 +91,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--split", choices=splits, default="test", help="images to evaluate on")
     options.add_checkpoint_options(parser)
     group = options.add_run_options(parser)
+    least = "lowest score that is a prediction, or a .json file with one per class"
+    group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=least)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
     group.add_argument("--save_scores", type=given_path, metavar="FILE", help="write scores to this .npz")
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"

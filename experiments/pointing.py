@@ -59,7 +59,7 @@ def pointing_game(path: Path, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     There is a map for each class that a test image shows. Both arrays have shape (maps,).
     Raises UserError if the checkpoint or the data set does not fit.
     """
-    spec, model = dataset_spec(dataset), load_model(path, dataset)
+    spec, model = dataset_spec(dataset), load_model(path, dataset, device="cpu")
     if model.classes != class_names(spec.folder):
         raise UserError(f"{path} was trained on other classes than those of {dataset}: name another file")
     entries = read_json(label_file(spec, "test"))

@@ -75,16 +75,53 @@ def test_threshold_and_top_choose_the_classes_to_show(photos, command):
     assert [len(scores) for scores in shown("--threshold", 0, "--top", 2)] == [2, 2]
 
 
-def test_files_that_are_not_images_are_reported_and_skipped(photos, command):
-    (photos / "photos" / "notes.txt").write_text("no image")
-    (photos / "photos" / ".hidden").write_text("hidden files are not read")
+def test_thresholds_by_class_choose_the_classes_to_show(photos, shapes, command, fails):
+    names = json.loads((shapes / "data/shapes/classes.json").read_text())
+    Path("t.json").write_text(json.dumps({name: 0.0 if name in names[2:4] else 1.0 for name in names}))
+    result = label(command, "--img_dir", "photos/a.jpg", "--threshold", "t.json")
+    assert {item.split()[0] for item in result.out.split(": ")[-1].split(", ")} == set(names[2:4])
+    for content in ("[]", json.dumps(dict.fromkeys(names[1:], 0.5)), json.dumps(dict.fromkeys(names, "a"))):
+        Path("bad.json").write_text(content)
+        options = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--threshold", "bad.json"]
+        fails(demo, *options, says=["bad.json", "threshold by class"])
+
+
+def test_photographs_are_turned_upright(photos, command):
+    with Image.open("photos/a.jpg") as image:
+        turned, exif = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    image.crop((0, 0, 40, 20)).save("photos/a.png")
+    exif[0x0112] = 6
+    turned.crop((0, 8, 20, 48)).save("photos/b.png", exif=exif)
+    options = ["--heatmap", "--top", 1, "--json", "s.json"]
+    assert label(command, "--img_dir", "photos/a.png", "photos/b.png", *options).status == 0
+    plain, phone = (entry["scores"] for entry in json.loads(Path("s.json").read_text()))
+    assert phone == pytest.approx(plain, abs=1e-6)
+    plain, phone = (next(Path("heatmaps", name).glob("1_*.png")) for name in ("a.png", "b.png"))
+    assert plain.read_bytes() == phone.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["photos/notes.csv", "photos/*"])
+def test_files_that_are_not_images_are_reported_and_skipped(photos, command, place):
+    (photos / "photos" / "notes.csv").write_text("no image")
     (photos / "photos" / "b.jpg").write_bytes((photos / "photos" / "b.jpg").read_bytes()[:300])
-    result = label(command, "--img_dir", "photos", "--batch_size", 1, "--json", "s.json")
+    result = label(command, "--img_dir", "photos", place, "--batch_size", 1, "--json", "s.json")
     assert result.status == 1
     skipped = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
-    assert ["photos/b.jpg" in skipped[0], "photos/notes.txt" in skipped[1], len(skipped)] == [True, True, 2]
+    assert ["photos/b.jpg" in skipped[0], "photos/notes.csv" in skipped[1], len(skipped)] == [True, True, 2]
     assert result.err.splitlines()[-1].startswith("2 of 6 files were skipped")
     assert len(json.loads(Path("s.json").read_text())) == 4
+
+
+def test_a_folder_stands_for_its_visible_images(photos, command, fails):
+    (photos / "photos" / "labels.csv").write_text("image,labels")
+    (photos / "photos" / ".hidden.jpg").write_text("hidden files are not read")
+    (photos / "photos" / "c.jpg").rename("photos/C.JPEG")
+    result = label(command, "--img_dir", "photos")
+    assert (result.status, result.err) == (0, "")
+    assert "photos/C.JPEG: " in result.out
+    (photos / "tables").mkdir()
+    (photos / "photos" / "labels.csv").rename("tables/labels.csv")
+    fails(demo, "--load_from", "model.pth", *CPU, "--img_dir", "tables", says=["tables", "without visible"])
 
 
 def test_img_dir_takes_files_folders_and_patterns(photos):
@@ -109,7 +146,10 @@ def test_released_checkpoints_need_the_data_set_for_class_names(photos, command,
         (["--img_dir", "photos/*.png"], ["photos/*.png"]),
         (["--img_dir", "photos", "--json", "photos/a.jpg"], ["--json photos/a.jpg", ".json"]),
         (["--img_dir", "photos", "--csv", "s.json"], ["--csv s.json", ".csv"]),
-        (["--img_dir", "photos", "--threshold", "-1"], ["--threshold", "-1"]),
+        (["--img_dir", "photos", "--threshold", "-1"], ["--threshold", "-1", "0 to 1"]),
+        (["--img_dir", "photos", "--threshold", "2"], ["--threshold", "'2'", "0 to 1"]),
+        (["--img_dir", "photos", "--threshold", "nan"], ["--threshold", "nan"]),
+        (["--img_dir", "photos", "--threshold", "gone.json"], ["gone.json"]),
         (["--img_dir", "photos", "--top", "0"], ["--top", "'0'"]),
         (["--img_dir", "photos", "--heatmap", "--out_dir", "photos/a.jpg"], ["--out_dir", "photos/a.jpg"]),
         (["--img_dir", "photos", "--json", "photos/deep"], ["--json photos/deep"]),
@@ -137,7 +177,7 @@ def test_file_names_of_any_bytes_are_labelled_and_pipes_are_skipped(photos, comm
 
 def test_earlier_heatmaps_are_not_labelled_and_are_replaced(photos, command):
     def pictures(*options) -> list[str]:
-        assert label(command, "--img_dir", ".", "photos", "--heatmap", *options).status == 1  # model.pth
+        assert label(command, "--img_dir", ".", "photos", "--heatmap", *options).status == 0
         return sorted(str(path) for path in Path("heatmaps").rglob("*.png"))
 
     assert len(pictures("--top", 3)) == 5 * 4

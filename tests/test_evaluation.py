@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from utils.evaluation import evaluate, format_report
+from utils.evaluation import best_threshold, evaluate, format_report
 
 NAMES = ["mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
 NAMES += [f"{name}_3" for name in NAMES[2:]]
+BY_CLASS = ["positives", "predicted", "correct", "precision", "recall", "F1"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def test_ap_of_an_example_computed_by_hand():
     metrics = evaluate(column(0.9, 0.8, 0.7, 0.6, 0.5), column(1, 0, 1, 0, 1))
     assert metrics["AP"] == [pytest.approx((1 + 2 / 3 + 3 / 5) / 3, abs=1e-15)]
     assert metrics["mAP"] == metrics["AP"][0]
-    assert list(metrics) == NAMES
+    assert list(metrics) == NAMES + BY_CLASS
 
 
 def test_precision_and_recall_of_an_example_computed_by_hand():
@@ -45,6 +46,80 @@ def test_precision_and_recall_of_an_example_computed_by_hand():
     assert metrics["OP"] == pytest.approx(3 / 5)
     assert metrics["OR"] == pytest.approx(3 / 6)
     assert metrics["OF1"] == pytest.approx(2 * 0.6 * 0.5 / 1.1)
+    assert [metrics[name] for name in BY_CLASS[:3]] == [[2, 2, 2], [2, 2, 1], [1, 1, 1]]
+    assert metrics["precision"] == [1 / 2, 1 / 2, 1]
+    assert metrics["recall"] == [1 / 2, 1 / 2, 1 / 2]
+    assert metrics["F1"] == pytest.approx([1 / 2, 1 / 2, 2 / 3])
+
+
+def test_each_class_can_have_its_own_threshold():
+    scores, targets = np.array([[0.9, 0.2], [0.6, 0.1]]), np.array([[1, 1], [0, 0]])
+    metrics = evaluate(scores, targets, threshold=np.array([0.7, 0.15]))
+    assert [metrics[name] for name in ("CP", "CR", "OF1_3", "predicted")] == [1, 1, 1, [1, 1]]
+    assert evaluate(scores, targets, threshold=np.array([0.5, 0.5])) == evaluate(scores, targets)
+    assert evaluate(scores, targets)["predicted"] == [2, 0]
+    assert evaluate(scores, targets)["F1"] == [pytest.approx(2 / 3), 0]
+
+
+def test_the_report_shows_each_class_and_takes_metrics_of_older_runs():
+    metrics = evaluate(np.array([[0.9, 0.2], [0.6, 0.8]]), np.array([[1, 1], [0, 0]]))
+    report = format_report(metrics, ["cat", "dog"], [1, 1]).splitlines()
+    assert report[0].split() == [
+        "class",
+        "AP",
+        "positives",
+        "predicted",
+        "correct",
+        "precision",
+        "recall",
+        "F1",
+    ]
+    assert report[1].split() == ["cat", "100.00", "1", "2", "1", "50.00", "100.00", "66.67"]
+    assert report[2].split() == ["dog", "50.00", "1", "1", "0", "0.00", "0.00", "0.00"]
+    older = {name: value for name, value in metrics.items() if name not in BY_CLASS}
+    assert format_report(older, ["cat", "dog"], [1, 1]).splitlines()[1].split() == ["cat", "100.00", "1"]
+
+
+def f1_at(threshold: float, scores: np.ndarray, positives: np.ndarray) -> float:
+    return precision_recall_fscore_support(
+        positives, scores >= threshold, average="binary", zero_division=0, pos_label=True
+    )[2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), ties=st.booleans(), images=st.integers(1, 30))
+def test_no_threshold_has_a_better_f1_than_the_fitted_one(seed, ties, images):
+    rng = np.random.default_rng(seed)
+    scores, positives, counted = rng.random(images), rng.random(images) < 0.4, rng.random(images) < 0.8
+    if ties:
+        scores = scores.round(1)
+    positives &= counted
+    fitted = best_threshold(scores, positives, counted)
+    if not positives.any():
+        assert math.isnan(fitted)
+        return
+    scores, positives = scores[counted], positives[counted]
+    best = max(f1_at(score, scores, positives) for score in scores)
+    assert f1_at(fitted, scores, positives) == pytest.approx(best, abs=1e-12)
+    higher = [s for s in scores if s > fitted]
+    assert all(f1_at(s, scores, positives) < best + 1e-12 for s in higher)
+
+
+@pytest.mark.parametrize(
+    ("positives", "counted", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 1, 1, 1], 0.6),
+        ([0, 0, 0, 1], [1, 1, 1, 1], 0.3),  # there is no lower score
+        ([1, 0, 0, 1], [1, 1, 1, 1], 0.8),  # F1 is 2/3 for one prediction and for four
+        ([0, 1, 0, 0], [0, 1, 0, 1], 0.5),  # ignored images are neither predictions nor the next lower score
+    ],
+)
+def test_a_fitted_threshold_lies_between_two_scores_and_is_the_highest_of_equal_ones(
+    positives, counted, expected
+):
+    scores = np.array([0.9, 0.7, 0.5, 0.3])
+    fitted = best_threshold(scores, np.array(positives, bool), np.array(counted, bool))
+    assert fitted == pytest.approx(expected)
 
 
 def test_top_3_counts_only_predicted_labels_among_the_three_highest():
@@ -124,7 +199,10 @@ def test_unspecified_labels_count_as_the_authors_count_them_on_wider(seed, image
     expected = as_the_authors_count_on_wider(scores, labels)
     metrics = evaluate(scores, labels == 1, labels == 99, unknown_is_negative=True)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert set(metrics) - set(expected) == {"AP"}
+    assert set(metrics) - set(expected) == {"AP", *BY_CLASS}
+    assert np.mean([metrics["precision"], metrics["recall"]], axis=1) == pytest.approx(
+        [metrics["CP"], metrics["CR"]], abs=1e-12
+    )
 
 
 def test_unknown_labels_as_negatives_change_all_metrics_but_map():

@@ -21,7 +21,7 @@ from utils.label_files import class_names
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
     """Return the logits of a checkpoint for images in [0, 1]."""
     with torch.inference_mode():
-        return load_model(path)(images)
+        return load_model(path, device="cpu")(images)
 
 
 def test_pt2_has_the_logits_and_class_names(trained, command, tmp_path):

@@ -156,7 +156,7 @@ def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder
 
 def test_demo_and_export_normalise_as_asked(trained, shapes, command, tmp_path):
     image = "data/shapes/images/test/00000.jpg"
-    model, scores = load_model(trained / "best.pth", normalize="0.5"), {}
+    model, scores = load_model(trained / "best.pth", device="cpu", normalize="0.5"), {}
     for normalize in ("none", "0.5"):
         options = ["--load_from", trained / "best.pth", "--normalize", normalize]
         run = ["--img_dir", image, "--num_workers", 0, "--device", "cpu", "--json", tmp_path / "s.json"]

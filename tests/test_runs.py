@@ -39,6 +39,9 @@ def metric_lines(out: str) -> list[str]:
     return lines[start : next(i for i, line in enumerate(lines) if line.startswith("mAP")) + 1]
 
 
+BY_CLASS = ["positives", "predicted", "correct", "precision", "recall", "F1"]
+
+
 def test_a_run_writes_its_files(trained):
     assert sorted(os.listdir(trained)) == ["best.pth", "last.pth", "log.jsonl", "previous.pth"]
     records = log(trained)
@@ -46,6 +49,7 @@ def test_a_run_writes_its_files(trained):
     assert set(records[0]) == {
         *("epoch", "lr", "train_loss", "seconds", "images_per_second", "mAP", "AP"),
         *("CP", "CR", "CF1", "OP", "OR", "OF1", "CP_3", "CR_3", "CF1_3", "OP_3", "OR_3", "OF1_3"),
+        *BY_CLASS,
     }
     # With two iterations per epoch and one epoch of warm-up, iteration 1 has half the rate.
     assert records[0]["lr"] == pytest.approx({"backbone": 0.005, "classifier": 0.05})
@@ -69,10 +73,12 @@ def test_val_gives_the_metrics_of_training(trained, shapes, command):
     assert f"mAP {100 * best['mAP']:.4f} %" in result.out
     written = json.loads(Path("results/r.json").read_text())
     classes = json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
-    assert list(written["AP"]) == classes
+    assert written.pop("thresholds") == dict.fromkeys(classes, 0.5)
+    best["AP"] = [None if math.isnan(ap) else ap for ap in best["AP"]]
     for name, value in written.items():
-        values = [None if math.isnan(ap) else ap for ap in best["AP"]] if name == "AP" else best[name]
-        assert (list(value.values()) if name == "AP" else value) == values
+        is_by_class = isinstance(best[name], list)
+        assert value == (dict(zip(classes, best[name], strict=True)) if is_by_class else best[name])
+    assert [name for name in written if isinstance(written[name], dict)] == ["AP", *BY_CLASS]
 
 
 def test_val_reads_every_kind_of_checkpoint(trained, shapes, command, tmp_path):

@@ -68,6 +68,71 @@ def test_logits_of_another_program_need_a_threshold(tmp_path, command, fails):
     assert last_line(result.out) == "mAP 100.0000 %"
 
 
+def test_thresholds_are_fitted_written_and_taken_again(trained, shapes, command, tmp_path):
+    checkpoint = [*SHAPES, "--load_from", trained / "best.pth"]
+    saved, thresholds, out = (tmp_path / name for name in ("s.npz", "t.json", "r.json"))
+    assert command(val, *checkpoint, "--split", "train", "--save_scores", saved).status == 0
+    fixed = json.loads(json.dumps(evaluated_scores(saved, 0.5)))
+    result = command(evaluation, saved, "--fit_thresholds", thresholds)
+    assert result.status == 0, result.err
+    assert f"written to {thresholds}" in result.out
+    values = json.loads(thresholds.read_text())
+    assert list(values) == read_scores(saved)["names"]
+    fitted = evaluated_scores(saved, np.array(list(values.values())))
+    assert all(a >= b for a, b in zip(fitted["F1"], fixed["F1"]))
+    assert fitted["F1"] != fixed["F1"]
+
+    again = command(evaluation, saved, "--threshold", thresholds)
+    assert again.out.splitlines()[1:] == result.out.splitlines()[2:]
+    assert command(evaluation, saved, "--fit_thresholds", thresholds).status == 0  # replaces its own file
+    result = command(val, *checkpoint, "--split", "train", "--threshold", thresholds, "--out", out)
+    assert result.status == 0, result.err
+    metrics = json.loads(out.read_text())
+    assert metrics["thresholds"] == values
+    for name in ("precision", "recall", "F1", "positives", "predicted", "correct", "AP"):
+        assert list(metrics[name]) == list(values)
+    assert list(metrics["F1"].values()) == pytest.approx(fitted["F1"])
+    assert metrics["OF1"] == pytest.approx(fitted["OF1"])
+    assert list(metrics["F1"].values()) != pytest.approx(fixed["F1"])
+
+
+def evaluated_scores(path: Path, threshold: float | np.ndarray) -> dict:
+    arrays = read_scores(path)
+    return evaluate(arrays["scores"], arrays["targets"], arrays["ignore"], threshold)
+
+
+def test_val_takes_a_threshold_for_all_classes_and_for_the_sweep(trained, shapes, command, tmp_path):
+    arguments = [*SHAPES, "--load_from", trained / "best.pth", "--out", tmp_path / "r.json"]
+    result = command(val, *arguments, "--threshold", 0, "--sweep", "lam=0.1")
+    assert result.status == 0, result.err
+    metrics = json.loads((tmp_path / "r.json").read_text())
+    assert metrics["CR"] == metrics["sweep"][0]["CR"] == 1
+    assert set(metrics["predicted"].values()) == {10}
+    assert set(metrics["thresholds"].values()) == {0}
+
+
+def test_a_class_without_positives_keeps_the_threshold(tmp_path, command, fails):
+    path, out = tmp_path / "s.npz", tmp_path / "t.json"
+    scores, targets = np.array([[0.2, 0.6], [0.1, 0.9]]), np.array([[1, 0], [0, 0]])
+    np.savez(path, scores=scores, targets=targets, names=np.array(["cat", "dog"]))
+    for options, dog in (([], 0.5), (["--threshold", 0.7], 0.7)):
+        assert command(evaluation, path, *options, "--fit_thresholds", out).status == 0
+        assert json.loads(out.read_text()) == {"cat": pytest.approx(0.15), "dog": dog}
+    (tmp_path / "labels.json").write_text("[1, 2]")
+    for name, says in (("labels.json", "threshold by class"), ("t.txt", "ends in .json")):
+        fails(evaluation, path, "--fit_thresholds", tmp_path / name, says=[name, says])
+    assert (tmp_path / "labels.json").read_text() == "[1, 2]"
+
+
+def test_unknown_labels_of_wider_count_as_negative_when_thresholds_are_fitted(tmp_path, command):
+    scores, targets = np.array([[0.5], [0.4], [0.4], [0.4], [0.3]]), np.array([[1], [0], [0], [0], [1]])
+    for flag, expected in ((False, 0.3), (True, 0.45)):
+        arrays = {"scores": scores, "targets": targets, "ignore": targets == 0, "unknown_is_negative": flag}
+        np.savez(tmp_path / "s.npz", **arrays)
+        assert command(evaluation, tmp_path / "s.npz", "--fit_thresholds", tmp_path / "t.json").status == 0
+        assert json.loads((tmp_path / "t.json").read_text()) == {"0": pytest.approx(expected)}
+
+
 def test_ignored_labels_of_saved_scores_change_no_metric(tmp_path, command):
     arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]])}
     np.savez(tmp_path / "a.npz", **arrays, ignore=np.array([[True], [False], [False]]))
@@ -200,6 +265,10 @@ def test_sweep_axes_are_parsed():
         (["--sweep", "lam=0:1:0.1", "lam=0"], "lam= once"),
         (["--sweep", "lam=nan"], "'nan'"),
         (["--save_scores", "scores.txt"], "ends in .npz"),
+        (["--threshold", "1.01"], "'1.01'"),
+        (["--threshold", "half"], "'half'"),
+        (["--threshold", "gone.json"], "gone.json"),
+        (["--threshold", "data/shapes/test.json"], "threshold by class"),
         (["--save_scores", "/proc/scores.npz"], "--save_scores"),
     ],
 )

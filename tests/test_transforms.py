@@ -1,15 +1,18 @@
 """Compare decoded and resized pixels with Pillow's, and random crops with torchvision's."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
+from conftest import make_own
+from utils.datasets import DATASETS, dataset_spec, load_split
 from utils.runtime.cli import UserError
 from utils.transforms import eval_transform, load_image, random_crop, train_transform
 
@@ -60,12 +63,81 @@ def test_pixels_match_pillow(tmp_path, monkeypatch, mode, name, options, size, d
     assert difference.max() <= 1
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_is_not_applied(tmp_path, orientation):
+TURNS = Image.Transpose
+# How a camera that writes an orientation stores the scene.
+STORED = {
+    1: None,
+    2: TURNS.FLIP_LEFT_RIGHT,
+    3: TURNS.ROTATE_180,
+    4: TURNS.FLIP_TOP_BOTTOM,
+    5: TURNS.TRANSPOSE,
+    6: TURNS.ROTATE_90,
+    7: TURNS.TRANSVERSE,
+    8: TURNS.ROTATE_270,
+}
+
+
+def save_turned(path: Path, orientation: int, mode: str = "RGB", **options) -> None:
+    """Save the scene `photo()` as a camera does that was held in another way."""
+    stored, exif = photo(mode), Image.Exif()
+    if STORED[orientation] is not None:
+        stored = stored.transpose(STORED[orientation])
+    exif[0x0112] = orientation
+    stored.save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_an_exif_orientation_is_undone_to_the_pixel(tmp_path, orientation, name):
+    path = str(tmp_path / name)
+    save_turned(path, orientation, **({"lossless": True} if name == "a.webp" else {}))
+    assert (load_image(path, exif=True) == tensor(photo())).all()
+    if name != "a.tif":  # Pillow turns a TIFF whether asked or not
+        with Image.open(path) as image:
+            assert (load_image(path) == tensor(image.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_both_decoders_turn_a_photograph_as_pillow_does(tmp_path, monkeypatch, orientation, mode):
+    path = str(tmp_path / "a.jpg")
+    save_turned(path, orientation, mode)
+    with Image.open(path) as image:
+        upright, stored = ImageOps.exif_transpose(image).convert("RGB"), image.convert("RGB")
+    for decoder in ("torchvision", "Pillow"):
+        if decoder == "Pillow":
+            monkeypatch.setattr("utils.transforms.decode_jpeg", None)
+        assert (load_image(path, exif=True) == tensor(upright)).all()
+        assert (load_image(path) == tensor(stored)).all()
+        expected = tensor(upright.resize((32, 32), Image.Resampling.BILINEAR)).int()
+        assert (eval_transform(load_image(path, exif=True), 32).int() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+@pytest.mark.parametrize("content", [b"Exif\0\0no TIFF", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+def test_damaged_exif_data_turn_nothing(tmp_path, name, content):
+    photo().save(tmp_path / name, exif=content)
+    assert (load_image(str(tmp_path / name), exif=True) == load_image(str(tmp_path / name))).all()
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo().save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(str(tmp_path / "a.jpg")).shape == (3, 50, 70)
+    assert load_image(str(tmp_path / "a.jpg"), exif=True).shape == (3, 50, 70)
+
+
+def test_own_data_sets_turn_photographs_and_the_published_ones_do_not(workdir):
+    assert {name: spec.exif for name, spec in DATASETS.items()} == dict.fromkeys(DATASETS, False)
+    entries = make_own(workdir)
+    save_turned(Path(entries[0]["img_path"]), 6)
+    with Image.open(entries[0]["img_path"]) as image:
+        stored = eval_transform(tensor(image), 40)
+    sample = load_split(dataset_spec("mine"), "test", 40)[0, 0, True][0]
+    assert (sample == eval_transform(tensor(photo()), 40)).all()
+    Path("data/mine").rename("data/shapes")
+    assert (load_split(DATASETS["shapes"], "test", 40)[0, 0, True][0] == stored).all()
 
 
 def tensor(image: Image.Image) -> torch.Tensor:

@@ -8,6 +8,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from pipeline.models import build, read_architecture
 from pipeline.network import NORMALIZATION, Network, rename
 from utils.datasets import DATASETS, DatasetSpec, dataset_spec
 from utils.label_files import check_names, class_names
+from utils.predict import attention, predict
 from utils.runtime.cli import UserError, number, reporting_errors, reporting_value_errors
+from utils.runtime.device import choose_device
 from utils.runtime.distributed import first_process_first
 from utils.runtime.files import atomic_write
 
@@ -45,16 +48,19 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def load_model(
     path: str | Path,
     dataset: str | None = None,
-    lam: float | None = None,
     img_size: int | None = None,
+    lam: float | None = None,
+    device: str = "auto",
     normalize: str | None = None,
 ) -> Network:
-    """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1].
+    """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1] on its device.
 
-    The network has `classes`, its class names, `options` (model, num_heads, num_cls, lam and img_size) and
+    Its methods `predict` and `attention` take photographs, see utils/predict.py. It has `classes`, its class
+    names, `options` (model, num_heads, num_cls, lam and img_size) and
     `config`, the options of training, {} for a file that main.py did not write.
     dataset: the data set of such a file, which does not store it; None means voc07.
-    lam, img_size, normalize: None means as trained, else 0.1 (0 for average pooling) and the data set's.
+    img_size, lam, normalize: None means as trained, else the data set's, and for lam 0.1 (average pooling 0).
+    device: as torch names it; "auto" is a GPU if there is one.
     Raises UserError if the file holds no network of this project, or the number of classes differs.
     """
     checkpoint = load_checkpoint(path)
@@ -75,12 +81,13 @@ def load_model(
         names = "its list of names" if "classes" in checkpoint else f"--dataset {dataset}"
         counts = f"{options['num_cls']} classes, {names} has {len(model.classes)}"
         raise UserError(f"{path} holds {counts}: name the data set it was trained for")
-    return model.eval()
+    model.predict, model.attention = MethodType(predict, model), MethodType(attention, model)
+    return model.eval().to(choose_device(device) if device == "auto" else device)
 
 
 def load_model_for(args: argparse.Namespace) -> Network:
-    """Return the network that a command's options ask for; UserError if the checkpoint holds another one."""
-    model = load_model(args.load_from, args.dataset, args.lam, args.img_size, args.normalize)
+    """Return the network, on the CPU, that a command's options ask for; UserError if the file has another."""
+    model = load_model(args.load_from, args.dataset, args.img_size, args.lam, "cpu", args.normalize)
     for name in ("model", "num_heads", "num_cls"):
         given, held = getattr(args, name), model.options[name]
         if given not in (None, held):

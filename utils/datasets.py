@@ -35,6 +35,7 @@ class DatasetSpec:
     test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
     unknown_is_negative: whether metrics other than mAP count an ignored label as negative, see `evaluate`.
     crop: whether training images are cropped at random; else they are only flipped.
+    exif: whether the EXIF orientation is applied; the published figures are without it.
     normalize: how pixels are normalised by default, a key of NORMALIZATION in pipeline/network.py.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options; decay_step None is
     two thirds of the run.
@@ -48,6 +49,7 @@ class DatasetSpec:
     val: str = "val"
     unknown_is_negative: bool = False
     crop: bool = True
+    exif: bool = True
     normalize: str = "none"
     model: str = "resnet101"
     pretrained: str = "imagenet"
@@ -58,15 +60,18 @@ class DatasetSpec:
 
 # fmt: off
 DATASETS = {
-    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST),
-    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST),
-    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", decay_step=5),
-    "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
+    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST, exif=False),
+    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST,
+        exif=False),
+    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", exif=False,
         decay_step=5),
+    "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
+        exif=False, decay_step=5),
     "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False,
-        normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
-    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
-        img_size=64, total_epoch=4),
+        exif=False, normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224,
+        decay_step=5),
+    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", exif=False, model="resnet18",
+        pretrained="none", img_size=64, total_epoch=4),
 }
 # fmt: on
 # A user's data set. A small one has a few steps per epoch: if the rate dropped every 4 epochs, 2 of which are
@@ -93,7 +98,7 @@ class LabelledImages(Dataset):
     """Images and targets of one split, indexed by the keys (epoch, index, counted) of EpochBatches.
 
     train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
-    workers nor an interruption changes it; else use the test transform. crop: see DatasetSpec.
+    workers nor an interruption changes it; else use the test transform. crop, exif: see DatasetSpec.
     """
 
     labels: Labels
@@ -101,6 +106,7 @@ class LabelledImages(Dataset):
     train: bool = False
     seed: int = 0
     crop: bool = True
+    exif: bool = False
     max_pixels: float = math.inf
 
     def __len__(self) -> int:
@@ -109,7 +115,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[Tensor, Tensor, int]:
         """Return the image (3, S, S) uint8, its target (C,) int8, IGNORED unless counted, and the index."""
         epoch, index, counted = key
-        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels)
+        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels, self.exif)
         if self.labels.boxes is not None:
             image = cut_out(image, *self.labels.boxes[index].tolist())
         if self.train:
@@ -141,7 +147,7 @@ def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> Label
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(labels.paths)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")
     labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
-    return LabelledImages(labels, img_size, crop=spec.crop, **options)
+    return LabelledImages(labels, img_size, crop=spec.crop, exif=spec.exif, **options)
 
 
 class EpochBatches(Sampler):

@@ -1,8 +1,10 @@
 """Multi-label metrics in NumPy. Run as a script, this prints the metrics of saved scores.
 
-python utils/evaluation.py FILE.npz [--threshold 0.5]
+python utils/evaluation.py FILE.npz [--threshold 0.5] [--fit_thresholds FILE.json]
 """
 
+import functools
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,42 +12,58 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run_script
-from utils.scores import check_inputs, read_scores
+from utils.runtime.cli import Parser, UserError, given_path, one_line, run_script
+from utils.runtime.files import atomic_write
+from utils.scores import check_inputs, read_scores, read_thresholds, threshold
 
 
 def main() -> None:
     parser = Parser("Print the metrics of scores that val.py --save_scores or another program wrote.")
     arrays = "arrays scores and targets (N, C); optionally ignore (N, C), names (C,) and paths (N,)"
     parser.add_argument("file", type=given_path, metavar="FILE.npz", help=arrays)
-    least = "lowest score that is a prediction [default: 0.5]"
-    parser.add_argument("--threshold", type=number(float, -math.inf), help=least)
+    least = "lowest score that is a prediction, or a .json file with one per class [default: 0.5]"
+    any_number = functools.partial(threshold, low=-math.inf, high=math.inf)
+    parser.add_argument("--threshold", type=any_number, metavar="NUMBER|FILE", help=least)
+    fit_help = "write each class's threshold with the best F1 to this .json file, and use it"
+    parser.add_argument("--fit_thresholds", type=given_path, metavar="FILE", help=fit_help)
     args = parser.parse_args()
     scores, targets, ignore, names, _, unknown_is_negative = read_scores(args.file).values()
     if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
         raise UserError(f"{args.file}: scores from {scores.min():g} to {scores.max():g} need a --threshold")
-    threshold = 0.5 if args.threshold is None else args.threshold
-    metrics = evaluate(scores, targets, ignore, threshold, unknown_is_negative)
-    positives = ((targets == 1) & ~ignore).sum(axis=0).tolist()
-    print(f"{len(scores)} images, labels with a score of at least {threshold:g} are predicted")
-    print(format_report(metrics, list(map(one_line, names)), positives))
+    used = 0.5 if args.threshold is None else args.threshold
+    thresholds, positives = read_thresholds(used, names), (targets == 1) & ~ignore
+    if args.fit_thresholds:
+        used, counted = args.fit_thresholds, ~ignore | unknown_is_negative
+        fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
+        thresholds = np.where(np.isnan(fitted), thresholds, fitted)
+        if used.suffix != ".json":
+            raise UserError(f"--fit_thresholds {used}: name a file that ends in .json")
+        if used.exists():  # replace no other kind of file
+            read_thresholds(used, names)
+        with atomic_write(used) as file:
+            json.dump(dict(zip(names, thresholds.tolist())), file, indent=2)
+        print(f"written to {used}: fitted to these images, so evaluate it on others")
+    metrics = evaluate(scores, targets, ignore, thresholds, unknown_is_negative)
+    print(f"{len(scores)} images, threshold {used}")
+    print(format_report(metrics, list(map(one_line, names)), positives.sum(axis=0).tolist()))
 
 
 def evaluate(
     scores: np.ndarray,
     targets: np.ndarray,
     ignore: np.ndarray | None = None,
-    threshold: float = 0.5,
+    threshold: float | np.ndarray = 0.5,
     unknown_is_negative: bool = False,
 ) -> dict:
-    """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1, and CP_3 to OF1_3 from each image's three highest scores.
+    """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1, CP_3 to OF1_3 from the three highest scores, and by class.
 
-    scores: (N, C), a label is predicted if its score is ≥ threshold. targets: (N, C) of 0 and 1.
+    scores: (N, C), a label is predicted if its score is ≥ threshold, a number or (C,). targets: 0 and 1.
     ignore: (N, C) bool or None; mAP leaves out ignored labels, and so do all other metrics, which with
     unknown_is_negative count them as negative, as the authors do for WIDER. In VOC's top-3 the difficult
     labels take no place among the three; the authors let them take one, but never print these metrics.
-    Returns fractions in [0, 1]. AP is a list of C values, NaN for a class without positives, and mAP is the
-    mean of the others, NaN if there are none. CP and CR count a class without predictions or positives as 0.
+    Returns fractions in [0, 1], and counts. AP is a list of C values, NaN for a class without positives, and
+    mAP is the mean of the others, NaN if there are none. Precision and recall without predictions or
+    positives are 0.
     Raises ValueError for other shapes or targets, for no images and for NaN scores.
     """
     scores, targets = np.asarray(scores, float), np.asarray(targets)
@@ -61,7 +79,8 @@ def evaluate(
         rest[np.arange(len(rest)), rest.argmax(axis=1)] = -np.inf
     metrics = {"mAP": float(np.nanmean(ap)) if positives.any() else math.nan, "AP": ap}
     metrics |= precision_recall_f1(predicted, positives)
-    return metrics | precision_recall_f1(predicted & (rest != scores), positives, suffix="_3")
+    metrics |= precision_recall_f1(predicted & (rest != scores), positives, suffix="_3")
+    return metrics | metrics_by_class(predicted, positives)
 
 
 def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
@@ -87,12 +106,38 @@ def precision_recall_f1(predicted: np.ndarray, positives: np.ndarray, suffix: st
     return metrics
 
 
+def metrics_by_class(predicted: np.ndarray, positives: np.ndarray) -> dict[str, list]:
+    """Compute precision, recall and F1 of each class of (N, C) bool, 0 where undefined, and their counts."""
+    correct, predicted, positives = (x.sum(axis=0) for x in (predicted & positives, predicted, positives))
+    lists = {"positives": positives, "predicted": predicted, "correct": correct}
+    for name, count in (("precision", predicted), ("recall", positives), ("F1", (predicted + positives) / 2)):
+        lists[name] = correct / np.maximum(count, 0.5)
+    return {name: values.tolist() for name, values in lists.items()}
+
+
+def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
+    """Compute a class's threshold with the best F1 (N,), the highest of equals; NaN without positives."""
+    hits, ranked = np.sort(scores[positives]), np.sort(scores[counted])
+    if not len(hits):
+        return math.nan
+    # Only the scores of positives are tried: between two of them, a lower threshold just adds errors.
+    num_hits, num_predicted = (len(x) - np.searchsorted(x, hits) for x in (hits, ranked))
+    f1 = 2 * num_hits / (num_predicted + len(hits))
+    best = hits[np.flatnonzero(f1 == f1.max())[-1]]
+    # Halfway to the next lower score, because another device computes slightly different scores.
+    return float(np.mean([best, *ranked[ranked < best][-1:]]))
+
+
 def format_report(metrics: dict, classes: list[str], positives: list[int]) -> str:
     """Format AP and the number of positives of each class that has some, then the other metrics, all in %."""
     width = max(len("class"), *map(len, classes))
-    lines = [f"{'class':{width}}      AP  positives"]
-    rows = zip(classes, metrics["AP"], positives)
-    lines += [f"{c:{width}}  {100 * ap:6.2f}  {n:9}" for c, ap, n in rows if not math.isnan(ap)]
+    # The metrics of older runs lack these.
+    titles = [title for title in ("predicted", "correct", "precision", "recall", "F1") if title in metrics]
+    lines = [f"{'class':{width}}      AP  positives" + "".join(f"  {title:>9}" for title in titles)]
+    for name, ap, count, *rest in zip(classes, metrics["AP"], positives, *(metrics[t] for t in titles)):
+        cells = (f"  {x:9}" if isinstance(x, int) else f"  {100 * x:9.2f}" for x in rest)
+        if count:
+            lines.append(f"{name:{width}}  {100 * ap:6.2f}  {count:9}" + "".join(cells))
     if without := ", ".join(name for name, count in zip(classes, positives) if not count):
         lines.append(f"left out of mAP because they have no positives: {without}")
     for title, suffix in (("all", ""), ("top-3", "_3")):

@@ -76,8 +76,8 @@ def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, a
     return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels)
 
 
-def evaluate_scores(scores: np.ndarray, labels: Labels) -> dict:
+def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> dict:
     """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
     positives, ignore, flag = labels.targets == 1, labels.targets == IGNORED, labels.unknown_is_negative
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-        return evaluate(scores, positives, ignore, unknown_is_negative=flag)
+        return evaluate(scores, positives, ignore, threshold, flag)

@@ -7,25 +7,29 @@ import warnings
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.runtime.cli import UserError
 from utils.runtime.interrupt import ignore_signals
-from utils.transforms import eval_transform, load_image
+from utils.transforms import FORMATS, eval_transform, load_image
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
-    """Return the visible files that files, folders and patterns name, each once, except those in out_dir."""
-    found = []
+    """Return the files that places name, each once, except those in out_dir.
+
+    A place is a file, a pattern, or a folder, which stands for the visible images below it.
+    """
+    found, extensions = [], {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     for place in places:
         files = []
         for match in [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True)):
-            below = [path for path in Path(match).rglob("*") if path.is_file()]
+            below = [p for p in Path(match).rglob("*") if p.suffix.lower() in extensions and p.is_file()]
             visible = [p for p in below if not any(x.startswith(".") for x in p.relative_to(match).parts)]
             files += sorted(map(str, visible)) if os.path.isdir(match) else [match]
         if not files:
-            raise UserError(f"--img_dir {place} names no file, or only hidden ones")
+            raise UserError(f"--img_dir {place} names no file, or a folder without visible images")
         found += map(os.path.normpath, files)
     if out_dir:
         prefix = f"{os.path.abspath(out_dir)}{os.sep}"
@@ -36,7 +40,7 @@ def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
 
 
 class Photos(Dataset):
-    """Image files, resized to squares of img_size; a file that cannot be read gives an error message."""
+    """Image files, upright, resized to squares of img_size; an unreadable file gives an error message."""
 
     def __init__(self, paths: list[str], img_size: int, max_pixels: float):
         self.paths, self.img_size, self.max_pixels = paths, img_size, max_pixels
@@ -46,7 +50,8 @@ class Photos(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
-            return index, eval_transform(load_image(self.paths[index], self.max_pixels), self.img_size)
+            image = load_image(self.paths[index], self.max_pixels, exif=True)
+            return index, eval_transform(image, self.img_size)
         except (UserError, OSError) as error:
             return index, str(error)
 

@@ -1,13 +1,15 @@
 """Files of saved scores: one .npz file with scores, targets, ignore, names, paths, unknown_is_negative."""
 
+import argparse
+import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from utils.label_files import IGNORED, Labels
-from utils.runtime.cli import reporting_errors
-from utils.runtime.files import atomic_write
+from utils.runtime.cli import number, reporting_errors
+from utils.runtime.files import atomic_write, read_json
 
 
 def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
@@ -48,3 +50,22 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
         raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
     if not ((targets == 0) | (targets == 1) | ignore).all():
         raise ValueError("targets must be 0 or 1 where they are not ignored")
+
+
+def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
+    """Parse a threshold from low to high, or the .json file with one per class; an argparse type."""
+    if text.endswith(".json"):
+        return Path(text)
+    value = number(float, -math.inf)(text)
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}, nor a .json file")
+    return value
+
+
+def read_thresholds(threshold: float | str | Path, names: list[str]) -> np.ndarray:
+    """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}."""
+    if isinstance(threshold, int | float):
+        return np.full(len(names), float(threshold))
+    with reporting_errors(f"{threshold} must hold a threshold by class, as --fit_thresholds writes them"):
+        values = read_json(Path(threshold))
+        return np.array([float(values[name]) for name in names])

@@ -25,11 +25,13 @@ def axis(text: str) -> tuple[str, list[float]]:
     return name, list(dict.fromkeys(numbers))
 
 
-def sweep(terms: np.ndarray, labels: Labels, lams: list[float], temperatures: list) -> list[dict]:
+def sweep(
+    terms: np.ndarray, labels: Labels, lams: list[float], temperatures: list, thresholds: np.ndarray
+) -> list[dict]:
     """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
-        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), labels)
+        | evaluate_scores(sigmoid(terms[:, 0] + lam * terms[:, i]), labels, thresholds)
         for i, T in enumerate(temperatures, start=1)
         for lam in lams
     ]

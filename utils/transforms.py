@@ -1,5 +1,6 @@
 """Load image files and turn them into uint8 tensors for the network."""
 
+import contextlib
 import math
 import os
 import warnings
@@ -7,7 +8,7 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from utils.runtime.cli import UserError, reporting_errors
@@ -20,11 +21,15 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow decodes the sam
 Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
 # Pillow also reads formats that are programs, such as PostScript, and starts an interpreter for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+# Axes of an image (3, H, W) to flip for each EXIF orientation; from 5 on, first swap height and width.
+FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 
 
-def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
-    """Decode an image, or the first picture of an animation, as Pillow's convert("RGB"): uint8 (3, H, W)."""
-    # That drops alpha, clips 16-bit grey to 8 bits and does not apply the EXIF orientation.
+def load_image(path: str, max_pixels: float = math.inf, exif: bool = False) -> Tensor:
+    """Decode an image, or the first picture of an animation, as Pillow's convert("RGB"): uint8 (3, H, W).
+
+    That drops alpha and clips 16-bit grey to 8 bits. exif: whether to apply the EXIF orientation.
+    """
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
@@ -36,8 +41,25 @@ def load_image(path: str, max_pixels: float = math.inf) -> Tensor:
             raise UserError(f"{path}: {w} x {h} pixels are above --max_pixels {max_pixels}: raise or skip it")
         if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
             # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
-            return decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            pixels = decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
+        else:
+            pixels = rgb_pixels(image)
+        return upright(pixels, image) if exif else pixels
+
+
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """Return the pixels of a Pillow image, uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def upright(pixels: Tensor, image: Image.Image) -> Tensor:
+    """Return an image's pixels (3, H, W) turned as its EXIF orientation says; a damaged one is ignored."""
+    orientation = None
+    with contextlib.suppress(Exception):  # the type depends on the damage
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation not in FLIPS:
+        return pixels
+    return (pixels.transpose(1, 2) if orientation >= 5 else pixels).flip(FLIPS[orientation])
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -1,0 +1,167 @@
+"""Labelling photographs from Python: load_model(…).predict, and torch.hub."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import demo
+from conftest import REPOSITORY
+from pipeline.resnet_csra import ResNet_CSRA
+from utils.checkpoint import load_model
+from utils.label_files import class_names
+from utils.runtime.cli import UserError
+
+NAMES = ("a.jpg", "b.jpg", "turned.png")
+
+
+@pytest.fixture
+def photos(shapes, trained, tmp_path, monkeypatch) -> list[str]:
+    """Change to a folder with model.pth and three images, one to be turned; return their paths."""
+    shutil.copy(trained / "best.pth", tmp_path / "model.pth")
+    for index, name in enumerate(NAMES[:2]):
+        shutil.copy(shapes / f"data/shapes/images/test/{index:05d}.jpg", tmp_path / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "a.jpg").crop((0, 0, 40, 25)).save(tmp_path / "turned.png", exif=exif)
+    monkeypatch.chdir(tmp_path)
+    return list(NAMES)
+
+
+def demo_scores(command, *options) -> list[dict[str, float]]:
+    """Return what demo.py --json writes for the three images."""
+    arguments = ["--img_dir", *NAMES, "--num_workers", 0, "--device", "cpu", "--json", "s.json"]
+    result = command(demo, "--load_from", "model.pth", *arguments, *options)
+    assert result.status == 0, result.err
+    return [entry["scores"] for entry in json.loads(Path("s.json").read_text())]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lam": 0.7}, {"img_size": 64}, {"normalize": "0.5"}], ids=lambda options: str(*options)
+)
+def test_scores_equal_those_of_demo(photos, command, options):
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    ours = load_model("model.pth", device="cpu", **options).predict(photos)
+    expected = demo_scores(command, *words)
+    assert [scores == pytest.approx(e, abs=1e-6) for scores, e in zip(ours, expected)] == [True] * 3
+    for scores in ours:
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+        assert set(scores) == set(class_names("shapes"))
+        assert all(type(score) is float for score in scores.values())
+    assert options == {} or ours != load_model("model.pth", device="cpu").predict(photos)
+
+
+def test_photographs_are_paths_images_or_arrays_one_or_several(photos):
+    model = load_model(Path("model.pth"), device="cpu")
+    one, _, turned = several = model.predict(photos)
+    with Image.open("a.jpg") as image, Image.open("turned.png") as phone:
+        array = np.asarray(image)
+        assert model.predict("a.jpg") == model.predict(Path("a.jpg")) == model.predict(image) == one
+        assert model.predict(array) == one
+        assert model.predict(phone) == turned
+        assert model.predict(np.rot90(np.asarray(phone), -1)) == turned
+        assert model.predict(["a.jpg", Path("b.jpg"), phone]) == several
+        assert model.predict(image.convert("RGBA")) == one
+    assert model.predict(np.stack([array, array])) == [one, one]
+    assert model.predict(sorted(Path().glob("*.jpg"))) == model.predict(map(str, photos[:2])) == several[:2]
+    assert model.predict([]) == []
+
+
+def test_a_threshold_leaves_out_classes(photos):
+    model = load_model("model.pth", device="cpu")
+    scores = model.predict("a.jpg")
+    middle = sorted(scores.values())[4]
+    kept = {name: score for name, score in scores.items() if score >= middle}
+    assert model.predict("a.jpg", threshold=middle) == kept
+    assert len(kept) == 4
+    first, second, *rest = scores
+    Path("t.json").write_text(json.dumps({first: 1.0, second: 0.0} | dict.fromkeys(rest, 1.0)))
+    assert list(model.predict("a.jpg", threshold="t.json")) == [second]
+    assert [list(found) for found in model.predict(["a.jpg"], threshold=Path("t.json"))] == [[second]]
+    assert model.predict("a.jpg", threshold=1) == {}
+    with pytest.raises(FileNotFoundError, match="gone.json"):
+        model.predict("a.jpg", threshold="gone.json")
+
+
+def test_attention_shows_where_the_network_looks(photos):
+    model = load_model("model.pth", img_size=96, device="cpu")
+    maps = model.attention("a.jpg")
+    assert list(maps) == model.classes
+    assert {values.shape for values in maps.values()} == {(3, 3)}
+    assert [values.sum() for values in maps.values()] == pytest.approx([1] * 8)
+    pixels = torch.from_numpy(np.array(Image.open("a.jpg").resize((96, 96), Image.Resampling.BILINEAR)))
+    with torch.inference_mode():
+        expected = model.classifier.attention_maps(model.features(pixels.permute(2, 0, 1)[None] / 255))
+    np.testing.assert_allclose(np.stack(list(maps.values())), expected[0].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("photo", "error", "says"),
+    [
+        ("gone.jpg", UserError, "gone.jpg is missing"),
+        ("model.pth", UserError, "model.pth cannot be read as an image"),
+        (np.zeros((4, 5, 4), np.uint8), ValueError, r"uint8 \(H, W, 3\), not uint8 \(4, 5, 4\)"),
+        (np.zeros((4, 5, 3)), ValueError, "not float64"),
+        (np.zeros((4, 5), np.uint8), ValueError, r"not uint8 \(5,\)"),
+        (torch.zeros(3, 4, 5), TypeError, "Tensor"),
+    ],
+)
+def test_what_is_no_photograph_is_refused(photos, photo, error, says):
+    with pytest.raises(error, match=says):
+        load_model("model.pth", device="cpu").predict(photo)
+
+
+def test_the_device_is_chosen_and_can_be_named(photos):
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert next(load_model("model.pth").parameters()).device.type in (expected, "mps")
+    assert next(load_model("model.pth", device="meta").parameters()).device.type == "meta"
+
+
+def test_a_copy_of_the_network_predicts_with_its_own_weights(photos):
+    model = load_model("model.pth", device="cpu")
+    before, other = model.predict("a.jpg"), copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.multi_head[0].head.weight.neg_()
+    assert other.predict("a.jpg") != before
+    assert model.predict("a.jpg") == before
+
+
+def test_torch_hub_loads_from_any_folder(photos):
+    """In a process that does not know where the project is, a file without class names, too."""
+    torch.save(ResNet_CSRA(1, 0.1, 20, depth=18).state_dict(), "bare.pth")
+    script = """
+import json, sys, torch
+load = lambda *args, **options: torch.hub.load(sys.argv[1], "csra", *args, source="local", **options)
+found = load("model.pth", device="cpu").predict("a.jpg")
+voc = load("bare.pth", dataset="voc07", img_size=64, lam=0.2, device="cpu")
+names = list(voc.predict("a.jpg"))
+print(json.dumps([found, sorted(names), voc.options["lam"]]))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = [sys.executable, "-c", script, REPOSITORY]
+    result = subprocess.run(process, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    found, names, lam = json.loads(result.stdout.splitlines()[-1])
+    assert found == pytest.approx(load_model("model.pth", device="cpu").predict("a.jpg"), abs=1e-6)
+    assert (names, lam) == (sorted(class_names("voc07")), 0.2)
+
+
+def test_the_example_in_the_readme_runs(photos, capsys):
+    checkpoint = torch.load("model.pth", weights_only=True)
+    checkpoint["classes"] = ["dog", "person", "cat", "cow", "car", "bus", "bird", "boat"]
+    torch.save(checkpoint, "best.pth")
+    shutil.copy("a.jpg", "photo.jpg")
+    example = re.search(r"## Python\n+```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    variables = {}
+    exec(example.group(1), variables)
+    assert "'person': " in capsys.readouterr().out
+    assert variables["where"].sum() == pytest.approx(1)
