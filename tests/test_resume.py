@@ -251,6 +251,12 @@ def test_resume_needs_a_run(shapes, tmp_path, fails):
     fails(main, "--resume", "--overwrite", "--output_dir", tmp_path, says=["--overwrite"])
 
 
+def test_machines_with_different_files_are_refused(finished, fails, monkeypatch):
+    for other in (None, {"epoch": 0}):
+        monkeypatch.setattr("utils.runtime.distributed.gather", lambda value, other=other: [value, other])
+        fails(main, "--resume", finished, says=["different files last.pth", "copy the run's folder"])
+
+
 def test_resume_takes_a_folder_or_its_last_pth(finished, command, fails):
     before = (finished / "last.pth").read_bytes()
     for words in (
