@@ -22,7 +22,7 @@ from utils.datasets import dataset_spec, make_loaders, to_float
 from utils.inference import evaluate_model
 from utils.label_files import class_names
 from utils.losses import LOSSES
-from utils.run import Run, check_run_folder, load_last, resumed_options
+from utils.run import Run, check_run_folder, check_same_start, find_saved, resumed_options
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
@@ -38,6 +38,7 @@ def main() -> None:
     if distributed.RANK == 0 and not saved:
         check_run_folder(args.output_dir, args.overwrite)
     distributed.connect(device)
+    check_same_start(saved)
     train_loader, val_loader, test_loader = make_loaders(args, spec, device)
     model = build_model(args, device)
     ddp_model = distributed.wrap(model)
@@ -45,10 +46,11 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
     run = Run(args, class_names(spec.folder), model, optimizer, scaler, ema)
+    run.describe_data(train_loader, val_loader, test_loader)
+    print(options.summary(make_parser(), args))
     if saved:
-        run.restore(saved, len(train_loader))
+        run.restore(saved)
         saved.clear()  # frees its memory
-    print("\n".join(f"{name:12} {value}" for name, value in run.config.items()))
     split = "test" if val_loader is test_loader else "validation"
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} {split} images, on {device}")
     run.open_folder()
@@ -144,8 +146,7 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
     return optimizer
 
 
-def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """Return the options and None, or with --resume the options of the saved run and its checkpoint."""
+def make_parser() -> Parser:
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
     options.add_data_options(parser, "the data set's", "images per step, of all processes together")
@@ -175,25 +176,21 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     group = options.add_run_options(parser)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of all random choices")
-    folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
-    group.add_argument("--output_dir", type=given_path, metavar="DIR", help=folder_help)
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    existing.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
-    save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
-    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
-    log_help = "print the mean loss of the epoch so far every STEPS steps"
-    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log_help)
+    options.add_folder_options(group)
     parser.set_defaults(num_heads=1)
+    return parser
+
+
+def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """Return the options and None, or to resume a run, its options and its checkpoint."""
+    parser = make_parser()
     args = parser.parse_args()
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
-    if (args.resume or args.overwrite) and args.output_dir is None:
-        raise UserError("--resume and --overwrite need the folder of the run: add --output_dir")
-    if not args.resume:
+    saved = find_saved(args)
+    if saved is None:
         return resolve(args), None
-    saved = load_last(args.output_dir)
     try:
         return resolve(resumed_options(parser, args, saved)), saved
     except UserError as error:
@@ -222,7 +219,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.batch_size % processes:
         share = f"cannot be shared equally among {processes} processes"
         fitting = math.ceil(args.batch_size / processes) * processes
-        raise UserError(f"--batch_size {args.batch_size} {share}: use {fitting}")
+        raise UserError(f"--batch_size {args.batch_size} {share}: use {fitting}, or other processes")
     return args
 
 

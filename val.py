@@ -16,7 +16,7 @@ from utils.checkpoint import load_model_for
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
-from utils.label_files import class_names
+from utils.label_files import class_names, fingerprint
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
@@ -39,6 +39,8 @@ def main() -> None:
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
     print("\n".join(f"{name:12} {value}" for name, value in vars(args).items() if name != "sweep"))
     print(f"{len(dataset)} images, on {device}")
+    if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):
+        print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
 
     axes = {"T": [None]} | dict(args.sweep or [])
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import distributed_step
+import main
 import val
 from conftest import RUN, SHAPES, finish, start, wait_until
 from utils.log import read_log
@@ -49,7 +50,7 @@ def test_three_processes_train_and_evaluate_like_one(shapes, trained, tmp_path, 
 
 def test_two_processes_write_one_run_and_evaluate_like_one(two_processes, shapes, tmp_path, command):
     folder, out = two_processes
-    assert out.count("writing to") == out.count("epoch   2") == out.count("validate it with") == 1
+    assert out.count("starting a new run in") == out.count("epoch   2") == out.count("validate it with") == 1
     assert sorted(os.listdir(folder)) == ["best.pth", "last.pth", "log.jsonl", "previous.pth"]
     records = read_log(folder)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
@@ -68,21 +69,36 @@ def send_to_last_worker(launcher: subprocess.Popen, number: signal.Signals) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path):
+def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path, command):
     run = tmp_path / "run"
     launcher = start(2, "main.py", *RUN, "--total_epoch", 1000, "--output_dir", run)
     wait_until((run / "log.jsonl").exists, launcher)
     send_to_last_worker(launcher, signal.SIGTERM)
     assert finish(launcher)[0] != 0
-    assert len(read_log(run)) < 5
+    stopped_at = len(read_log(run))
+    assert stopped_at < 5
+    shutil.copytree(run, tmp_path / "one_process")
 
-    launcher = start(2, "main.py", "--resume", "--output_dir", run)
+    # torchrun reads its options from the environment, too. If one process dies, it starts all of them again.
+    options = {"env": os.environ | {"PET_MAX_RESTARTS": "1"}}
+    launcher = start(2, "main.py", "--resume", run, "--total_epoch", 8, "--save_every", 1, **options)
     wait_until(lambda: len(read_log(run)) >= 5, launcher)
-    send_to_last_worker(launcher, signal.SIGKILL)  # if one process dies, the run ends
-    assert finish(launcher)[0] != 0
+    send_to_last_worker(launcher, signal.SIGKILL)
+    status, out, err = finish(launcher)
+    assert status == 0, err
+    assert out.count("resuming the run in") == 2
+    assert len(read_log(run)) == 8
     # Sums over processes may differ in the last digits, because their order varies.
     for ours, theirs in zip(read_log(run), read_log(two_processes[0])):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+    # One process has the same batches; only the batch-norm statistics in training differ.
+    arguments = ["--resume", tmp_path / "one_process", "--total_epoch", stopped_at + 1]
+    result = command(main, *arguments)
+    assert result.status == 0, result.err
+    assert "the run had 2 processes and now has 1" in result.out
+    ours, theirs = (read_log(folder)[stopped_at] for folder in (tmp_path / "one_process", two_processes[0]))
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.3)
 
 
 def test_one_process_with_several_gpus_prints_the_command_for_all(monkeypatch, capsys):

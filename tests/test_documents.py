@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from utils.runtime.cli import Parser
 
 DOCUMENTS = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("[bet]*/**/README.md")]
-TORCHRUN_OPTIONS = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
+TORCHRUN_OPTIONS = {"--nproc_per_node", "--nnodes", "--max_restarts", "--rdzv_backend", "--rdzv_endpoint"}
 
 
 def document_name(path: Path) -> str:

@@ -11,8 +11,11 @@ import demo
 import export
 import main
 import val
+from benchmarks import bench
 from conftest import REPOSITORY
+from experiments import claims, pointing
 from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
+from utils.runtime.cli import Parser
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
 SHIPPED = [
@@ -21,7 +24,7 @@ SHIPPED = [
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
 PREPARERS = [prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider]
-COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS]
+COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, pointing]
 
 
 def imports(path: Path) -> set[str]:
@@ -101,7 +104,13 @@ def test_the_training_loop_fits_on_one_screen():
 
 
 @pytest.mark.parametrize("script", COMMANDS, ids=lambda script: script.__name__)
-def test_every_command_explains_its_options(command, script):
+def test_every_command_explains_its_options(command, script, monkeypatch):
+    parsers = []
+    print_help = Parser.print_help
+    monkeypatch.setattr(Parser, "print_help", lambda parser: [parsers.append(parser), print_help(parser)])
     result = command(script, "--help")
     assert (result.status, result.err) == (0, "")
     assert "[default: None]" not in result.out
+    (parser,) = parsers
+    assert parser.description
+    assert [option.dest for option in parser._actions if not option.help] == []

@@ -127,7 +127,7 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
         ({**state, "conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}, "cannot be loaded"),
         ({**whole, "config": {"lam": 0.1, "img_size": "large"}}, "is damaged (ArgumentTypeError: 'large' is"),
         ({**whole, "config": {"lam": 0.1, "img_size": 64, "model": [1]}}, "is damaged"),
-        ({**whole, "classes": ["a\x1b[2J"] * 8}, "class names"),
+        ({**whole, "classes": ["a\x1b[2J"] * 8}, "class names are lines"),
     ):
         torch.save(content, path)
         refused(says)

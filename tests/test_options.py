@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from test_resume import assert_same, signal_at
 from utils.checkpoint import load_model
 from utils.datasets import IGNORED
 from utils.losses import asl_loss
+from utils.options import summary
 from utils.transforms import eval_transform, load_image
 
 
@@ -188,6 +190,42 @@ def test_a_run_from_before_the_option_resumes_with_the_data_sets_normalization(f
     torch.save(saved, finished / "last.pth")
     assert command(main, "--resume", "--output_dir", finished, "--total_epoch", 3).status == 0
     assert last(finished)["config"]["normalize"] == "none"
+
+
+def test_val_says_when_the_labels_are_not_the_trained_ones(trained, shapes, command, tmp_path, monkeypatch):
+    def printed(*options) -> str:
+        result = command(val, *SHAPES, "--load_from", trained / "best.pth", *options)
+        assert result.status == 0, result.err
+        return result.out
+
+    note = "this file was trained with other label files, of --dataset shapes\n"
+    assert note not in printed() + printed("--split", "train")
+    shutil.copytree("data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert note not in printed()
+    entries = json.loads(Path("data/shapes/test.json").read_text())
+    Path("data/shapes/test.json").write_text(json.dumps(entries[1:]))
+    assert note in printed()
+    assert note not in printed("--split", "train")
+
+
+def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes, monkeypatch):
+    def printed(*options) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", *options])
+        return summary(main.make_parser(), main.parse_args()[0]).splitlines()
+
+    assert printed("--dataset", "shapes") == [
+        "data          dataset shapes, num_cls 8, img_size 64, batch_size 16",
+        "model         model resnet18, num_heads 1, lam 0.1, pretrained none",
+        "optimisation  total_epoch 4, warmup_epoch 2, decay_step 4, lr 0.01 (head 0.1)",
+    ]
+    other = ["--lr", "0.02", "--head_lr_factor", "1", "--ema", "0.9", "--w_d", "0"]
+    place = ["--output_dir", "run", "--overwrite", "--save_every", "5", "--sync_bn", "--normalize", "0.5"]
+    _, model, optimisation, run = printed("--dataset", "shapes", "--max_pixels", "10", *other, *place)
+    assert model == "model         model resnet18, num_heads 1, normalize 0.5, lam 0.1, pretrained none"
+    assert optimisation.endswith("lr 0.02 (head 0.02), w_d 0.0, ema 0.9")
+    assert run == "run           sync_bn, save_every 5"
+    assert "pretrained" not in printed("--cutmix", "FILE")[1]
 
 
 def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, tmp_path):

@@ -284,7 +284,8 @@ def test_a_full_disk_leaves_the_old_label_file(workdir, command, monkeypatch):
 
 def test_the_same_seed_makes_the_same_shapes(workdir, command):
     def make(folder: str, *options: str) -> dict[str, bytes]:
-        command(prepare_shapes, "--num_train", 6, "--num_test", 3, "--out_dir", folder, *options)
+        result = command(prepare_shapes, "--num_train", 6, "--num_test", 3, "--out_dir", folder, *options)
+        assert result.status == 0, result.err
         return {
             str(path.relative_to(folder)): path.read_bytes().replace(folder.encode(), b"the folder")
             for path in Path(folder).rglob("*")
@@ -292,11 +293,11 @@ def test_the_same_seed_makes_the_same_shapes(workdir, command):
         }
 
     first = make("folder_a")
-    assert len(first) == 9 + 3
+    assert len(first) == 9 + 4
     assert make("folder_b") == first
     assert make("folder_a") == first
     assert make("folder_c", "--seed", "1") != first
-    assert len(make("folder_a", "--num_train", "2")) == 5 + 3
+    assert len(make("folder_a", "--num_train", "2", "--overwrite")) == 5 + 4
     images = [content for name, content in first.items() if name.endswith(".jpg")]
     assert len(set(images)) == len(images)
 
@@ -320,6 +321,20 @@ def test_shapes_labels_match_the_objects(workdir, command, difficulty):
             assert 4 < h <= 64 - y
     with Image.open(entries[0]["img_path"]) as image:
         assert (image.format, image.size) == ("JPEG", (64, 64))
+
+
+def test_other_shapes_are_replaced_only_with_overwrite(workdir, command, fails):
+    make = ["--num_train", 2, "--num_test", 1]
+    made = "difficulty easy, num_train 2, num_test 1, size 64, seed 0"
+    assert command(prepare_shapes, *make).out.splitlines()[-1] == f"made shapes in data/shapes with {made}"
+    others = {"--difficulty": "hard", "--num_train": 3, "--num_test": 2, "--size": 48, "--seed": 1}
+    for other in others.items():
+        fails(prepare_shapes, *make, *other, says=["data/shapes holds", made, "add --overwrite"])
+    assert command(prepare_shapes, *make).status == 0
+    result = command(prepare_shapes, *make, "--difficulty", "hard", "--overwrite")
+    assert "difficulty hard, num_train 2" in result.out
+    Path("data/shapes/options.txt").unlink()
+    fails(prepare_shapes, *make, says=["unknown options", "--overwrite"])
 
 
 def test_shapes_errors_name_the_option(workdir, fails):

@@ -59,22 +59,51 @@ def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
     patch.setattr(module, "to_float", interrupted)
 
 
-STOPS = [("train", 2, 2), ("train", 3, 0), ("train", 5, 0), ("evaluate", 2, 0)]
+STOPS = [
+    ("train", 2, "step 2 of epoch 1"),
+    ("train", 3, "the evaluation of epoch 1"),
+    ("train", 5, "step 2 of epoch 2"),
+    ("evaluate", 1, "the evaluation of epoch 1"),
+    ("evaluate", 2, "step 1 of epoch 2"),
+]
 
 
-@pytest.mark.parametrize(("where", "step", "workers"), STOPS)
+@pytest.mark.parametrize(("where", "step", "place"), STOPS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    uninterrupted, shapes, tmp_path, command, where, step, workers
+    uninterrupted, shapes, tmp_path, command, where, step, place
 ):
-    folder = tmp_path / "run"
+    folder, workers = tmp_path / "run", 2 if step == 2 and where == "train" else 0
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, where, step)
         result = command(main, *RUN, "--output_dir", folder)
     assert result.status == 143
-    assert f"python main.py --resume --output_dir {folder}" in result.out
-    result = command(main, "--resume", "--output_dir", folder, "--num_workers", workers)
+    assert f"stopped at {place}; resume with: python main.py --resume --output_dir {folder}\n" in result.out
+    result = command(main, "--resume", folder, "--num_workers", workers)
     assert result.status == 0, result.err
+    assert f"resuming the run in {folder} at {place}\n" in result.out
     assert_same(results(folder), results(uninterrupted))
+
+
+def test_the_same_command_starts_a_run_and_resumes_it(uninterrupted, shapes, tmp_path, command):
+    folder = tmp_path / "run"
+    options = [*RUN, "--resume", "--output_dir", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "train", 2)
+        result = command(main, *options)
+    assert result.status == 143
+    assert f"starting a new run in {folder} at step 0 of epoch 1\n" in result.out
+    result = command(main, *options)
+    assert result.status == 0, result.err
+    assert f"resuming the run in {folder} at step 2 of epoch 1\n" in result.out
+    assert_same(results(folder), results(uninterrupted))
+    assert f"the run in {folder} is finished: its 2 epochs are done" in command(main, *options).out
+
+
+def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trained, tmp_path, command):
+    result = command(
+        main, *RUN, "--cutmix", trained / "missing.pth", "--resume", "--output_dir", tmp_path / "run"
+    )
+    assert (result.status, "missing.pth: no such file" in result.err) == (2, True)
 
 
 def test_signals_save_and_end_the_run(shapes, tmp_path):
@@ -157,12 +186,39 @@ def test_a_resume_refuses_options_that_change_the_run(finished, fails):
 
 def test_a_resume_refuses_other_classes(finished, shapes, fails, monkeypatch):
     monkeypatch.setattr(main, "class_names", lambda folder: [f"class {number}" for number in range(8)])
-    fails(main, "--resume", "--output_dir", finished, says=["last.pth was trained on other classes"])
+    fails(main, "--resume", "--output_dir", finished, says=["trained on other classes or label files"])
 
 
-def test_a_resume_refuses_another_number_of_processes(finished, fails, monkeypatch):
-    monkeypatch.setattr("utils.run.WORLD_SIZE", 2)
-    fails(main, "--resume", "--output_dir", finished, says=["has 1 processes", "not 2", "torchrun"])
+def test_a_resume_refuses_other_label_files(finished, shapes, tmp_path, command, fails, monkeypatch):
+    shutil.copytree("data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    entries = json.loads(Path("data/shapes/test.json").read_text())
+    for entry in entries:  # moving the images changes nothing
+        entry["img_path"] = str(tmp_path / entry["img_path"])
+    Path("data/shapes/test.json").write_text(json.dumps(entries))
+    assert command(main, "--resume", finished, "--total_epoch", 3).status == 0
+    entries[3]["target"][0] = 1 - entries[3]["target"][0]
+    Path("data/shapes/test.json").write_text(json.dumps(entries))
+    fails(main, "--resume", finished, says=["last.pth", "label files than --dataset shapes has now"])
+
+
+def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, shapes, tmp_path, command):
+    """Replace the state of one process by a state of two with the same mean, which changes nothing."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "train", 2)
+        assert command(main, *RUN, "--output_dir", folder).status == 143
+    saved = torch.load(folder / "last.pth", weights_only=True)
+    (buffers,) = saved["buffers"]
+    other = [torch.zeros_like(buffer) for buffer in buffers]
+    saved["buffers"] = [[2 * buffer for buffer in buffers], other]
+    for name in ("loss_sum", "labels"):  # means over processes
+        saved["position"][name] /= 2
+    torch.save(saved, folder / "last.pth")
+    result = command(main, "--resume", folder)
+    assert result.status == 0, result.err
+    assert "the run had 2 processes and now has 1: same batches" in result.out
+    assert_same(results(folder), results(uninterrupted))
 
 
 def full_disk(*args) -> None:
@@ -189,8 +245,37 @@ def test_previous_pth_survives_a_full_disk_if_last_pth_is_damaged(finished, unin
 
 def test_resume_needs_a_run(shapes, tmp_path, fails):
     fails(main, "--resume", says=["--output_dir"])
-    fails(main, "--resume", "--output_dir", tmp_path / "none", says=["none", "without --resume"])
+    way_out = f"to start: --output_dir {tmp_path / 'none'} --resume"
+    fails(main, "--resume", tmp_path / "none", says=["none holds no last.pth", way_out])
+    fails(main, "--resume", tmp_path / "none" / "last.pth", says=["none holds no last.pth", way_out])
     fails(main, "--resume", "--overwrite", "--output_dir", tmp_path, says=["--overwrite"])
+
+
+def test_machines_with_different_files_are_refused(finished, fails, monkeypatch):
+    for other in (None, {"epoch": 0}):
+        monkeypatch.setattr("utils.runtime.distributed.gather", lambda value, other=other: [value, other])
+        fails(main, "--resume", finished, says=["different files last.pth", "copy the run's folder"])
+
+
+def test_resume_takes_a_folder_or_its_last_pth(finished, command, fails):
+    before = (finished / "last.pth").read_bytes()
+    for words in (
+        ["--resume", finished],
+        ["--resume", finished / "last.pth"],
+        ["--resume", "--output_dir", finished / "last.pth"],
+        ["--resume", finished / "last.pth", "--output_dir", finished],
+    ):
+        assert f"the run in {finished} is finished" in command(main, *words).out
+    assert (finished / "last.pth").read_bytes() == before
+    fails(main, "--resume", finished / "best.pth", says=[finished / "best.pth", f"write --resume {finished}"])
+    fails(main, "--resume", finished, "--output_dir", "other", says=["--output_dir other", "leave one out"])
+
+
+def test_a_folder_without_last_pth_is_not_replaced(finished, fails):
+    for name in ("last.pth", "previous.pth"):
+        (finished / name).unlink()
+    options = [*RUN, "--resume", "--output_dir", finished]
+    fails(main, *options, says=[f"{finished} holds a run", "replace it with --overwrite"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])

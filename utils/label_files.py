@@ -1,5 +1,6 @@
 """Label files and class names: reading, checking and writing. The preparers use this without torch."""
 
+import hashlib
 import math
 import os
 import unicodedata
@@ -85,6 +86,13 @@ def box_edges(box: list[float], max_pixels: float) -> list[int]:
     if min(width, height) < 1 or width * height > max_pixels:
         raise ValueError(f"the box {box!s:.50} has no area or is above --max_pixels {max_pixels}")
     return edges
+
+
+def fingerprint(labels: Labels) -> str:
+    """Return 12 hex digits of a hash of the targets, boxes and file names; the folders may change."""
+    names = b"/".join(path.rpartition(b"/")[2] for path in labels.paths.tolist())
+    boxes = b"" if labels.boxes is None else labels.boxes.tobytes()
+    return hashlib.sha256(labels.targets.tobytes() + boxes + names).hexdigest()[:12]
 
 
 def listed_file(folder: Path, name: str, source: Path) -> Path:

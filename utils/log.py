@@ -25,7 +25,7 @@ def log_epoch(folder: Path, record: dict) -> None:
     earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
     with atomic_write(folder / "log.jsonl") as file:
         file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])
-    rates = "/".join(f"{rate:.2g}" for rate in record["lr"].values())
+    rates = " (head ".join(f"{rate:.2g}" for rate in record["lr"].values()) + ")" * (len(record["lr"]) - 1)
     print(
         f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "
         f"lr {rates}  {record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"

@@ -8,6 +8,10 @@ from pipeline.models import MODELS
 from pipeline.network import NORMALIZATION
 from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_path, number
 
+# Options that a run prints even if they are the defaults, and options that other lines explain.
+SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr")
+NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume")
+
 
 def model_name(text: str) -> str:
     """Check the name of a model; an argparse type."""
@@ -16,6 +20,22 @@ def model_name(text: str) -> str:
         hint = f"did you mean {similar}? main.py --list_models prints all"
         raise argparse.ArgumentTypeError(f"{text!r} is not a backbone: {hint}")
     return text
+
+
+def summary(parser: Parser, args: argparse.Namespace) -> str:
+    """Format the options of a run that matter most or differ from their defaults, a line for each group."""
+    rates = f"{args.lr:g} (head {args.lr * args.head_lr_factor:g})"
+    values = vars(args) | {"lr": rates} | dict.fromkeys(NOT_SHOWN)
+    lines = []
+    for group in parser._action_groups:
+        words = []
+        for option in group._group_actions:
+            name, value = option.dest, values.get(option.dest)
+            if value is not None and (name in SHOWN or value not in (option.default, "none")):
+                words.append(name if value is True else f"{name} {value}")
+        if words:
+            lines.append(f"{group.title:13} {', '.join(words)}")
+    return "\n".join(lines)
 
 
 def add_data_options(parser: Parser, default: str, batch: str = "") -> argparse._ArgumentGroup:
@@ -73,3 +93,18 @@ def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
     compiled = "use torch.compile: minutes once, then faster on GPUs; CPUs hardly gain"
     group.add_argument("--compile", action="store_true", help=compiled)
     return group
+
+
+def add_folder_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options on the folder of a training run, and on what it saves and prints."""
+    folder = "folder of the run [default: a new one in checkpoint/, named after the options]"
+    group.add_argument("--output_dir", type=given_path, metavar="FOLDER", help=folder)
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
+    resume = "continue the run in FOLDER; without FOLDER, the one in --output_dir, or start it there"
+    kind = {"type": given_path, "nargs": "?", "const": True, "metavar": "FOLDER"}
+    existing.add_argument("--resume", help=resume, **kind)
+    save = "also save every STEPS steps [default: after each epoch and at a signal]"
+    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save)
+    log = "print the mean loss of the epoch so far every STEPS steps"
+    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log)

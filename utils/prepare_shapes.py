@@ -1,6 +1,6 @@
 """Make the built-in data set shapes: images of several coloured shapes on a noisy background.
 
-python utils/prepare_shapes.py [--difficulty easy|medium|hard]
+python utils/prepare_shapes.py [--difficulty easy|medium|hard] [--overwrite]
 """
 
 import colorsys
@@ -16,7 +16,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.label_files import write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
-from utils.runtime.files import check_folder, read_json, write_json_list
+from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
 
 SUPERSAMPLING = 4  # scenes are drawn this many times larger and then averaged, for smooth edges
 # radius: range, as a share of the image side. hue_spread: degrees to either side of the hue of the class.
@@ -60,8 +60,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=number(int, 16), default=64, help="side of an image in pixels")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same files")
     parser.add_argument("--out_dir", type=given_path, default="data/shapes", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set made with other options")
     args = parser.parse_args(argv)
+    made = ", ".join(f"{k} {v}" for k, v in vars(args).items() if k not in ("out_dir", "overwrite"))
+    record = args.out_dir / "options.txt"
+    if (args.out_dir / "train.json").exists() and not args.overwrite:
+        before = record.read_text() if record.exists() else "unknown options"
+        if before != made:
+            raise UserError(f"--out_dir {args.out_dir} holds shapes with {before}: add --overwrite")
     make_shapes(args.out_dir, args.num_train, args.num_test, args.size, args.difficulty, args.seed)
+    with atomic_write(record) as file:
+        file.write(made)
+    print(f"made shapes in {args.out_dir} with {made}")
 
 
 def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficulty: str, seed: int) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint import first_not_finite, load_checkpoint, load_weights, save_checkpoint
 from utils.evaluation import format_report
+from utils.label_files import fingerprint
 from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
@@ -56,10 +57,23 @@ class Run:
         self.config["processes"] = WORLD_SIZE
         self.folder, self.replaced = args.output_dir, []
         self.epoch, self.step, self.seconds, self.train_loss = 0, 0, 0.0, 0.0
+        self.steps_per_epoch = math.inf  # until describe_data
         self.started = time.perf_counter()
         # Sum of the losses and number of labels in the steps of this epoch, on the device.
         self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
         self.record = self.best = None
+
+    def describe_data(self, train_loader: DataLoader, *others: DataLoader) -> None:
+        """Keep the number of steps per epoch, and in the options the fingerprints of the label files."""
+        self.steps_per_epoch = len(train_loader)
+        sets = [loader.dataset for loader in (train_loader, *others)]
+        self.config["labels"] = " ".join(fingerprint(dataset.labels) for dataset in sets)
+
+    @property
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        step = "the evaluation" if self.step == self.steps_per_epoch else f"step {self.step}"
+        return f"{step} of epoch {self.epoch + 1}"
 
     def open_folder(self) -> None:
         """Make the folder of a new run, or check the log of a resumed one."""
@@ -72,9 +86,11 @@ class Run:
             for part in (part for file in RUN_FILES for part in folder.glob(f".{file}.*.part")):
                 part.unlink(missing_ok=True)  # a killed run was writing it
         self.folder = distributed.gather(folder)[0]
-        print(f"writing to {self.folder}")
         if self.epoch >= self.args.total_epoch:
-            print(f"this run is finished: its {self.epoch} epochs are done")
+            print(f"the run in {self.folder} is finished: its {self.epoch} epochs are done")
+        else:
+            action = "resuming the" if self.args.resume else "starting a new"
+            print(f"{action} run in {self.folder} at {self.where}")
         # --overwrite removes the earlier run only when this one has something to put in its place.
         self.replaced = [self.folder / file for file in RUN_FILES] if self.args.overwrite else []
 
@@ -88,8 +104,7 @@ class Run:
             launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
             command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
             with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
-                where = f"step {self.step} of epoch {self.epoch + 1}"
-                print(f"stopped at {where}; resume with: {launcher} {command}")
+                print(f"stopped at {self.where}; resume with: {launcher} {command}")
             raise
         finally:
             with contextlib.suppress(OSError):  # a folder that is not empty stays
@@ -199,11 +214,13 @@ class Run:
             save_checkpoint(self.folder / "last.pth", self.contents() | state)
         distributed.barrier()  # the other processes wait until it is written
 
-    def restore(self, saved: dict[str, Any], steps_per_epoch: int) -> None:
+    def restore(self, saved: dict[str, Any]) -> None:
         """Restore the state saved in last.pth; UserError if it does not fit this run."""
         source = f"{self.args.output_dir}/last.pth"
-        if saved["classes"] != self.classes:
-            raise UserError(f"{source} was trained on other classes than the data set has: start a new run")
+        labels = self.config.get("labels")
+        if (saved["classes"], saved["config"].get("labels", labels)) != (self.classes, labels):
+            data = f"--dataset {self.args.dataset} has now: restore its files, or start a new run"
+            raise UserError(f"{source} was trained on other classes or label files than {data}")
         own, fault = self.resume_state(), f"{source} holds no run to resume: start a new run"
         with reporting_errors(fault), warnings.catch_warnings(action="ignore"):
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
@@ -212,26 +229,31 @@ class Run:
                 self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
             theirs, ours = saved["optimizer"], own["optimizer"]
-            parts = [(saved[key], own[key]) for key in ("position", "scaler", "buffers")]
+            buffers, processes = saved["buffers"], len(saved["buffers"])
+            if processes != WORLD_SIZE:
+                means = [torch.stack(copies).double().mean(dim=0) for copies in zip(*buffers, strict=True)]
+                buffers = [[mean.to(b.dtype) for mean, b in zip(means, self.model.buffers())]] * WORLD_SIZE
+            parts = [(buffers, own["buffers"]), *((saved[key], own[key]) for key in ("position", "scaler"))]
             if not all(fits(*pair) for pair in [*parts, (theirs["state"], ours["state"])]):
                 raise ValueError("its position, scaler, buffers or momentum do not fit")
             groups = zip(ours["param_groups"], theirs["param_groups"], strict=True)
             groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]
             self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
             self.scaler.load_state_dict(saved["scaler"])
-            for buffer, value in zip(self.model.buffers(), saved["buffers"][RANK]):
+            for buffer, value in zip(self.model.buffers(), buffers[RANK]):
                 buffer.copy_(value)
             position = saved["position"]
             self.epoch, self.step, self.seconds = (position[key] for key in ("epoch", "step", "seconds"))
             self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
+            self.totals *= processes / WORLD_SIZE  # they are means over the processes
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
             json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
             if self.epoch or self.best:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
-        if self.step > steps_per_epoch:
-            steps = f"{self.step} steps of an epoch, which now has {steps_per_epoch}"
-            raise UserError(f"{source} was saved after {steps}: the data set has changed")
+        if processes != WORLD_SIZE:
+            changes = "same batches, batch-norm statistics averaged, results not equal to the last bit"
+            print(f"the run had {processes} processes and now has {WORLD_SIZE}: {changes}")
 
 
 def fits(saved: Any, own: Any) -> bool:
@@ -257,10 +279,9 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     old = {k: config.get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
     given = {name: value for name, value in old.items() if value is not None and value is not False}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    folder = args.output_dir
     args = parser.parse_args([*words, *sys.argv[1:]])  # what the command line repeats, it overrides
-    if config.get("processes") != WORLD_SIZE:
-        processes = f"it has {config.get('processes')} processes, not {WORLD_SIZE}"
-        raise UserError(f"{processes}: start it as before, with torchrun if it has several")
+    args.output_dir, args.resume = folder, True
     options = [(name, getattr(args, name), value) for name, value in old.items() if name not in FREE_OPTIONS]
     changed = [f"--{name} {new} (it has {value})" for name, new, value in options if str(new) != str(value)]
     if changed:
@@ -268,11 +289,39 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     return args
 
 
+def check_same_start(saved: dict[str, Any] | None) -> None:
+    """Raise UserError unless all processes resume from the same save, or all start a new run."""
+    if len(set(map(repr, distributed.gather(saved and saved["position"])))) > 1:
+        raise UserError("the machines hold different files last.pth: copy the run's folder to all of them")
+
+
+def find_saved(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the checkpoint that --resume asks for, None to start a new run; complete args for either."""
+    named = args.resume if isinstance(args.resume, Path) else None
+    given = named or args.output_dir
+    if given is None and (args.resume or args.overwrite):
+        raise UserError("--resume and --overwrite need the folder of the run: add --output_dir FOLDER")
+    if not args.resume:
+        return None
+    folder = given.parent if given.name == "last.pth" else given
+    if folder.is_file():
+        raise UserError(f"--resume {given} is not the folder of a run: write --resume {folder.parent}")
+    if named and args.output_dir not in (None, given, folder):
+        raise UserError(f"--resume {given} and --output_dir {args.output_dir} name two runs: leave one out")
+    if named and not holds_run(folder):
+        raise UserError(f"{folder} holds no last.pth to resume; to start: --output_dir {folder} --resume")
+    args.output_dir, args.resume = folder, holds_run(folder)
+    return load_last(folder) if args.resume else None
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds a run that can be resumed."""
+    return (folder / "last.pth").exists() or (folder / "previous.pth").exists()
+
+
 def load_last(folder: Path) -> dict[str, Any]:
     """Read last.pth of a run, or previous.pth if it is damaged; UserError if neither can be used."""
     last, previous = folder / "last.pth", folder / "previous.pth"
-    if not last.exists() and not previous.exists():
-        raise UserError(f"--resume: {folder} holds no last.pth to resume; start the run without --resume")
     try:
         return load_checkpoint(last)
     except UserError as error:
@@ -301,7 +350,8 @@ def check_run_folder(output_dir: Path | None, overwrite: bool) -> None:
     """Raise UserError unless a new run can be written to output_dir, or to checkpoint/ if it is None."""
     check_folder(output_dir or Path("checkpoint"), "--output_dir")
     if output_dir and not overwrite and any((output_dir / file).exists() for file in RUN_FILES):
-        raise UserError(f"--output_dir {output_dir} holds a run: name another, add --resume or --overwrite")
+        add = "add --resume or --overwrite" if holds_run(output_dir) else "replace it with --overwrite"
+        raise UserError(f"--output_dir {output_dir} holds a run: name another folder, or {add}")
 
 
 def make_folder(args: argparse.Namespace) -> Path:

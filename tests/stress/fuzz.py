@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> None:
 def read_run(path: Path) -> None:
     """Read last.pth as main.py --resume does, but into a small network."""
     args, saved = parse_args(main, "--resume", "--output_dir", path.parent)
-    small_run(args).restore(saved, steps_per_epoch=10)
+    small_run(args).restore(saved)
 
 
 def parse_args(script: Any, *words: object) -> Any:

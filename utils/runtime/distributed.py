@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 RANK = int(os.environ.get("RANK", 0))
@@ -20,9 +21,13 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 def connect(device: torch.device) -> None:
     """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs, or suggest torchrun."""
     if WORLD_SIZE > 1:
-        gpu = device.type == "cuda"
+        gpu, (store, *_) = device if device.type == "cuda" else None, next(rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # When torchrun restarts processes, its store still holds the addresses of the dead ones.
+            store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
         # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
     elif device.type == "cuda" and (num_gpus := torch.cuda.device_count()) > 1:
         command = f"torchrun --nproc_per_node={num_gpus} {shlex.join(sys.argv)}"
         print(f"This uses one of {num_gpus} GPUs; to use all: {command}")
