@@ -56,8 +56,8 @@ def load_model(
     """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1] on its device.
 
     Its methods `predict` and `attention` take photographs, see utils/predict.py. It has `classes`, its class
-    names, `options` (model, num_heads, num_cls, lam and img_size) and
-    `config`, the options of training, {} for a file that main.py did not write.
+    names, `options` (model, num_heads, num_cls, lam and img_size) and `config`, the options of training, {}
+    for a file that main.py did not write.
     dataset: the data set of such a file, which does not store it; None means voc07.
     img_size, lam, normalize: None means as trained, else the data set's, and for lam 0.1 (average pooling 0).
     device: as torch names it; "auto" is a GPU if there is one.

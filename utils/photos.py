@@ -17,10 +17,7 @@ from utils.transforms import FORMATS, eval_transform, load_image
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
-    """Return the files that places name, each once, except those in out_dir.
-
-    A place is a file, a pattern, or a folder, which stands for the visible images below it.
-    """
+    """Return the files, and in folders the visible images, that places name, each once, none in out_dir."""
     found, extensions = [], {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     for place in places:
         files = []

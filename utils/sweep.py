@@ -25,9 +25,7 @@ def axis(text: str) -> tuple[str, list[float]]:
     return name, list(dict.fromkeys(numbers))
 
 
-def sweep(
-    terms: np.ndarray, labels: Labels, lams: list[float], temperatures: list, thresholds: np.ndarray
-) -> list[dict]:
+def sweep(terms: np.ndarray, labels: Labels, lams: list, temperatures: list, thresholds: np.ndarray) -> list:
     """Return the metrics for each λ and each T (None: as trained); terms are those of logit_terms."""
     return [
         {"lam": lam, "T": "as trained" if T is None else f"{T:g}"}
