@@ -219,7 +219,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.batch_size % processes:
         share = f"cannot be shared equally among {processes} processes"
         fitting = math.ceil(args.batch_size / processes) * processes
-        raise UserError(f"--batch_size {args.batch_size} {share}: use {fitting}, or other processes")
+        raise UserError(f"--batch_size {args.batch_size} {share}: use {fitting}, or other --nproc_per_node")
     return args
 
 

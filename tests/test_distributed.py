@@ -97,7 +97,7 @@ def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path,
     arguments = ["--resume", tmp_path / "one_process", "--total_epoch", stopped_at + 1]
     result = command(main, *arguments)
     assert result.status == 0, result.err
-    assert "the run had 2 processes and now has 1" in result.out
+    assert "number of processes: 2 before, 1 now" in result.out
     ours, theirs = (read_log(folder)[stopped_at] for folder in (tmp_path / "one_process", two_processes[0]))
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.3)
 

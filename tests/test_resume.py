@@ -217,7 +217,7 @@ def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, shapes, tmp_path
     torch.save(saved, folder / "last.pth")
     result = command(main, "--resume", folder)
     assert result.status == 0, result.err
-    assert "the run had 2 processes and now has 1: same batches" in result.out
+    assert "number of processes: 2 before, 1 now (same batches" in result.out
     assert_same(results(folder), results(uninterrupted))
 
 

@@ -253,7 +253,7 @@ class Run:
                 self.report([0] * len(self.classes))  # raises if `best` is malformed
         if processes != WORLD_SIZE:
             changes = "same batches, batch-norm statistics averaged, results not equal to the last bit"
-            print(f"the run had {processes} processes and now has {WORLD_SIZE}: {changes}")
+            print(f"number of processes: {processes} before, {WORLD_SIZE} now ({changes})")
 
 
 def fits(saved: Any, own: Any) -> bool:
