@@ -21,7 +21,7 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import atomic_write, check_file, nan_to_none
-from utils.scores import read_thresholds, threshold, write_scores
+from utils.scores import by_class, read_thresholds, threshold, write_scores
 from utils.sweep import axis, format_sweep, sweep
 
 
@@ -54,8 +54,7 @@ def main() -> None:
     scores, labels = sigmoid(outputs), dataset.labels
     metrics = evaluate_scores(scores, labels, thresholds)
     print(format_report(metrics, model.classes, dataset.positives()))
-    metrics["thresholds"] = thresholds.tolist()
-    results = {k: dict(zip(model.classes, v)) if isinstance(v, list) else v for k, v in metrics.items()}
+    results = by_class(metrics, model.classes)
     if args.sweep:
         results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"], thresholds)
         print(f"\n{format_sweep(results['sweep'])}")

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from experiments.pointing import by_size, pointing_game
-from utils.datasets import dataset_spec, label_file
+from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split
 from utils.label_files import class_names, write_labels
 from utils.log import read_log
 from utils.plot import PALETTE, make_figure
@@ -46,10 +46,18 @@ GRID = ["lam=0:1:0.1", "T=1,2,4,inf"]
 def main() -> None:
     args, words = parse_args()
     check_folder(args.out, "--out")
-    make_choice_split(args.dataset)
+    spec = dataset_spec(args.dataset)
+    # The data set for the choice is one of the user's own, and needs these defaults. Later options win.
+    names = ("model", "pretrained", "img_size", "normalize", "total_epoch", "decay_step")
+    given = {name: getattr(spec, name) for name in names}
+    if {"--backbone_weights", "--cutmix"} & set(words):
+        del given["pretrained"]
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None] + words
     runs = [(f"{row}_choice", row, f"{args.dataset}_choice", 0) for row in CHOICE if row in args.rows]
     runs += [(f"{row}_seed{s}", row, args.dataset, s) for s in range(args.seeds) for row in args.rows]
     missing = [run for run in runs if not (args.out / f"{run[0]}.json").exists()]
+    if any(dataset != args.dataset for _, _, dataset, _ in missing):
+        make_choice_split(args.dataset, spec)
     for index, (name, row, dataset, seed) in enumerate(missing, start=1):
         print(f"\nrun {index} of {len(missing)}: {name}", flush=True)
         folder = args.out / "runs" / name
@@ -60,7 +68,7 @@ def main() -> None:
             json.dump(judge(folder, dataset), file)
     results = {path.stem: read_json(path) for path in sorted(args.out.glob("*.json"))}
     print("\n".join(["", *table(results)]))
-    for name, figure in draw(results, class_names(dataset_spec(args.dataset).folder)).items():
+    for name, figure in draw(results, class_names(spec.folder)).items():
         with atomic_write(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
         print(f"written to {args.out / name}.png")
@@ -78,11 +86,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def make_choice_split(dataset: str) -> None:
-    """Make the data set <dataset>_choice, which holds out a fifth of the training images, once."""
-    spec, folder = dataset_spec(dataset), Path("data", f"{dataset}_choice")
-    if (folder / "test.json").exists():
-        return
+def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
+    """Make the data set <dataset>_choice, which holds out a fifth of the training images."""
+    load_split(spec, "train", spec.img_size)  # raises UserError if files are missing
+    folder = Path("data", f"{dataset}_choice")
     classes, entries = class_names(spec.folder), read_json(label_file(spec, "train"))
     held_out = split(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
     write_json_list(folder / "classes.json", classes)

@@ -42,8 +42,7 @@ def test_commands_parse(document, line, tmp_path, monkeypatch):
         assert not unknown or module.__name__ == "experiments.claims"  # which passes options on to main.py
         raise ParsedError
 
-    line = re.sub(r"\[([a-z|]+)\]", lambda choice: choice[1].split("|")[0], line)  # one of [loader|head|...]
-    words = shlex.split(line.translate(str.maketrans("", "", "[]")), comments=True)
+    words = shlex.split(line, comments=True)
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
     module = importlib.import_module(words[script].removesuffix(".py").replace("/", "."))
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import claims, pointing
+from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import UserError
 
 TINY = [
@@ -53,6 +54,8 @@ def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     names = {f"{row}_{kind}" for row in ("pooling", "csra_h1_lam0.1") for kind in ("choice", "seed0")}
     assert {path.stem for path in Path("out").glob("*.json")} == names
     assert {path.stem for path in Path("out").glob("*.png")} == {"classes", "lambda"}
+    models = {load_checkpoint(path)["config"]["model"] for path in Path("out").glob("runs/*/last.pth")}
+    assert models == {"resnet18"}  # the default of shapes, also for the choice
     train, held_out = (
         json.loads(Path(f"data/shapes_choice/{n}.json").read_text()) for n in ("train", "test")
     )

@@ -73,7 +73,6 @@ def test_val_gives_the_metrics_of_training(trained, shapes, command):
     assert f"mAP {100 * best['mAP']:.4f} %" in result.out
     written = json.loads(Path("results/r.json").read_text())
     classes = json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
-    assert written.pop("thresholds") == dict.fromkeys(classes, 0.5)
     best["AP"] = [None if math.isnan(ap) else ap for ap in best["AP"]]
     for name, value in written.items():
         is_by_class = isinstance(best[name], list)

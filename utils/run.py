@@ -29,6 +29,7 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import atomic_write, check_folder, nan_to_none
+from utils.scores import by_class
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
 # Options of the command, not of the run; and options that may differ when a run is resumed.
@@ -178,9 +179,9 @@ class Run:
     def finish(self, metrics: dict, positives: list[int]) -> str:
         """Write test_results.json, in the form of val.py --out, and format it; see `report`."""
         if RANK == 0:
-            own = {"AP": dict(zip(self.classes, metrics["AP"])), "epoch": self.best["epoch"]}
+            results = by_class(metrics, self.classes) | {"epoch": self.best["epoch"]}
             with atomic_write(self.folder / "test_results.json") as file:
-                json.dump(nan_to_none(metrics | own), file, indent=2)
+                json.dump(nan_to_none(results), file, indent=2)
         return f"best.pth on the test images:\n{format_report(metrics, self.classes, positives)}"
 
     def contents(self) -> dict[str, Any]:

@@ -21,6 +21,11 @@ def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str
         np.savez_compressed(file, **arrays, unknown_is_negative=labels.unknown_is_negative)
 
 
+def by_class(metrics: dict, names: list[str]) -> dict:
+    """Return the metrics of `evaluate` with {class: value} for each list, as files of metrics hold them."""
+    return {k: dict(zip(names, v)) if isinstance(v, list) else v for k, v in metrics.items()}
+
+
 def read_scores(path: Path) -> dict:
     """Read the arrays that `write_scores` wrote, as a dict; UserError if they are malformed or do not fit."""
     with reporting_errors(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
