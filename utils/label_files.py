@@ -18,6 +18,7 @@ from utils.runtime.files import read_json, write_json_list
 
 FORM = '{"target": [...], "img_path": "..."}'
 UNKNOWN = 99  # in a label file: an unknown label
+CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line ends
 IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
 # (N, C) int8, and boxes (N, 4) int32, the edges of the parts to cut out (see `box_edges`), or None.
@@ -39,16 +40,11 @@ def check_names(names: Any, path: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} must hold a list of class names")
     for name in names:
-        if not isinstance(name, str) or not name or not is_line(name):
+        if not isinstance(name, str) or not name or {*map(unicodedata.category, name)} & CONTROL:
             raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")
     if len(set(names)) != len(names):
         raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
     return names
-
-
-def is_line(name: str) -> bool:
-    """Return whether a name is one line without control characters, such as escape sequences."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels: float = math.inf) -> Labels:

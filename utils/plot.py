@@ -21,10 +21,9 @@ from utils.scores import read_scores
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (8, 3)))
 # As journals print figures: small type, thin axes, and text that stays text. Class names may contain $.
-STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7}
-STYLE |= {"xtick.labelsize": 7, "ytick.labelsize": 7, "xtick.direction": "in", "ytick.direction": "in"}
-STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "savefig.dpi": 300, "pdf.fonttype": 42}
-STYLE |= {"legend.frameon": False, "legend.handlelength": 3, "axes.linewidth": 0.6, "text.parse_math": False}
+STYLE = {"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "axes.linewidth": 0.6, "savefig.dpi": 300}
+STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "legend.handlelength": 3, "pdf.fonttype": 42}
+STYLE |= {"xtick.direction": "in", "ytick.direction": "in", "legend.frameon": False, "text.parse_math": False}
 COLUMN, PAGE = 3.5, 7.2  # widths of figures, in inches
 
 
@@ -94,7 +93,7 @@ def make_figure(width: float, height: float, num_axes: int = 1):
     with reporting_errors("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": matplotlib.cycler(color=PALETTE)})
+    matplotlib.rcParams.update(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, num_axes)
 

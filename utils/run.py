@@ -233,8 +233,8 @@ class Run:
             if processes != WORLD_SIZE:
                 means = [torch.stack(copies).double().mean(dim=0) for copies in zip(*buffers, strict=True)]
                 buffers = [[mean.to(b.dtype) for mean, b in zip(means, self.model.buffers())]] * WORLD_SIZE
-            parts = [(buffers, own["buffers"]), *((saved[key], own[key]) for key in ("position", "scaler"))]
-            if any(structure(a) != structure(b) for a, b in [*parts, (theirs["state"], ours["state"])]):
+            parts = [saved["position"], saved["scaler"], buffers, theirs["state"]]
+            if structure(parts) != structure([own["position"], own["scaler"], own["buffers"], ours["state"]]):
                 raise ValueError("its position, scaler, buffers or momentum do not fit")
             groups = zip(ours["param_groups"], theirs["param_groups"], strict=True)
             groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]

@@ -30,8 +30,7 @@ def connect(device: torch.device, batch_size: int = 0) -> None:
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
     elif device.type == "cuda":
         num_gpus = torch.cuda.device_count()
-        fitting = max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)
-        if fitting > 1:
+        if (fitting := max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)) > 1:
             command = f"torchrun --nproc_per_node={fitting} {shlex.join(sys.argv)}"
             print(f"This uses one of {num_gpus} GPUs; to use {fitting}: {command}")
 
