@@ -37,7 +37,7 @@ def main() -> None:
         raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
     if distributed.RANK == 0 and not saved:
         check_run_folder(args.output_dir, args.overwrite)
-    distributed.connect(device)
+    distributed.connect(device, args.batch_size)
     check_same_start(saved)
     train_loader, val_loader, test_loader = make_loaders(args, spec, device)
     model = build_model(args, device)

@@ -101,15 +101,18 @@ def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path,
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.3)
 
 
-def test_one_process_with_several_gpus_prints_the_command_for_all(monkeypatch, capsys):
+def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "my set"])
-    for num_gpus, device, out in (
-        (4, "cuda", "4 GPUs; to use all: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
-        (1, "cuda", ""),
-        (4, "cpu", ""),
+    for num_gpus, device, batch_size, out in (
+        (4, "cuda", 16, "4 GPUs; to use 4: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
+        (6, "cuda", 16, "6 GPUs; to use 4: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
+        (6, "cuda", 0, "6 GPUs; to use 6: torchrun --nproc_per_node=6 main.py --dataset 'my set'\n"),
+        (3, "cuda", 7, ""),
+        (1, "cuda", 16, ""),
+        (4, "cpu", 16, ""),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)
-        distributed.connect(torch.device(device))
+        distributed.connect(torch.device(device), batch_size)
         printed = capsys.readouterr().out
         assert printed.endswith(out)
         assert printed.count("\n") == out.count("\n")

@@ -1,5 +1,6 @@
 """A mistake ends a script with one line that names the value or file, and no file is written."""
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -17,6 +18,7 @@ import main
 import val
 from conftest import OWN, SHAPES, TINY, finish, make_own, start
 from utils.checkpoint import load_checkpoint
+from utils.runtime.cli import number, out_of_memory_message
 
 RUN = ["--output_dir", "run"]
 
@@ -228,6 +230,18 @@ def test_a_lack_of_memory_is_reported(workdir, fails, monkeypatch):
 
     monkeypatch.setattr(main, "to_float", greedy)
     fails(main, *OWN, *TINY, *RUN, says=["memory ran out (CUDA out of memory): use a smaller --batch_size"])
+    shared = "DataLoader worker (pid 7) is killed by signal: Bus error. It may be out of shared memory."
+    assert "give the container more shared memory" in out_of_memory_message(RuntimeError(shared))
+
+
+def test_a_wrong_number_is_reported_with_the_bounds_that_matter():
+    for parse, text, message in (
+        (number(int, 33), "x", "'x' is not a whole number of at least 33"),
+        (number(float, 0, False, high=1), "1", "'1' is not a number above 0 and below 1"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            parse(text)
+        assert str(error.value) == message
 
 
 def test_an_image_above_max_pixels_is_refused(workdir, fails):

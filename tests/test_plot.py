@@ -59,14 +59,15 @@ def test_charts_have_the_format_and_the_names_asked_for(results, command, monkey
 def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
     run = np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]])
     assert plot.draw_curves({"a": run}).axes[1].get_ylim()[1] <= 100
-    figure = plot.draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": None})
+    figure = plot.draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": np.nan})
     figure.draw_without_rendering()
     (axis,) = figure.axes
     assert axis.get_xlim() == (0, 100)
-    numbers = [label for child in axis.child_axes for label in child.get_yticklabels()]
-    assert [label.get_text() for label in numbers] == ["50.0", "100.0"]
-    assert min(label.get_window_extent().x0 for label in numbers) > axis.get_window_extent().x1
-    assert figure.legends[0].get_title().get_text() == "without positives: cow"
+    labels = axis.get_yticklabels()
+    texts = [" ".join(label.get_text().split()) for label in labels]
+    assert texts == ["cow no positives", "cat 50.0", "dog 100.0"]
+    assert max(label.get_window_extent().x1 for label in labels) < axis.get_window_extent().x0
+    assert figure.legends[0].get_texts()[0].get_text() == "mAP 75.0 %"
 
 
 def test_curves_that_coincide_stay_visible():
@@ -85,7 +86,7 @@ def test_the_curve_and_its_ap_match_scikit_learn():
     expected = average_precision_score(positives, scores)
     assert plot.precision_recall(scores, positives)[2] == pytest.approx(expected)
     column = {"scores": scores[:, None], "targets": positives[:, None], "ignore": np.zeros((60, 1), bool)}
-    figure = plot.draw_precision_recall("x", column | {"names": ["a"]})
+    figure = plot.draw_precision_recall("x", column | {"names": ["a"], "unknown_is_negative": False})
     for line in figure.axes[0].lines:  # the class and all labels together are the same here
         recall, precision = line.get_data()
         assert line.get_drawstyle() == "steps-pre"
@@ -96,8 +97,12 @@ def test_the_curve_and_its_ap_match_scikit_learn():
 def test_curves_leave_out_ignored_labels():
     arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]]), "names": ["a"]}
     for ignore, expected in (([[True], [False], [False]], "a (100.0)"), ([[False]] * 3, "a (50.0)")):
-        figure = plot.draw_precision_recall("x", arrays | {"ignore": np.array(ignore)})
-        assert figure.axes[0].lines[1].get_label() == expected
+        for unknown_is_negative in (False, True):
+            flags = {"ignore": np.array(ignore), "unknown_is_negative": unknown_is_negative}
+            together, single = plot.draw_precision_recall("x", arrays | flags).axes[0].lines
+            assert single.get_label() == expected
+            highest = 0.5 if unknown_is_negative else float(expected[3:-1]) / 100
+            assert together.get_ydata().max() == highest
 
 
 def test_files_of_the_same_name_give_separate_charts(results, command):

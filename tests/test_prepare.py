@@ -337,6 +337,16 @@ def test_other_shapes_are_replaced_only_with_overwrite(workdir, command, fails):
     fails(prepare_shapes, *make, says=["unknown options", "--overwrite"])
 
 
+def test_interrupted_shapes_leave_no_partial_images(workdir, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_shapes, "draw_scene", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_shapes.main([])
+    assert not Path("data/shapes/images.part").exists()
+
+
 def test_shapes_errors_name_the_option(workdir, fails):
     fails(prepare_shapes, "--difficulty", "absurd", says=["absurd", "easy"])
     fails(prepare_shapes, "--num_train", 0, says=["--num_train", "'0'"])

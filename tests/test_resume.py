@@ -134,6 +134,7 @@ def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
         handlers = {number.name: signal.getsignal(number) for number in interrupt.SIGNALS}
         assert interrupt.received == [signal.SIGTERM]
     assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
+    assert handlers.pop("SIGINT") == signal.default_int_handler  # it removes the file that is half written
     assert set(handlers.values()) == {signal.SIG_DFL}
     assert "SIGTERM: saving; a second signal ends it at once" in capfd.readouterr().err
 

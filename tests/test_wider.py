@@ -122,14 +122,22 @@ def test_any_box_is_cut_out_as_pillow_does(tmp_path, box, size):
     crops(tmp_path, [list(box)], size)
 
 
-@pytest.mark.parametrize("box", ["[5, 5, 0, 5]", "[5, 5, 5, -5]", "[5, 5, 0.4, 5]", "[9, 9, 100, 101]"])
+@pytest.mark.parametrize(
+    ("box", "fault"),
+    [
+        ("[5, 5, 0, 5]", "less than a pixel wide or high"),
+        ("[5, 5, 5, -5]", "less than a pixel wide or high"),
+        ("[5, 5, 0.4, 5]", "less than a pixel wide or high"),
+        ("[9, 9, 100, 101]", "above --max_pixels 10000"),
+    ],
+)
 @pytest.mark.parametrize("old", ["[20, 10, 30, 20]", "[70, 10, 30, 20]"])
-def test_a_box_without_area_or_with_too_large_an_area_is_refused(wider, command, fails, box, old):
-    says = [f"the box {box} has no area or is above --max_pixels 10000"]
+def test_a_box_without_area_or_with_too_large_an_area_is_refused(wider, command, fails, box, fault, old):
+    says = [f"the box {box} is {fault}", "wider_attribute_test.json: correct or remove person "]
     annotations = wider / "Annotations" / "wider_attribute_test.json"
     good = annotations.read_text()
     annotations.write_text(good.replace(old, box))
-    fails(prepare_wider, "--max_pixels", 10000, says=[*says, "wider_attribute_test.json"])
+    fails(prepare_wider, "--max_pixels", 10000, says=says)
     annotations.write_text(good)
     assert command(prepare_wider).status == 0
     path = Path("data/wider/test_wider.json")
@@ -200,8 +208,10 @@ def test_a_malformed_annotation_file_is_reported(wider, fails):
     refused("{", "JSON")
     refused("{}", "images")
     refused(good.replace('"bbox"', '"box"'), "bbox")
-    refused(good.replace("[20, 10, 30, 20]", "[20, 10, 30]"), "WIDER")
-    refused(good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "the box [nan, 10, 30, 20] has no area")
+    refused(good.replace("[20, 10, 30, 20]", "[20, 10, 30]"), "person 1 of test/0--Parade/a b.png")
+    refused(
+        good.replace("[20, 10, 30, 20]", "[NaN, 10, 30, 20]"), "[nan, 10, 30, 20] has a number that is not"
+    )
     refused(good.replace("[1, -1, 0", "[1, -1, 7"), "7")
     refused(good.replace("[1, -1, 0, ", "[1, -1, "), "13 attributes")
     refused(good.replace("test/0--Parade", "../test"), "points outside of Image/")

@@ -169,13 +169,16 @@ class EpochBatches(Sampler):
         return len(batches if self.dataset.train else batches[self.mine])
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
-        train, order = self.dataset.train, np.arange(len(self.dataset))
-        if train:
-            np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
-        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        for batch in batches[self.start :] if train else batches[self.mine]:
-            share = batch[self.mine] if train else batch
-            yield [(self.epoch, i, True) for i in share] or [(self.epoch, batch[0], False)]
+        order = np.arange(len(self.dataset))
+        ends = range(self.batch_size, len(order), self.batch_size)
+        if not self.dataset.train:
+            for batch in np.split(order, ends)[self.mine]:
+                yield [(self.epoch, i, True) for i in batch.tolist()]
+            return
+        np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
+        for first, *others in (batch.tolist() for batch in np.split(order, ends)[self.start :]):
+            share = [first, *others][self.mine]
+            yield [(self.epoch, i, True) for i in share] or [(self.epoch, first, False)]
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:

@@ -27,13 +27,14 @@ def main() -> None:
     fit_help = "write each class's threshold with the best F1 to this .json file, and use it"
     parser.add_argument("--fit_thresholds", type=given_path, metavar="FILE", help=fit_help)
     args = parser.parse_args()
-    scores, targets, ignore, names, _, unknown_is_negative = read_scores(args.file).values()
+    saved = read_scores(args.file)
+    scores, targets, ignore, names = (saved[key] for key in ("scores", "targets", "ignore", "names"))
     if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
         raise UserError(f"{args.file}: scores from {scores.min():g} to {scores.max():g} need a --threshold")
     used = 0.5 if args.threshold is None else args.threshold
     thresholds, positives = read_thresholds(used, names), (targets == 1) & ~ignore
     if args.fit_thresholds:
-        used, counted = args.fit_thresholds, ~ignore | unknown_is_negative
+        used, counted = args.fit_thresholds, ~ignore | saved["unknown_is_negative"]
         fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
         thresholds = np.where(np.isnan(fitted), thresholds, fitted)
         if used.suffix != ".json":
@@ -43,7 +44,7 @@ def main() -> None:
         with atomic_write(used) as file:
             json.dump(dict(zip(names, thresholds.tolist())), file, indent=2)
         print(f"written to {used}: fitted to these images, so evaluate it on others")
-    metrics = evaluate(scores, targets, ignore, thresholds, unknown_is_negative)
+    metrics = evaluate(scores, targets, ignore, thresholds, saved["unknown_is_negative"])
     print(f"{len(scores)} images, threshold {used}")
     print(format_report(metrics, list(map(one_line, names)), positives.sum(axis=0).tolist()))
 

@@ -18,6 +18,7 @@ from utils.runtime.files import read_json, write_json_list
 
 FORM = '{"target": [...], "img_path": "..."}'
 UNKNOWN = 99  # in a label file: an unknown label
+CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line ends
 IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
 # A label file in flat arrays, whose memory worker processes can share: paths (N,) of UTF-8 bytes, targets
 # (N, C) int8, and boxes (N, 4) int32, the edges of the parts to cut out (see `box_edges`), or None.
@@ -39,16 +40,11 @@ def check_names(names: Any, path: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} must hold a list of class names")
     for name in names:
-        if not isinstance(name, str) or not name or not is_line(name):
+        if not isinstance(name, str) or not name or {*map(unicodedata.category, name)} & CONTROL:
             raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")
     if len(set(names)) != len(names):
         raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
     return names
-
-
-def is_line(name: str) -> bool:
-    """Return whether a name is one line without control characters, such as escape sequences."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels: float = math.inf) -> Labels:
@@ -81,10 +77,13 @@ def box_edges(box: list[float], max_pixels: float) -> list[int]:
     Raises ValueError unless the box has from 1 to max_pixels pixels; it may lie outside of the image.
     """
     x, y, w, h = box
-    edges = [round(edge) for edge in (x, y, x + w, y + h)] if math.isfinite(x + y + w + h) else [0] * 4
-    width, height = edges[2] - edges[0], edges[3] - edges[1]
-    if min(width, height) < 1 or width * height > max_pixels:
-        raise ValueError(f"the box {box!s:.50} has no area or is above --max_pixels {max_pixels}")
+    if not math.isfinite(x + y + w + h):
+        raise ValueError(f"the box {box!s:.50} has a number that is not finite")
+    left, top, right, bottom = edges = [round(edge) for edge in (x, y, x + w, y + h)]
+    if min(right - left, bottom - top) < 1:
+        raise ValueError(f"the box {box!s:.50} is less than a pixel wide or high")
+    if (right - left) * (bottom - top) > max_pixels:
+        raise ValueError(f"the box {box!s:.50} is above --max_pixels {max_pixels}")
     return edges
 
 
@@ -131,13 +130,19 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
 
 def verify(splits: dict, max_pixels: int) -> None:
     """Decode all images as training does, and list the bad ones; UserError if there are any."""
-    from utils.photos import Photos  # imports torch, which the preparers do not need otherwise
+    from utils.transforms import load_image  # imports torch, which the preparers do not need otherwise
+
+    def error_message(path: str) -> str | None:
+        try:
+            load_image(path, max_pixels)
+        except (UserError, OSError) as error:
+            return str(error)
 
     paths = sorted({entry["img_path"] for entries in splits.values() for entry in entries})
     with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
-        samples = pool.imap(Photos(paths, 1, max_pixels).__getitem__, range(len(paths)))
-        bar = tqdm(samples, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
-        errors = [message for _, message in bar if isinstance(message, str)]
+        messages = pool.imap(error_message, paths)
+        bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
+        errors = list(filter(None, bar))
     print(f"decoded {len(paths)} images, {len(errors)} of them bad", *errors, sep="\n")
     if errors:
         raise UserError(f"{len(errors)} of {len(paths)} images are bad, first {errors[0]}")

@@ -6,7 +6,6 @@ python utils/plot.py RUN [RUN ...] --out DIR [--format pdf] [--names NAME ...]
 import itertools
 import math
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from utils.scores import read_scores
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (8, 3)))
 # As journals print figures: small type, thin axes, and text that stays text. Class names may contain $.
-STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7}
-STYLE |= {"xtick.labelsize": 7, "ytick.labelsize": 7, "xtick.direction": "in", "ytick.direction": "in"}
-STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "savefig.dpi": 300, "pdf.fonttype": 42}
-STYLE |= {"legend.frameon": False, "legend.handlelength": 3, "axes.linewidth": 0.6, "text.parse_math": False}
+STYLE = {"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "axes.linewidth": 0.6, "savefig.dpi": 300}
+STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "legend.handlelength": 3, "pdf.fonttype": 42}
+STYLE |= {"xtick.direction": "in", "ytick.direction": "in", "legend.frameon": False, "text.parse_math": False}
 COLUMN, PAGE = 3.5, 7.2  # widths of figures, in inches
 
 
@@ -80,11 +78,12 @@ def read_run(folder: Path) -> np.ndarray:
     return np.transpose(rows)
 
 
-def read_results(path: Path) -> dict[str, float | None]:
-    """Return the AP of each class from a file of val.py --out, None for a class without positives."""
+def read_results(path: Path) -> dict[str, float]:
+    """Return the AP of each class from a file of val.py --out, NaN for a class without positives."""
     with reporting_errors(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
-        values = {name: ap if ap is None else float(ap) for name, ap in read_json(path)["AP"].items()}
-    if all(ap is None for ap in values.values()):
+        APs = read_json(path)["AP"].items()
+        values = {name: math.nan if ap is None else float(ap) for name, ap in APs}
+    if all(map(math.isnan, values.values())):
         raise UserError(f"{path}: no class has positives, so there is no AP to draw")
     return values
 
@@ -94,7 +93,7 @@ def make_figure(width: float, height: float, num_axes: int = 1):
     with reporting_errors("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": matplotlib.cycler(color=PALETTE)})
+    matplotlib.rcParams.update(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, num_axes)
 
@@ -124,23 +123,18 @@ def draw_curves(runs: dict[str, np.ndarray]):
     return figure
 
 
-def draw_average_precisions(title: str, values: dict[str, float | None]):
-    """Draw the AP of each class as a bar, the best on top, and their mean."""
-    without = [name for name in values if values[name] is None]
-    note = textwrap.fill(f"without positives: {', '.join(without)}", 66) if without else None
-    names = sorted((name for name in values if values[name] is not None), key=values.get)
+def draw_average_precisions(title: str, values: dict[str, float]):
+    """Draw the AP of each class as a bar, the best on top, and their mean; NaN: no positives."""
+    names = sorted(values, key=lambda name: np.nan_to_num(values[name], nan=-1))
     percent = [100 * values[name] for name in names]
-    mean = float(np.mean(percent))
-    figure, axis = make_figure(COLUMN, 1 + 0.15 * len(names) + 0.004 * len(", ".join(without)))
-    axis.barh(names, percent, height=0.7, color=PALETTE[0])
+    mean = np.nanmean(percent)
+    numbers = ["no positives" if math.isnan(value) else f"{value:.1f}" for value in percent]
+    figure, axis = make_figure(COLUMN, 1 + 0.15 * len(names))
+    axis.barh([f"{name}   {number}" for name, number in zip(names, numbers)], percent, color=PALETTE[0])
     axis.axvline(mean, color=PALETTE[1], linestyle="--", linewidth=1, label=f"mAP {mean:.1f} %")
     axis.set(title=title, xlabel="average precision (%)", xlim=(0, 100), ylim=(-0.7, len(names) - 0.3))
-    numbers = axis.secondary_yaxis("right")  # beside the axes, where no line crosses them
-    numbers.set_yticks(range(len(names)), [f"{value:.1f}" for value in percent])
-    for side in (axis, numbers):
-        side.tick_params(axis="y", length=0)
-    numbers.spines["right"].set_visible(False)
-    figure.legend(loc="outside lower center", title=note)
+    axis.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -156,7 +150,8 @@ def draw_precision_recall(title: str, arrays: dict):
         legend = f"AP (%): best and worst of {len(curves)}"
         curves = curves[:4] + curves[-4:]
     figure, axis = make_figure(1.4 * COLUMN, 0.8 * COLUMN)
-    recall, precision, _ = precision_recall(scores[counted], targets[counted])
+    together = counted | arrays["unknown_is_negative"]
+    recall, precision, _ = precision_recall(scores[together], (targets & counted)[together])
     axis.step(recall, precision, "k-", where="pre", label="all labels together", linewidth=2.5)
     for (name, recall, precision, ap), style in zip(curves, line_styles(len(curves))):
         axis.step(recall, precision, where="pre", label=f"{name} ({100 * ap:.1f})", **style)

@@ -81,21 +81,24 @@ def make_shapes(out_dir: Path, num_train: int, num_test: int, size: int, difficu
     if any(out_dir.glob("*")) and not (classes.exists() and read_json(classes) == list(SHAPES)):
         raise UserError(f"--out_dir {out_dir} holds something other than a data set of shapes: name another")
     write_json_list(classes, SHAPES)
-    shutil.rmtree(part, ignore_errors=True)  # an interrupted call left it
+    shutil.rmtree(part, ignore_errors=True)  # a killed call left it
     splits, level = {"train.json": [], "test.json": []}, DIFFICULTIES[difficulty]
-    for stream, (split, count) in enumerate((("train", num_train), ("test", num_test))):
-        (part / split).mkdir(parents=True)
-        for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
-            image, objects = draw_scene(np.random.default_rng((seed, stream, index)), size, level)
-            name = f"{split}/{index:05d}.jpg"
-            image.save(part / name, quality=95, subsampling=0)
-            target = [int(any(item["name"] == shape for item in objects)) for shape in SHAPES]
-            entry = {"target": target, "img_path": (images / name).as_posix(), "objects": objects}
-            splits[f"{split}.json"].append(entry)
-    for name in splits:  # never leave labels beside the images of another seed
-        (out_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(images, ignore_errors=True)
-    part.rename(images)
+    try:
+        for stream, (split, count) in enumerate((("train", num_train), ("test", num_test))):
+            (part / split).mkdir(parents=True)
+            for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
+                image, objects = draw_scene(np.random.default_rng((seed, stream, index)), size, level)
+                name = f"{split}/{index:05d}.jpg"
+                image.save(part / name, quality=95, subsampling=0)
+                target = [int(any(item["name"] == shape for item in objects)) for shape in SHAPES]
+                entry = {"target": target, "img_path": (images / name).as_posix(), "objects": objects}
+                splits[f"{split}.json"].append(entry)
+        for name in splits:  # never leave labels beside the images of another seed
+            (out_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(images, ignore_errors=True)
+        part.rename(images)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     write_labels(out_dir, list(SHAPES), splits)
 
 

@@ -39,12 +39,14 @@ def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> l
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
             img_path = listed_file(root / "Image", item["file_name"], path).as_posix()
-            for person in item["targets"]:
-                target = [values[code] for code in person["attribute"]]
-                if len(target) != num_classes:
-                    raise ValueError(f"{len(target)} attributes for {num_classes} classes")
-                box_edges(person["bbox"], max_pixels)  # raises ValueError if it is malformed
-                entries.append({"target": target, "img_path": img_path, "bbox": person["bbox"]})
+            for number, person in enumerate(item["targets"], start=1):
+                name = f"person {number} of {item['file_name']}"
+                with reporting_errors(f"{path}: correct or remove {name}"):
+                    target = [values[code] for code in person["attribute"]]
+                    if len(target) != num_classes:
+                        raise ValueError(f"{len(target)} attributes for {num_classes} classes")
+                    box_edges(person["bbox"], max_pixels)  # raises ValueError if it is malformed
+                    entries.append({"target": target, "img_path": img_path, "bbox": person["bbox"]})
     if not entries:
         raise UserError(f"{path} annotates no people")
     return entries

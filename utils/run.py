@@ -56,7 +56,9 @@ class Run:
         args, self.eval_model = self.args, self.ema.module if self.ema else self.model
         self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         self.config["processes"] = WORLD_SIZE
-        self.folder, self.replaced = args.output_dir, []
+        # --overwrite removes the earlier run only when this one has something to put in its place.
+        self.replaced = [args.output_dir / file for file in RUN_FILES] if args.overwrite else []
+        self.folder = args.output_dir
         self.epoch, self.step, self.seconds, self.train_loss = 0, 0, 0.0, 0.0
         self.steps_per_epoch = math.inf  # until describe_data
         self.started = time.perf_counter()
@@ -92,8 +94,6 @@ class Run:
         else:
             action = "resuming the" if self.args.resume else "starting a new"
             print(f"{action} run in {self.folder} at {self.where}")
-        # --overwrite removes the earlier run only when this one has something to put in its place.
-        self.replaced = [self.folder / file for file in RUN_FILES] if self.args.overwrite else []
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -234,8 +234,8 @@ class Run:
             if processes != WORLD_SIZE:
                 means = [torch.stack(copies).double().mean(dim=0) for copies in zip(*buffers, strict=True)]
                 buffers = [[mean.to(b.dtype) for mean, b in zip(means, self.model.buffers())]] * WORLD_SIZE
-            parts = [(buffers, own["buffers"]), *((saved[key], own[key]) for key in ("position", "scaler"))]
-            if not all(fits(*pair) for pair in [*parts, (theirs["state"], ours["state"])]):
+            parts = [saved["position"], saved["scaler"], buffers, theirs["state"]]
+            if structure(parts) != structure([own["position"], own["scaler"], own["buffers"], ours["state"]]):
                 raise ValueError("its position, scaler, buffers or momentum do not fit")
             groups = zip(ours["param_groups"], theirs["param_groups"], strict=True)
             groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]
@@ -243,10 +243,9 @@ class Run:
             self.scaler.load_state_dict(saved["scaler"])
             for buffer, value in zip(self.model.buffers(), buffers[RANK]):
                 buffer.copy_(value)
-            position = saved["position"]
-            self.epoch, self.step, self.seconds = (position[key] for key in ("epoch", "step", "seconds"))
-            self.totals.copy_(torch.tensor([position["loss_sum"], position["labels"]]))
-            self.totals *= processes / WORLD_SIZE  # they are means over the processes
+            self.epoch, self.step, self.seconds, *totals = (saved["position"][key] for key in own["position"])
+            # The totals are means over the processes.
+            self.totals.copy_(torch.tensor(totals) * (processes / WORLD_SIZE))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
             json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
@@ -257,18 +256,15 @@ class Run:
             print(f"number of processes: {processes} before, {WORLD_SIZE} now ({changes})")
 
 
-def fits(saved: Any, own: Any) -> bool:
-    """Return whether a saved state has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
-    if type(saved) is not type(own):
-        return False
-    if isinstance(own, Tensor):
-        kind, own_kind = ((x.shape, x.layout, x.is_floating_point()) for x in (saved, own))
-        return kind == own_kind and bool(saved.isfinite().all())
-    if isinstance(own, dict):
-        return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
-    if isinstance(own, list):
-        return len(saved) == len(own) and all(map(fits, saved, own))
-    return not isinstance(own, int | float) or 0 <= saved < math.inf
+def structure(state: Any) -> Any:
+    """Return the keys, types and shapes of a state, and whether tensors are finite and numbers ≥ 0."""
+    if isinstance(state, dict):
+        return {key: structure(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return list(map(structure, state))
+    if isinstance(state, Tensor):
+        return state.shape, state.layout, state.is_floating_point(), bool(state.isfinite().all())
+    return type(state), 0 <= state < math.inf
 
 
 def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:

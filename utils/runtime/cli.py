@@ -79,13 +79,14 @@ def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63
     """Return an argparse type for an int or float (`kind`) with low ≤ x < high, or low < x < high."""
     word = {int: "whole number", float: "number"}[kind]
     bound = f"of at least {low}" if low_allowed else f"above {low}"
+    bound += f" and below {high}" if high < 2**63 else ""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
             value = kind(text)
             if low < value < high or (low_allowed and value == low):
                 return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound} and below {high:.4g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {word} {bound}")
 
     return parse
 
@@ -143,6 +144,8 @@ def out_of_memory_message(error: Exception) -> str | None:
     if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, text):
         return None
     advice = "use a smaller --batch_size, --img_size or --max_pixels, or fewer --num_workers"
+    if "shared memory" in text:
+        advice = "give the container more shared memory, or use --num_workers 0"
     return f"memory ran out ({text.partition('. ')[0].removesuffix('.')}): {advice}"
 
 

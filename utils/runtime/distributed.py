@@ -18,8 +18,8 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
-def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs, or suggest torchrun."""
+def connect(device: torch.device, batch_size: int = 0) -> None:
+    """Join the processes that torchrun started, or suggest torchrun with a number that divides batch_size."""
     if WORLD_SIZE > 1:
         gpu, (store, *_) = device if device.type == "cuda" else None, next(rendezvous("env://"))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -28,9 +28,11 @@ def connect(device: torch.device) -> None:
         # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
-    elif device.type == "cuda" and (num_gpus := torch.cuda.device_count()) > 1:
-        command = f"torchrun --nproc_per_node={num_gpus} {shlex.join(sys.argv)}"
-        print(f"This uses one of {num_gpus} GPUs; to use all: {command}")
+    elif device.type == "cuda":
+        num_gpus = torch.cuda.device_count()
+        if (fitting := max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)) > 1:
+            command = f"torchrun --nproc_per_node={fitting} {shlex.join(sys.argv)}"
+            print(f"This uses one of {num_gpus} GPUs; to use {fitting}: {command}")
 
 
 def disconnect() -> None:

@@ -62,5 +62,5 @@ def read_json(path: Path) -> Any:
 
 
 def nan_to_none(value: Any) -> Any:
-    """Return nested dicts and lists with None for every NaN, which JSON cannot hold."""
+    """Return nested dicts and lists with None for NaN and infinity, which JSON cannot hold."""
     return json.loads(json.dumps(value), parse_constant=lambda name: None)

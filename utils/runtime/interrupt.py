@@ -45,7 +45,8 @@ def record_signal(message: str, number: int, frame: object) -> None:
     received.append(number)
     for other in SIGNALS if WORLD_SIZE == 1 else ():
         if other.name != "SIGHUP":  # a closed terminal can send it twice
-            signal.signal(other, signal.SIG_DFL)
+            # KeyboardInterrupt lets the command remove what it has half written.
+            signal.signal(other, signal.default_int_handler if other.name == "SIGINT" else signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
