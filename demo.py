@@ -35,6 +35,7 @@ from utils.transforms import load_image
 def main() -> None:
     args = parse_args()
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
+    folders = heatmap_folders(args.out_dir, paths) if args.heatmap else {}
     model = load_model_for(args)
     thresholds = read_thresholds(args.threshold, model.classes)
     device = choose_device(args.device, args.amp, args.compile)
@@ -44,8 +45,6 @@ def main() -> None:
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
     loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
 
-    # The pictures of an image go to a folder in --out_dir, in the same subfolders as the image.
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths]) if args.heatmap else ""
     results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():
         for indices, images, faults in loader:
@@ -69,17 +68,24 @@ def main() -> None:
                 bar.write(one_line(f"{path}: {found or '-'}"))
                 if args.heatmap:
                     class_maps = [class_map(model, c, scores[row, c], maps[row, c]) for c in best]
-                    folder = args.out_dir / os.path.relpath(os.path.abspath(path), common)
-                    write_heatmaps(folder, path, args.max_pixels, class_maps)
+                    write_heatmaps(folders[path], path, args.max_pixels, class_maps)
             bar.update(len(indices) + len(faults))
     write_scores(args, model.classes, results)
-    for written in (args.heatmap and args.out_dir, args.json, args.csv):
-        if written:
-            print(f"written to {written}")
+    for written in filter(None, (args.heatmap and args.out_dir, args.json, args.csv)):
+        print(f"written to {written}")
     if len(results) < len(paths):
         skipped = f"{len(paths) - len(results)} of {len(paths)} files were skipped"
         print(f"{skipped}: they are not readable images", file=sys.stderr)
         sys.exit(1)
+
+
+def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
+    """Return a folder for the pictures of each image, in the same subfolders of out_dir as the image."""
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    folders = {path: out_dir / os.path.relpath(path, common) for path in paths}
+    for folder in folders.values():
+        check_folder(folder, "--out_dir")
+    return folders
 
 
 def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
@@ -107,9 +113,9 @@ def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[Cl
 def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
     """Write all scores of all images to the files that --json and --csv name."""
     if args.json:
-        scores = {path: dict(zip(classes, row.tolist())) for path, row in results.items()}
+        rows = [{"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()]
         with atomic_write(args.json) as file:
-            json.dump([{"image": path, "scores": scores[path]} for path in scores], file, indent=1)
+            json.dump(rows, file, indent=1)
     if args.csv:
         with atomic_write(args.csv) as file:
             table = csv.writer(file, lineterminator="\n")
@@ -119,13 +125,13 @@ def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Label images. Exit status 1: some files were skipped; 2: a mistake.")
-    group = options.add_data_options(parser, "as trained, else the data set's", "images per step")
+    group = options.add_data_options(parser, options.TRAINED, "images per step", options.FOREIGN)
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
     options.add_checkpoint_options(parser)
     group = parser.add_argument_group("output")
-    threshold_help = "show classes with this score, or theirs in a .json file [default: 0.5, with --top 0]"
-    group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=threshold_help)
+    least = "lowest score to show, or a .json file with one per class [default: 0.5, or 0 if --top is given]"
+    group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=least)
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
@@ -135,8 +141,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5
-    if args.heatmap:
-        check_folder(args.out_dir, "--out_dir")
     for option, file in (("json", args.json), ("csv", args.csv)):
         if file and file.suffix != f".{option}":
             raise UserError(f"--{option} {file}: name a file that ends in .{option}")

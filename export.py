@@ -57,15 +57,9 @@ def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, pa
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError("export to ONNX needs two more packages: pip install onnx onnxscript")
-    program = torch.onnx.export(
-        network,
-        (images,),
-        input_names=["images"],
-        output_names=["probabilities" if isinstance(network, nn.Sequential) else "logits"],
-        dynamic_shapes=(shapes,),
-        dynamo=True,
-        verbose=False,
-    )
+    output = "probabilities" if isinstance(network, nn.Sequential) else "logits"
+    signature = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": (shapes,)}
+    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **signature)
     program.model.metadata_props["classes"] = names
     program.save(path, external_data=False)
     if importlib.util.find_spec("onnxruntime") is None:
@@ -88,7 +82,7 @@ FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
-    options.add_data_options(parser, "as trained, else the data set's")
+    options.add_data_options(parser, options.TRAINED, names=options.FOREIGN)
     options.add_checkpoint_options(parser, tta=False)
     group = parser.add_argument_group("output")
     out_help = "file to write, .onnx or .pt2"

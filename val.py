@@ -26,7 +26,7 @@ from utils.sweep import axis, format_sweep, sweep
 
 
 def main() -> None:
-    args = parse_args()
+    parser, args = parse_args()
     spec = dataset_spec(args.dataset)
     model = load_checked_model(args)
     thresholds = read_thresholds(args.threshold, model.classes)
@@ -37,7 +37,7 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
-    print("\n".join(f"{name:12} {value}" for name, value in vars(args).items() if name != "sweep"))
+    print(options.summary(parser, args))
     print(f"{len(dataset)} images, on {device}")
     if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):
         print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
@@ -78,16 +78,16 @@ def load_checked_model(args: argparse.Namespace) -> Network:
         counts = f"{len(model.classes)} classes{first}, --dataset {args.dataset} has {len(names)}"
         raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
     if args.lam is None and not model.config:
-        print(f"{args.load_from} does not store its lambda: using {model.options['lam']}, or set --lam")
+        print(f"{args.load_from} stores no lambda: using {model.options['lam']}; set another with --lam")
     elif args.lam not in (None, model.config.get("lam", args.lam)):
         print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {args.lam:g}")
     vars(args).update(model.options, normalize=model.normalization)
     return model
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> tuple[Parser, argparse.Namespace]:
     parser = Parser(description="Evaluate a checkpoint.")
-    group = options.add_data_options(parser, "as trained, else the data set's", "images per step and process")
+    group = options.add_data_options(parser, options.TRAINED, "images per step and process")
     splits = ["train", "val", "test"]
     group.add_argument("--split", choices=splits, default="test", help="images to evaluate on")
     options.add_checkpoint_options(parser)
@@ -110,7 +110,7 @@ def parse_args() -> argparse.Namespace:
         content = args.out.read_bytes() if args.out.is_file() else b"no file"
         if content and not content.startswith(b'{\n  "mAP"'):
             raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
-    return args
+    return parser, args
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
     num_heads = len(heads)
     weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
     if weight is None:
-        raise ValueError("it has no CSRA head (classifier.multi_head.0.head.weight)")
+        raise ValueError("it has no CSRA head (classifier.multi_head); train from it with --backbone_weights")
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")
     img_size = None

@@ -239,10 +239,17 @@ def test_the_bar_is_labelled_and_small_images_are_enlarged(monkeypatch):
 
 def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):
     Path("maps").mkdir()
-    Path("maps/a.jpg").write_text("a file")
-    result = label(command, "--img_dir", "photos", "--heatmap", "--out_dir", "maps")
-    assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "maps/a.jpg" in result.err
+    for place in ("c.jpg", "deep"):  # of the pictures of an image, and of a folder of images
+        (Path("maps") / place).write_text("a file")
+        result = label(command, "--img_dir", "photos", "--heatmap", "--out_dir", "maps")
+        assert (result.status, result.out, result.err.count("\n")) == (
+            2,
+            "",
+            1,
+        )  # before any image is labelled
+        assert f"--out_dir: the folder maps/{place}" in result.err
+        (Path("maps") / place).unlink()
+    assert not list(Path("maps").iterdir())
 
 
 def test_options_are_checked_against_the_checkpoint(photos, command, fails):

@@ -90,7 +90,7 @@ class Call:
 
 SCALAR = np.float64().__reduce__()[0]
 NUMBER = np.dtype("f8").__reduce__()[2]
-# Read by NumPy itself, the last two make the process crash.
+# Read by NumPy itself, those with a changed state make the process crash.
 HOSTILE = [
     Call(os.system, ("touch ran",)),
     Call(eval, ("open('ran', 'w')",)),
@@ -100,12 +100,18 @@ HOSTILE = [
     Call(SCALAR, (Call(np.dtype, ("V2000000000",)),)),
     Call(SCALAR, (Call(np.dtype, ("f8", False, True), (*NUMBER[:-1], 63)),)),
     Call(SCALAR, (Call(np.dtype, ("O", False, True), NUMBER), b"12345678")),
+    Call(SCALAR, (np.dtype("U2"), b"\xff" * 8)),  # a str that Python cannot print
+    Call(SCALAR, (np.dtype("S8"), b"12345678")),
+    Call(SCALAR, (np.dtype("c16"), b"12345678" * 2)),
+    Call(SCALAR, (argparse.Namespace(code="f8", order="<"), b"12345678")),
+    Call(SCALAR, (Call(np.dtype, ("f8", False, True), (3, "<<", *NUMBER[2:])), b"12345678")),
 ]
 
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_a_file_that_misuses_numpy_is_refused(workdir, value):
-    torch.save({"model": {"a": torch.zeros(1)}, "extra": value}, "hostile.pth")
-    with pytest.raises(UserError, match="hostile.pth is not a checkpoint that can be read safely"):
-        load_checkpoint("hostile.pth")
+    for content in ({"model": {"a": torch.zeros(1)}, "extra": value}, {value: torch.zeros(1)}):
+        torch.save(content, "hostile.pth")
+        with pytest.raises(UserError, match="hostile.pth is not a checkpoint that can be read safely"):
+            load_checkpoint("hostile.pth")
     assert not Path("ran").exists()

@@ -103,7 +103,7 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
 
     refused("no such file")
     path.mkdir()
-    refused("is a folder")
+    refused("it is a folder or a device")
     path.rmdir()
     for content in (b"", (trained / "best.pth").read_bytes()[:5000]):
         path.write_bytes(content)
@@ -127,7 +127,10 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
         ({**state, "conv1.weight": state["conv1.weight"] * math.inf}, "conv1.weight holds NaN or infinite"),
         ({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, "cannot be loaded"),
         ({**state, "conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}, "cannot be loaded"),
-        ({**whole, "config": {"lam": 0.1, "img_size": "large"}}, "is damaged (ArgumentTypeError: 'large' is"),
+        (
+            {**whole, "config": {"lam": 0.1, "img_size": "large"}},
+            "img_size in its config (ArgumentTypeError: 'large' is",
+        ),
         ({**whole, "config": {"lam": 0.1, "img_size": 64, "model": [1]}}, "is damaged"),
         ({**whole, "classes": ["a\x1b[2J"] * 8}, "class names are lines"),
     ):

@@ -21,6 +21,7 @@ from utils.checkpoint import load_model
 from utils.datasets import IGNORED
 from utils.losses import asl_loss
 from utils.options import summary
+from utils.runtime.cli import UserError
 from utils.transforms import eval_transform, load_image
 
 
@@ -181,7 +182,11 @@ def test_an_unknown_normalization_is_refused(trained, shapes, fails, tmp_path):
     for value in ("imagenet", 3):
         content["config"]["normalize"] = value
         torch.save(content, tmp_path / "odd.pth")
-        fails(val, *SHAPES, "--load_from", tmp_path / "odd.pth", says=["odd.pth is damaged", value])
+        fails(
+            val, *SHAPES, "--load_from", tmp_path / "odd.pth", says=["odd.pth: normalize", value, "none, 0.5"]
+        )
+    with pytest.raises(UserError, match="best.pth: normalize bogus is not one of none, 0.5"):
+        load_model(trained / "best.pth", normalize="bogus")
 
 
 def test_a_run_from_before_the_option_resumes_with_the_data_sets_normalization(finished, command):
@@ -221,8 +226,11 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
     ]
     other = ["--lr", "0.02", "--head_lr_factor", "1", "--ema", "0.9", "--w_d", "0"]
     place = ["--output_dir", "run", "--overwrite", "--save_every", "5", "--sync_bn", "--normalize", "0.5"]
-    _, model, optimisation, run = printed("--dataset", "shapes", "--max_pixels", "10", *other, *place)
-    assert model == "model         model resnet18, num_heads 1, normalize 0.5, lam 0.1, pretrained none"
+    data, model, optimisation, run = printed("--dataset", "shapes", "--max_pixels", "10", *other, *place)
+    assert data.endswith(
+        "dataset shapes, num_cls 8, img_size 64, normalize 0.5, batch_size 16, max_pixels 10"
+    )
+    assert model == "model         model resnet18, num_heads 1, lam 0.1, pretrained none"
     assert optimisation.endswith("lr 0.02 (head 0.02), w_d 0.0, ema 0.9")
     assert run == "run           sync_bn, save_every 5"
     assert "pretrained" not in printed("--cutmix", "FILE")[1]
@@ -239,5 +247,10 @@ def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, t
     for options in ([], ["--lam", 0.1]):
         assert "trained with lambda" not in printed(trained / "best.pth", *options)
     torch.save(last(trained)["model"], tmp_path / "bare.pth")
-    assert "does not store its lambda: using 0.1" in printed(tmp_path / "bare.pth")
+    shown = printed(tmp_path / "bare.pth")
+    assert "stores no lambda: using 0.1; set another with --lam\n" in shown
+    assert "\ndata          dataset shapes, num_cls 8, img_size 40, batch_size 16" in shown
+    assert (
+        f"\nmodel         model resnet18, num_heads 1, load_from {tmp_path / 'bare.pth'}, lam 0.1\n" in shown
+    )
     assert "lambda:" not in printed(tmp_path / "bare.pth", "--lam", 0.3)

@@ -19,7 +19,7 @@ from torch.torch_version import TorchVersion
 
 from pipeline.models import build, read_architecture
 from pipeline.network import NORMALIZATION, Network, rename
-from utils.datasets import DATASETS, DatasetSpec, dataset_spec
+from utils.datasets import DATASETS, OWN, dataset_spec
 from utils.label_files import check_names, class_names
 from utils.predict import attention, predict
 from utils.runtime.cli import UserError, number, reporting_errors, reporting_value_errors
@@ -65,15 +65,16 @@ def load_model(
     """
     checkpoint = load_checkpoint(path)
     config, dataset = checkpoint["config"], dataset or "voc07"
-    spec = DATASETS.get(config.get("dataset", dataset), DatasetSpec(folder=""))
+    spec = DATASETS.get(config.get("dataset", dataset), OWN)
     with reporting_errors(f"{path} cannot be loaded"), reporting_value_errors(path):
         held = read_architecture(checkpoint["model"], config.get("model"))
-        options = {"lam": 0.1 if held["num_heads"] else 0.0, "img_size": spec.img_size}
-        for source in (held, config, {"lam": lam, "img_size": img_size}):  # the last one wins
-            options |= {name: source[name] for name in options if source.get(name) is not None}
-        options = held | options
+        lam = config.get("lam", 0.1 if held["num_heads"] else 0.0) if lam is None else lam
+        img_size = img_size or config.get("img_size") or held["img_size"] or spec.img_size
+        options = held | {"lam": lam, "img_size": img_size}
         model = build(**options)
         model.normalization = normalize or config.get("normalize") or spec.normalize
+        if model.normalization not in NORMALIZATION:
+            raise ValueError(f"normalize {model.normalization} is not one of {', '.join(NORMALIZATION)}")
         load_weights(model, model.adapt(checkpoint["model"]), str(path))
     model.options, model.config = options, config
     model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
@@ -99,15 +100,19 @@ class NumpyType:
     """Stands for a NumPy type in a pickle: a code such as "f8", then a state that holds the byte order."""
 
     def __init__(self, code: str, *_):
-        self.code = code
+        self.code, self.order = code, ""
 
     def __setstate__(self, state: tuple):
-        self.code = state[1] + self.code
+        self.order = state[1]
 
 
 def python_number(kind: NumpyType, data: bytes) -> float | int:
-    """Return the number that a NumPy scalar in a pickle holds."""
-    return np.frombuffer(data, kind.code, count=1).item()
+    """Return the number that a NumPy scalar in a pickle holds; TypeError if it is no number."""
+    is_type = isinstance(kind, NumpyType) and kind.order in ("", *"<>|=")
+    value = np.frombuffer(data, kind.order + kind.code, count=1).item() if is_type else None
+    if not isinstance(value, int | float):
+        raise TypeError("not a number")
+    return value
 
 
 # What a pickle may hold besides PyTorch's own. NumPy's own functions can be made to crash, or worse.
@@ -124,7 +129,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file, or it is a folder or a device")
+        raise UserError(f"{path}: {'it is a folder or a device' if path.exists() else 'no such file'}")
     check_intact(path)
     try:
         # The warnings are about unusual tensors, which load_weights refuses.
@@ -152,9 +157,8 @@ def check_own(checkpoint: dict[str, Any], path: Path) -> None:
         if not all(isinstance(value, option_type) for value in config.values()):
             raise TypeError("its config holds more than words and numbers")
         for option, parse in (("lam", number(float, 0)), ("img_size", number(int, 33))):
-            config[option] = parse(str(config[option]))
-        if config.get("normalize", "none") not in NORMALIZATION:
-            raise ValueError(f"its config has normalize {config['normalize']}")
+            with reporting_errors(f"{path} is damaged: {option} in its config"):
+                config[option] = parse(str(config[option]))
         check_names(checkpoint["classes"], path)
 
 
@@ -185,9 +189,8 @@ def load_weights(model: Network, weights: dict[str, Tensor], source: str, trunk_
         wanted = {k: v for k, v in wanted.items() if not k.startswith("classifier.")}
         weights = {k: v for k, v in weights.items() if k in wanted}
     given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-    missing, extra = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
-    for problem, keys in (("lacks", missing), ("also holds", extra)):
-        if keys:
+    for problem, these, others in (("lacks", wanted, given), ("also holds", given, wanted)):
+        if keys := [key for key in these if key not in others]:
             raise UserError(f"{source} {problem} {keys[0]} ({len(keys)} in all)")
     for key, value in wanted.items():
         found = given[key]

@@ -42,9 +42,10 @@ def predict(
             if bar.disable and len(batches) % 100 == 0:
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    indices, rows = map(np.concatenate, zip(*sum(gather(own_rows), [])))
-    logits = np.full((len(loader.dataset), *rows.shape[1:]), np.nan)
-    logits[indices] = rows
+    all_rows = sum(gather(own_rows), [])
+    logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
+    for index, rows in all_rows:
+        logits[index] = rows
     return logits
 
 

@@ -1,7 +1,7 @@
 """The options that several commands share."""
 
-import argparse
 import difflib
+from argparse import ArgumentTypeError, Namespace, _ArgumentGroup
 
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
@@ -10,7 +10,11 @@ from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_pat
 
 # Options that a run prints even if they are the defaults, and options that other lines explain.
 SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr")
-NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume")
+NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
+# Help texts: what --dataset takes, for commands that need only class names too, and a default.
+NAMES = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
+FOREIGN = "data set of a file that main.py did not write, for its class names and defaults"
+TRAINED = "as trained, else the data set's"
 
 
 def model_name(text: str) -> str:
@@ -18,15 +22,14 @@ def model_name(text: str) -> str:
     if text not in MODELS:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
         hint = f"did you mean {similar}? main.py --list_models prints all"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a backbone: {hint}")
+        raise ArgumentTypeError(f"{text!r} is not a backbone: {hint}")
     return text
 
 
-def summary(parser: Parser, args: argparse.Namespace) -> str:
+def summary(parser: Parser, args: Namespace) -> str:
     """Format the options of a run that matter most or differ from their defaults, a line for each group."""
-    rates = f"{args.lr:g} (head {args.lr * args.head_lr_factor:g})"
-    values = vars(args) | {"lr": rates} | dict.fromkeys(NOT_SHOWN)
-    lines = []
+    rates = {"lr": f"{args.lr:g} (head {args.lr * args.head_lr_factor:g})"} if "lr" in args else {}
+    values, lines = vars(args) | rates | dict.fromkeys(NOT_SHOWN), []
     for group in parser._action_groups:
         words = []
         for option in group._group_actions:
@@ -38,18 +41,18 @@ def summary(parser: Parser, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def add_data_options(parser: Parser, default: str, batch: str = "") -> argparse._ArgumentGroup:
+def add_data_options(parser: Parser, default: str, batch: str = "", names: str = NAMES) -> _ArgumentGroup:
     """Add the options on data, for all commands; `default` names the default of open ones.
 
-    batch: what --batch_size counts, for commands that load images.
+    batch: what --batch_size counts, for commands that load images. names: what --dataset takes.
     """
     group = parser.add_argument_group("data")
-    names = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
     group.add_argument("--dataset", default="voc07", metavar="NAME", help=names)
-    classes = f"number of classes, checked [default: {default}]"
-    group.add_argument("--num_cls", type=number(int, 1), help=classes)
+    group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
     group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")
+    pixels = f"none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5 [default: {default}]"
+    group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
     if batch:
         group.add_argument("--batch_size", type=number(int, 1), default=16, help=batch)
         workers, many = default_workers(), number(int, 0, high=1000)
@@ -59,14 +62,12 @@ def add_data_options(parser: Parser, default: str, batch: str = "") -> argparse.
     return group
 
 
-def add_model_options(parser: Parser, model: str, heads: str) -> argparse._ArgumentGroup:
+def add_model_options(parser: Parser, model: str, heads: str) -> _ArgumentGroup:
     """Add the options on the network, for all commands; `model` and `heads` name their defaults."""
     heads_help = f"attention heads; 0: average pooling [default: {heads}]"
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
-    pixels = f"pixels in [0, 1] as they are (none, the paper's), or (pixel - 0.5) / 0.5 [default: {model}]"
-    group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
     return group
 
 
@@ -84,7 +85,7 @@ def add_checkpoint_options(parser: Parser, tta: bool = True) -> None:
         group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)
 
 
-def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
+def add_run_options(parser: Parser) -> _ArgumentGroup:
     """Add the options on device and precision, for all commands that run a network on many images."""
     group, devices = parser.add_argument_group("run"), ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
@@ -95,7 +96,7 @@ def add_run_options(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def add_folder_options(group: argparse._ArgumentGroup) -> None:
+def add_folder_options(group: _ArgumentGroup) -> None:
     """Add the options on the folder of a training run, and on what it saves and prints."""
     folder = "folder of the run [default: a new one in checkpoint/, named after the options]"
     group.add_argument("--output_dir", type=given_path, metavar="FOLDER", help=folder)

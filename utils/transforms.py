@@ -90,7 +90,8 @@ def cut_out(image: Tensor, left: int, top: int, right: int, bottom: int) -> Tens
 def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bool = True) -> Tensor:
     """Crop (if crop), resize and flip an image (3, H, W) at random; returns uint8 (3, size, size)."""
     if crop:
-        image = cut_out(image, *random_crop(image.shape[2], image.shape[1], rng))
+        left, top, right, bottom = random_crop(image.shape[2], image.shape[1], rng)
+        image = image[:, top:bottom, left:right]
     image = eval_transform(image, size)
     return image.flip(2) if rng.random() < 0.5 else image
 
