@@ -223,7 +223,7 @@ def test_a_baseline_state_dict_is_evaluated_without_attention(trained, shapes, c
         state | {"classifier.head.weight": weight, "classifier.head.bias": torch.zeros(8)}, tmp_path / "b.pth"
     )
     result = command(val, *SHAPES, "--load_from", tmp_path / "b.pth", "--img_size", 40)
-    assert "lam          0.0" in result.out
+    assert "using 0.0" in result.out
 
 
 def test_unknown_labels_are_saved_as_ignored(workdir, command):

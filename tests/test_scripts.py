@@ -67,7 +67,7 @@ COMMANDS = [
 def test_the_commands_of_the_authors_readme_are_understood(workdir, monkeypatch, script, words):
     monkeypatch.setattr(sys, "argv", [script.__name__, *words.split()])
     args = script.parse_args()
-    args = args[0] if script is main else args
+    args = {main: lambda: args[0], val: lambda: args[1], demo: lambda: args}[script]()
     given = words.split()
     for option, value in zip(given[::2], given[1::2], strict=True):
         assert str(getattr(args, option.removeprefix("--"))) in (value, f"['{value}']")

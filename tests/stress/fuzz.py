@@ -120,7 +120,7 @@ def read_csv(path: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
-    val.load_checked_model(parse_args(val, "--dataset", "shapes", "--load_from", path))
+    val.load_checked_model(parse_args(val, "--dataset", "shapes", "--load_from", path)[1])
 
 
 def read_run(path: Path) -> None:
