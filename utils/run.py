@@ -231,17 +231,18 @@ class Run:
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
             theirs, ours = saved["optimizer"], own["optimizer"]
             buffers, processes = saved["buffers"], len(saved["buffers"])
-            if processes != WORLD_SIZE:
-                means = [torch.stack(copies).double().mean(dim=0) for copies in zip(*buffers, strict=True)]
-                buffers = [[mean.to(b.dtype) for mean, b in zip(means, self.model.buffers())]] * WORLD_SIZE
-            parts = [saved["position"], saved["scaler"], buffers, theirs["state"]]
-            if structure(parts) != structure([own["position"], own["scaler"], own["buffers"], ours["state"]]):
+            parts = [saved["position"], saved["scaler"], theirs["state"], *buffers]
+            own_parts = [own["position"], own["scaler"], ours["state"], *own["buffers"][:1] * processes]
+            if not fits(parts, own_parts):
                 raise ValueError("its position, scaler, buffers or momentum do not fit")
+            if processes != WORLD_SIZE:
+                means = [torch.stack(copies).double().mean(dim=0) for copies in zip(*buffers)]
+                buffers = [[mean.to(b.dtype) for mean, b in zip(means, self.model.buffers())]] * WORLD_SIZE
             groups = zip(ours["param_groups"], theirs["param_groups"], strict=True)
             groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]
             self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
             self.scaler.load_state_dict(saved["scaler"])
-            for buffer, value in zip(self.model.buffers(), buffers[RANK]):
+            for buffer, value in zip(self.model.buffers(), buffers[RANK], strict=True):
                 buffer.copy_(value)
             self.epoch, self.step, self.seconds, *totals = (saved["position"][key] for key in own["position"])
             # The totals are means over the processes.
@@ -256,15 +257,18 @@ class Run:
             print(f"number of processes: {processes} before, {WORLD_SIZE} now ({changes})")
 
 
-def structure(state: Any) -> Any:
-    """Return the keys, types and shapes of a state, and whether tensors are finite and numbers ≥ 0."""
-    if isinstance(state, dict):
-        return {key: structure(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return list(map(structure, state))
-    if isinstance(state, Tensor):
-        return state.shape, state.layout, state.is_floating_point(), bool(state.isfinite().all())
-    return type(state), 0 <= state < math.inf
+def fits(saved: Any, own: Any) -> bool:
+    """Return whether a saved state has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
+    if type(saved) is not type(own):
+        return False
+    if isinstance(own, Tensor):  # the shape first: a hostile file may hold a tensor too large to measure
+        same = saved.shape == own.shape and saved.layout == own.layout
+        return same and saved.is_floating_point() == own.is_floating_point() and bool(saved.isfinite().all())
+    if isinstance(own, dict):
+        return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return len(saved) == len(own) and all(map(fits, saved, own))
+    return not isinstance(own, int | float) or 0 <= saved < math.inf
 
 
 def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
