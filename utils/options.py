@@ -91,7 +91,7 @@ def add_run_options(parser: Parser) -> _ArgumentGroup:
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
     amp = "mixed precision on CUDA GPUs, bf16 also on CPUs that compute it; off: float32, as in the paper"
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp)
-    compiled = "use torch.compile: minutes once, then faster on GPUs; CPUs hardly gain"
+    compiled = "use torch.compile, which takes minutes once; CPUs hardly gain (measured), GPUs may"
     group.add_argument("--compile", action="store_true", help=compiled)
     return group
 
