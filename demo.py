@@ -24,7 +24,7 @@ from utils.heatmap import ClassMap, contact_sheet, panel
 from utils.photos import Photos, find_photos, make_photo_loader
 from utils.predict import best_classes
 from utils.runtime import interrupt
-from utils.runtime.cli import Parser, UserError, given_path, number, one_line, run_script
+from utils.runtime.cli import Parser, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device
 from utils.runtime.files import atomic_write, check_file, check_folder
 from utils.runtime.progress import progress
@@ -141,11 +141,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5
-    for option, file in (("json", args.json), ("csv", args.csv)):
-        if file and file.suffix != f".{option}":
-            raise UserError(f"--{option} {file}: name a file that ends in .{option}")
-        if file:
-            check_file(file, f"--{option}")
+    check_file(args.json, "--json", ".json")
+    check_file(args.csv, "--csv", ".csv")
     return args
 
 

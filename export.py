@@ -50,10 +50,7 @@ def main() -> None:
 
 
 def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Callable | None:
-    """Write a network as one ONNX file; its metadata holds the class names, as JSON, under `classes`.
-
-    Returns the exported network, a function of images, or None if onnxruntime is not installed.
-    """
+    """Write one ONNX file with the names in its metadata; return it as a function, or None if unchecked."""
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError("export to ONNX needs two more packages: pip install onnx onnxscript")
@@ -85,15 +82,11 @@ def parse_args() -> argparse.Namespace:
     options.add_data_options(parser, options.TRAINED, names=options.FOREIGN)
     options.add_checkpoint_options(parser, tta=False)
     group = parser.add_argument_group("output")
-    out_help = "file to write, .onnx or .pt2"
-    group.add_argument("--out", type=given_path, required=True, metavar="FILE", help=out_help)
-    batch_help = "accept batches of any size, not only one image"
-    group.add_argument("--dynamic_batch", action="store_true", help=batch_help)
+    group.add_argument("--out", type=given_path, required=True, metavar="FILE", help="an .onnx or .pt2 file")
+    group.add_argument("--dynamic_batch", action="store_true", help="accept batches of any size, not just 1")
     group.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
     args = parser.parse_args()
-    if args.out.suffix not in FORMATS:
-        raise UserError(f"--out {args.out}: name a file that ends in {' or '.join(FORMATS)}")
-    check_file(args.out, "--out")
+    check_file(args.out, "--out", *FORMATS)
     return args
 
 

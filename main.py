@@ -86,7 +86,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
-            # DDP averages gradients, so divide by the mean label count over the processes.
+            # DDP averages gradients: divide by the mean label count of the processes, or 1 if 0.
             loss = loss_sum / distributed.average(num_labels).clamp(min=1 / distributed.WORLD_SIZE)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -95,7 +95,8 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             if ema:
                 ema.update_parameters(model)
 
-            run.add_step(loss_sum, num_labels)
+            run.totals += torch.stack([loss_sum.detach(), num_labels])  # does not wait for the GPU
+            run.step += 1
             stop = interrupt.stop_requested()
             if stop or (args.save_every and run.step % args.save_every == 0):
                 run.save()
@@ -150,14 +151,11 @@ def make_parser() -> Parser:
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
     options.add_data_options(parser, "the data set's", "images per step, of all processes together")
-    group = options.add_model_options(parser, "the data set's", "1")
+    group = options.add_model_options(parser, "the data set's", "1", "0.1, without heads 0")
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
-    lam_help = "weight lambda of the attention [default: 0.1, without heads 0]"
-    group.add_argument("--lam", type=number(float, 0), help=lam_help)
-    start_help = f"backbone weights to start from {own}"
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
-    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=start_help)
+    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {own}")
     weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
 
     group = parser.add_argument_group("optimisation")
@@ -215,11 +213,9 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
     with reporting_value_errors(f"--img_size {args.img_size}"):
         check_img_size(args.model, args.img_size)
-    processes = distributed.WORLD_SIZE
-    if args.batch_size % processes:
-        share = f"cannot be shared equally among {processes} processes"
-        fitting = math.ceil(args.batch_size / processes) * processes
-        raise UserError(f"--batch_size {args.batch_size} {share}: use {fitting}, or other --nproc_per_node")
+    if args.batch_size % (processes := distributed.WORLD_SIZE):
+        share = f"--batch_size {args.batch_size} cannot be shared equally among {processes} processes"
+        raise UserError(f"{share}: use a multiple of {processes}, or another --nproc_per_node")
     return args
 
 

@@ -45,11 +45,12 @@ def main() -> None:
     axes = {"T": [None]} | dict(args.sweep or [])
 
     def terms(images: Tensor) -> Tensor:
+        # The mean scores, the attended ones as trained, and the attended ones for each T.
         return logit_terms(model.classifier, model.features(images), [None, *axes["T"]])
 
     with interrupt.deferring_signals("stopping"):
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
-    if args.sweep:  # outputs are terms: the mean scores, the attended ones as trained, and those for each T
+    if args.sweep:
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
     scores, labels = sigmoid(outputs), dataset.labels
     metrics = evaluate_scores(scores, labels, thresholds)
@@ -101,11 +102,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     args = parser.parse_args()
     if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
         raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")
-    if args.save_scores and args.save_scores.suffix != ".npz":
-        raise UserError(f"--save_scores {args.save_scores}: name a file that ends in .npz")
-    for option, file in (("--out", args.out), ("--save_scores", args.save_scores)):
-        if file:
-            check_file(file, option)
+    check_file(args.out, "--out")
+    check_file(args.save_scores, "--save_scores", ".npz")
     if args.out and args.out.exists():
         content = args.out.read_bytes() if args.out.is_file() else b"no file"
         if content and not content.startswith(b'{\n  "mAP"'):

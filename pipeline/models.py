@@ -47,10 +47,7 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
 
 
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> dict[str, int | str | None]:
-    """Read model, num_heads, num_cls and, for a Vision Transformer, img_size (else None) from a state dict.
-
-    model: the name that the checkpoint gives, if any. Raises ValueError if no network here has such names.
-    """
+    """Read the arguments of `build` but lam off a state dict (img_size or None); ValueError if none fits."""
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
     weight = state_dict.get(heads[0] if heads else "classifier.head.weight")

@@ -14,8 +14,7 @@ class ResNet_CSRA(Network):
     """ResNet without its average pooling and fc, followed by multi-head CSRA as `classifier`.
 
     The state dict has torchvision's names plus `classifier.multi_head.{i}.head.weight (C, D, 1, 1)`.
-    num_heads: 1, 2, 4, 6 or 8; 0 is the baseline, average pooling, as `classifier.head`.
-    depth: 18, 34, 50, 101 or 152, else ValueError. Weights start random; nothing is downloaded.
+    num_heads: 1, 2, 4, 6 or 8; 0 is average pooling. depth: a value of DEPTHS. Weights start random.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, depth: int = 101):

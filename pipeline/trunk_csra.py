@@ -43,7 +43,7 @@ def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:
         node
         for node, value in small.items()
         # A feature map grows with the image; the output of adaptive pooling does not.
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] < large[node].shape[2:]
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] < large[node].shape[2]
     ]
     cut = create_feature_extractor(network, {maps[-1]: "map"}, suppress_diff_warning=True)
     return cut, small[maps[-1]].shape[1]

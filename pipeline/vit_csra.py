@@ -29,8 +29,7 @@ TIMM = {
 class ViT_CSRA(Network):
     """A Vision Transformer whose patch tokens, as a feature map, go to multi-head CSRA as `classifier`.
 
-    The state dict has torchvision's names plus those of `classifier`. Weights start random.
-    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16.
+    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16. Weights start random.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str, img_size: int = 224):
@@ -59,10 +58,7 @@ class ViT_CSRA(Network):
 
 
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
-    """Return the name and image size of the Vision Transformer in a state dict, None for what is unknown.
-
-    Raises ValueError if its width is unknown.
-    """
+    """Return the ViT's name and image size in a state dict, None if unknown; ValueError for another width."""
     tensors = rename(state_dict, TIMM)
     token, embedding = tensors.get("class_token"), tensors.get("encoder.pos_embedding")
     if token is None or token.ndim != 3:

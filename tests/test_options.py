@@ -251,6 +251,6 @@ def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, t
     assert "stores no lambda: using 0.1; set another with --lam\n" in shown
     assert "\ndata          dataset shapes, num_cls 8, img_size 40, batch_size 16" in shown
     assert (
-        f"\nmodel         model resnet18, num_heads 1, load_from {tmp_path / 'bare.pth'}, lam 0.1\n" in shown
+        f"\nmodel         model resnet18, num_heads 1, lam 0.1, load_from {tmp_path / 'bare.pth'}\n" in shown
     )
     assert "lambda:" not in printed(tmp_path / "bare.pth", "--lam", 0.3)

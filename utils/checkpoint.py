@@ -179,10 +179,7 @@ def check_intact(path: Path) -> None:
 
 
 def load_weights(model: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
-    """Load a state dict into a network; UserError if names, shapes or values do not fit.
-
-    source: what errors call the weights. trunk_only: load all but `classifier`, and ignore other weights.
-    """
+    """Load a state dict (trunk_only: no `classifier`); UserError, naming `source`, if it does not fit."""
     # Batch counters are not used: old files lack them, and in averaged weights they are fractions.
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     if trunk_only:

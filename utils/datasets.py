@@ -132,10 +132,7 @@ class LabelledImages(Dataset):
 
 
 def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
-    """Load a split, "train", "val" or "test"; the options are train, seed and max_pixels of LabelledImages.
-
-    Raises UserError if the label file or any image is missing, so that training does not fail hours later.
-    """
+    """Load "train", "val" or "test"; UserError if an image is missing. options: of LabelledImages."""
     path = label_file(spec, split)
     has_command = spec.prepare and split != "val"
     way_out = f"make it with: python utils/{spec.prepare}" if has_command else f"it is a JSON list of {FORM}"
@@ -192,10 +189,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: tor
 
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, ...]:
-    """Return main.py's loaders of training, validation and test images; make the data set shapes if missing.
-
-    Without a val.json, the loader of the test images is also that of the validation images.
-    """
+    """Return main.py's loaders of training, validation (the test images without val.json) and test images."""
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
     given = {"img_size": args.img_size, "seed": args.seed, "max_pixels": args.max_pixels}

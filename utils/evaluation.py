@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.runtime.cli import Parser, UserError, given_path, one_line, run_script
-from utils.runtime.files import atomic_write
+from utils.runtime.files import atomic_write, check_file
 from utils.scores import check_inputs, read_scores, read_thresholds, threshold
 
 
@@ -37,8 +37,7 @@ def main() -> None:
         used, counted = args.fit_thresholds, ~ignore | saved["unknown_is_negative"]
         fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
         thresholds = np.where(np.isnan(fitted), thresholds, fitted)
-        if used.suffix != ".json":
-            raise UserError(f"--fit_thresholds {used}: name a file that ends in .json")
+        check_file(used, "--fit_thresholds", ".json")
         if used.exists():  # replace no other kind of file
             read_thresholds(used, names)
         with atomic_write(used) as file:
@@ -76,7 +75,7 @@ def evaluate(
     if unknown_is_negative:
         ignore = np.zeros_like(ignore)
     predicted, rest = (scores >= threshold) & ~ignore, np.where(ignore, -np.inf, scores)
-    for _ in range(3):  # remove each image's highest score, the first of equal ones
+    for _ in range(3):  # remove each image's highest score, the first of equals: then rest != scores there
         rest[np.arange(len(rest)), rest.argmax(axis=1)] = -np.inf
     metrics = {"mAP": float(np.nanmean(ap)) if positives.any() else math.nan, "AP": ap}
     metrics |= precision_recall_f1(predicted, positives)

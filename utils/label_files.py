@@ -72,10 +72,7 @@ def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels
 
 
 def box_edges(box: list[float], max_pixels: float) -> list[int]:
-    """Return left, top, right and bottom of a box x, y, w, h, rounded as Pillow's crop does.
-
-    Raises ValueError unless the box has from 1 to max_pixels pixels; it may lie outside of the image.
-    """
+    """Return a box's edges as Pillow's crop rounds them; ValueError unless it has 1 to max_pixels pixels."""
     x, y, w, h = box
     if not math.isfinite(x + y + w + h):
         raise ValueError(f"the box {box!s:.50} has a number that is not finite")

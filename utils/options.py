@@ -29,12 +29,14 @@ def model_name(text: str) -> str:
 def summary(parser: Parser, args: Namespace) -> str:
     """Format the options of a run that matter most or differ from their defaults, a line for each group."""
     rates = {"lr": f"{args.lr:g} (head {args.lr * args.head_lr_factor:g})"} if "lr" in args else {}
-    values, lines = vars(args) | rates | dict.fromkeys(NOT_SHOWN), []
+    values, lines = vars(args) | rates, []
     for group in parser._action_groups:
         words = []
         for option in group._group_actions:
             name, value = option.dest, values.get(option.dest)
-            if value is not None and (name in SHOWN or value not in (option.default, "none")):
+            if name in NOT_SHOWN or value is None:
+                continue
+            if name in SHOWN or value not in (option.default, "none"):
                 words.append(name if value is True else f"{name} {value}")
         if words:
             lines.append(f"{group.title:13} {', '.join(words)}")
@@ -55,31 +57,28 @@ def add_data_options(parser: Parser, default: str, batch: str = "", names: str =
     group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
     if batch:
         group.add_argument("--batch_size", type=number(int, 1), default=16, help=batch)
-        workers, many = default_workers(), number(int, 0, high=1000)
-        workers_help = "processes that load images [default: one per CPU core, at most 8]"
-        group.add_argument("--num_workers", type=many, default=workers, help=workers_help)
+        many, workers = number(int, 0, high=1000), "image loaders [default: one per CPU core, at most 8]"
+        group.add_argument("--num_workers", type=many, default=default_workers(), help=workers)
         add_max_pixels(group)
     return group
 
 
-def add_model_options(parser: Parser, model: str, heads: str) -> _ArgumentGroup:
-    """Add the options on the network, for all commands; `model` and `heads` name their defaults."""
+def add_model_options(parser: Parser, model: str, heads: str, lam: str) -> _ArgumentGroup:
+    """Add the options on the network, for all commands; `model`, `heads` and `lam` name their defaults."""
     heads_help = f"attention heads; 0: average pooling [default: {heads}]"
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
+    lam_help = f"weight lambda of the attention [default: {lam}]"
+    group.add_argument("--lam", type=number(float, 0), help=lam_help)
     return group
 
 
 def add_checkpoint_options(parser: Parser, tta: bool = True) -> None:
-    """Add the options on the network and its checkpoint, for all commands that load one.
-
-    tta: whether to add test-time augmentation.
-    """
-    group = add_model_options(parser, "the checkpoint's", "the checkpoint's")
+    """Add the options on a checkpoint and its network; tta: whether to add test-time augmentation."""
+    lam = "as trained, else 0.1, without heads 0"
+    group = add_model_options(parser, "the checkpoint's", "the checkpoint's", lam)
     group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
-    lam = "weight lambda of the attention [default: as trained, else 0.1, without heads 0]"
-    group.add_argument("--lam", type=number(float, 0), help=lam)
     if tta:
         flip = "flip: the mean over image and mirror image"
         group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)

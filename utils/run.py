@@ -111,11 +111,6 @@ class Run:
             with contextlib.suppress(OSError):  # a folder that is not empty stays
                 self.folder.rmdir()
 
-    def add_step(self, loss_sum: Tensor, num_labels: Tensor) -> None:
-        """Count a step, without waiting for the GPU."""
-        self.totals += torch.stack([loss_sum.detach(), num_labels])
-        self.step += 1
-
     def measure(self) -> tuple[float, float]:
         """Return the totals, set seconds and train_loss; UserError if the loss is not finite. All call it."""
         loss_sum, num_labels = distributed.average(self.totals).tolist()  # waits for the GPU

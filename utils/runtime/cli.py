@@ -34,10 +34,7 @@ def reporting_value_errors(what: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(fault: str) -> Iterator[None]:
-    """Turn any exception that malformed data raises inside the block into a UserError with `fault`.
-
-    UserErrors, errors of the file system and of memory pass.
-    """
+    """Turn an exception on malformed data into a UserError with `fault`; errors of files and memory pass."""
     try:
         yield
     except Exception as error:  # the type depends on the library and the damage

@@ -20,8 +20,12 @@ def check_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
 
 
-def check_file(path: Path, option: str) -> None:
-    """Raise UserError, naming `option`, if a file cannot be written."""
+def check_file(path: Path | None, option: str, *endings: str) -> None:
+    """Raise UserError if the file of an option cannot be written or has none of the endings; None passes."""
+    if path is None:
+        return
+    if endings and path.suffix not in endings:
+        raise UserError(f"{option} {path}: name a file that ends in {' or '.join(endings)}")
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
     check_folder(path.parent, option)
