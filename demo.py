@@ -70,7 +70,7 @@ def main() -> None:
                     class_maps = [class_map(model, c, scores[row, c], maps[row, c]) for c in best]
                     write_heatmaps(folders[path], path, args.max_pixels, class_maps)
             bar.update(len(indices) + len(faults))
-    write_scores(args, model.classes, results)
+    write_tables(args, model.classes, results)
     for written in filter(None, (args.heatmap and args.out_dir, args.json, args.csv)):
         print(f"written to {written}")
     if len(results) < len(paths):
@@ -110,7 +110,7 @@ def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[Cl
             picture.save(file, "PNG")
 
 
-def write_scores(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
+def write_tables(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
     """Write all scores of all images to the files that --json and --csv name."""
     if args.json:
         rows = [{"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()]

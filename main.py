@@ -86,7 +86,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
-            # DDP averages gradients: divide by the mean label count of the processes, or 1 if 0.
+            # DDP averages gradients, so divide by the mean label count over the processes, which may be 0.
             loss = loss_sum / distributed.average(num_labels).clamp(min=1 / distributed.WORLD_SIZE)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

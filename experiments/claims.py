@@ -18,7 +18,7 @@ from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split
 from utils.label_files import class_names, write_labels
 from utils.log import read_log
 from utils.plot import PALETTE, make_figure
-from utils.prepare_csv import split
+from utils.prepare_csv import stratify
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
 
@@ -91,7 +91,7 @@ def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
     load_split(spec, "train", spec.img_size)  # raises UserError if files are missing
     folder = Path("data", f"{dataset}_choice")
     classes, entries = class_names(spec.folder), read_json(label_file(spec, "train"))
-    held_out = split(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
+    held_out = stratify(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
     write_json_list(folder / "classes.json", classes)
     splits = {
         "train.json": list(compress(entries, ~held_out)),

@@ -1,4 +1,4 @@
-"""The preparers on small data sets with known content."""
+"""The preparers of VOC and COCO on small data sets with known content."""
 
 import json
 import sys
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import REPOSITORY
-from utils import prepare_coco, prepare_shapes, prepare_voc
+from utils import prepare_coco, prepare_voc
 from utils.datasets import DATASETS, load_split
 from utils.label_files import class_names
 
@@ -280,78 +279,3 @@ def test_a_full_disk_leaves_the_old_label_file(workdir, command, monkeypatch):
     assert "trainval_voc07.json cannot be written: No space left on device" in result.err
     assert Path("data/voc07/trainval_voc07.json").read_bytes() == before
     assert sorted(p.name for p in Path("data/voc07").iterdir()) == ["test_voc07.json", "trainval_voc07.json"]
-
-
-def test_the_same_seed_makes_the_same_shapes(workdir, command):
-    def make(folder: str, *options: str) -> dict[str, bytes]:
-        result = command(prepare_shapes, "--num_train", 6, "--num_test", 3, "--out_dir", folder, *options)
-        assert result.status == 0, result.err
-        return {
-            str(path.relative_to(folder)): path.read_bytes().replace(folder.encode(), b"the folder")
-            for path in Path(folder).rglob("*")
-            if path.is_file()
-        }
-
-    first = make("folder_a")
-    assert len(first) == 9 + 4
-    assert make("folder_b") == first
-    assert make("folder_a") == first
-    assert make("folder_c", "--seed", "1") != first
-    assert len(make("folder_a", "--num_train", "2", "--overwrite")) == 5 + 4
-    images = [content for name, content in first.items() if name.endswith(".jpg")]
-    assert len(set(images)) == len(images)
-
-
-@pytest.mark.parametrize("difficulty", prepare_shapes.DIFFICULTIES)
-def test_shapes_labels_match_the_objects(workdir, command, difficulty):
-    assert command(prepare_shapes, "--difficulty", difficulty, "--num_train", 60, "--num_test", 1).status == 0
-    entries = json.loads(Path("data/shapes/train.json").read_text())
-    classes = json.loads(Path("data/shapes/classes.json").read_text())
-    assert classes == json.loads((REPOSITORY / "data/shapes/classes.json").read_text())
-    assert len(classes) >= 8
-    assert {len(entry["objects"]) for entry in entries} == {1, 2, 3, 4}
-    for entry in entries:
-        present = {item["name"] for item in entry["objects"]}
-        assert entry["target"] == [int(name in present) for name in classes]
-        for item in entry["objects"]:
-            x, y, w, h = item["bbox"]
-            assert x >= 0
-            assert y >= 0
-            assert 4 < w <= 64 - x
-            assert 4 < h <= 64 - y
-    with Image.open(entries[0]["img_path"]) as image:
-        assert (image.format, image.size) == ("JPEG", (64, 64))
-
-
-def test_other_shapes_are_replaced_only_with_overwrite(workdir, command, fails):
-    make = ["--num_train", 2, "--num_test", 1]
-    made = "difficulty easy, num_train 2, num_test 1, size 64, seed 0"
-    assert command(prepare_shapes, *make).out.splitlines()[-1] == f"made shapes in data/shapes with {made}"
-    others = {"--difficulty": "hard", "--num_train": 3, "--num_test": 2, "--size": 48, "--seed": 1}
-    for other in others.items():
-        fails(prepare_shapes, *make, *other, says=["data/shapes holds", made, "add --overwrite"])
-    assert command(prepare_shapes, *make).status == 0
-    result = command(prepare_shapes, *make, "--difficulty", "hard", "--overwrite")
-    assert "difficulty hard, num_train 2" in result.out
-    Path("data/shapes/options.txt").unlink()
-    fails(prepare_shapes, *make, says=["unknown options", "--overwrite"])
-
-
-def test_interrupted_shapes_leave_no_partial_images(workdir, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare_shapes, "draw_scene", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_shapes.main([])
-    assert not Path("data/shapes/images.part").exists()
-
-
-def test_shapes_errors_name_the_option(workdir, fails):
-    fails(prepare_shapes, "--difficulty", "absurd", says=["absurd", "easy"])
-    fails(prepare_shapes, "--num_train", 0, says=["--num_train", "'0'"])
-    (workdir / "file").touch()
-    fails(prepare_shapes, "--out_dir", "file/shapes", says=["--out_dir", "file/shapes"])
-    (workdir / "photos" / "images").mkdir(parents=True)
-    fails(prepare_shapes, "--out_dir", "photos", says=["--out_dir photos", "name another"])
-    assert (workdir / "photos" / "images").exists()

@@ -95,11 +95,11 @@ def test_other_delimiters_and_separators(table, command):
 def test_the_split_keeps_the_share_of_every_class():
     rng = np.random.default_rng(0)
     positives = rng.random((1000, 12)) < np.linspace(0.005, 0.5, 12)
-    held_out = prepare_csv.split(positives, 0.2, seed=3)
+    held_out = prepare_csv.stratify(positives, 0.2, seed=3)
     assert abs(held_out.mean() - 0.2) < 0.01
     total = positives.sum(axis=0)
     assert (np.abs(positives[held_out].sum(axis=0) - 0.2 * total) <= 1 + 0.02 * total).all()
-    assert (held_out == prepare_csv.split(positives, 0.2, seed=3)).all()
+    assert (held_out == prepare_csv.stratify(positives, 0.2, seed=3)).all()
     splits = prepare_csv.random_splits(positives, Namespace(val_fraction=0.1, test_fraction=0.3, seed=3))
     for split, fraction in (("train", 0.6), ("val", 0.1), ("test", 0.3)):
         chosen = np.array(splits) == split
@@ -144,7 +144,7 @@ def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monke
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
 def test_a_rare_class_keeps_an_image_for_training(images):
     positives = np.kron(np.eye(40, dtype=bool), np.ones((images, 1), bool))
-    held_out = prepare_csv.split(positives, 0.3, seed=0)
+    held_out = prepare_csv.stratify(positives, 0.3, seed=0)
     assert (positives[~held_out].sum(axis=0) >= 1).all()
     if images > 1:
         assert abs(held_out.mean() - 0.3) < 0.1
@@ -152,8 +152,8 @@ def test_a_rare_class_keeps_an_image_for_training(images):
 
 def test_another_seed_makes_another_split():
     positives = np.random.default_rng(0).random((1000, 12)) < 0.2
-    held_out = prepare_csv.split(positives, 0.2, seed=3)
-    assert (held_out != prepare_csv.split(positives, 0.2, seed=4)).any()
+    held_out = prepare_csv.stratify(positives, 0.2, seed=3)
+    assert (held_out != prepare_csv.stratify(positives, 0.2, seed=4)).any()
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class DatasetSpec:
     val: str = "val"
     unknown_is_negative: bool = False
     crop: bool = True
-    exif: bool = True
+    exif: bool = False
     normalize: str = "none"
     model: str = "resnet101"
     pretrained: str = "imagenet"
@@ -60,23 +60,20 @@ class DatasetSpec:
 
 # fmt: off
 DATASETS = {
-    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST, exif=False),
-    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST,
-        exif=False),
-    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", exif=False,
-        decay_step=5),
+    "voc07": DatasetSpec("voc07", "trainval_voc07", "test_voc07", "prepare_voc.py", VOC_TEST),
+    "voc12": DatasetSpec("voc12", "train_voc12", "val_voc12", "prepare_voc.py --year 2012", VOC_TEST),
+    "coco": DatasetSpec("coco", "train_coco2014", "val_coco2014", "prepare_coco.py", decay_step=5),
     "coco2017": DatasetSpec("coco", "train_coco2017", "val_coco2017", "prepare_coco.py --year 2017",
-        exif=False, decay_step=5),
-    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False,
-        exif=False, normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224,
         decay_step=5),
-    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", exif=False, model="resnet18",
-        pretrained="none", img_size=64, total_epoch=4),
+    "wider": DatasetSpec("wider", "trainval_wider", "test_wider", "prepare_wider.py", crop=False,
+        normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
+    "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
+        img_size=64, total_epoch=4),
 }
 # fmt: on
-# A user's data set. A small one has a few steps per epoch: if the rate dropped every 4 epochs, 2 of which are
-# warm-up, it would be too low to learn anything long before the end. One drop at two thirds fits any length.
-OWN = DatasetSpec("", decay_step=None)
+# A data set that a user adds. A small one has few steps per epoch. With a drop every 4 epochs, 2 of them
+# warm-up, the rate would soon be too low to learn. One drop after two thirds of the run suits any length.
+OWN = DatasetSpec("", exif=True, decay_step=None)
 
 
 def dataset_spec(name: str) -> DatasetSpec:

@@ -19,7 +19,7 @@ from utils.scores import check_inputs, read_scores, read_thresholds, threshold
 
 def main() -> None:
     parser = Parser("Print the metrics of scores that val.py --save_scores or another program wrote.")
-    arrays = "arrays scores and targets (N, C); optionally ignore (N, C), names (C,) and paths (N,)"
+    arrays = "arrays scores, targets (N, C); optionally ignore, names, paths and unknown_is_negative"
     parser.add_argument("file", type=given_path, metavar="FILE.npz", help=arrays)
     least = "lowest score that is a prediction, or a .json file with one per class [default: 0.5]"
     any_number = functools.partial(threshold, low=-math.inf, high=math.inf)
@@ -27,6 +27,7 @@ def main() -> None:
     fit_help = "write each class's threshold with the best F1 to this .json file, and use it"
     parser.add_argument("--fit_thresholds", type=given_path, metavar="FILE", help=fit_help)
     args = parser.parse_args()
+    check_file(args.fit_thresholds, "--fit_thresholds", ".json")
     saved = read_scores(args.file)
     scores, targets, ignore, names = (saved[key] for key in ("scores", "targets", "ignore", "names"))
     if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
@@ -37,7 +38,6 @@ def main() -> None:
         used, counted = args.fit_thresholds, ~ignore | saved["unknown_is_negative"]
         fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
         thresholds = np.where(np.isnan(fitted), thresholds, fitted)
-        check_file(used, "--fit_thresholds", ".json")
         if used.exists():  # replace no other kind of file
             read_thresholds(used, names)
         with atomic_write(used) as file:
@@ -55,12 +55,12 @@ def evaluate(
     threshold: float | np.ndarray = 0.5,
     unknown_is_negative: bool = False,
 ) -> dict:
-    """Compute mAP, AP, CP, CR, CF1, OP, OR, OF1, CP_3 to OF1_3 from the three highest scores, and by class.
+    """Compute mAP, AP, CP to OF1, CP_3 to OF1_3 (from the three highest scores), and metrics by class.
 
     scores: (N, C), a label is predicted if its score is ≥ threshold, a number or (C,). targets: 0 and 1.
-    ignore: (N, C) bool or None; mAP leaves out ignored labels, and so do all other metrics, which with
-    unknown_is_negative count them as negative, as the authors do for WIDER. In VOC's top-3 the difficult
-    labels take no place among the three; the authors let them take one, but never print these metrics.
+    ignore: (N, C) bool or None; ignored labels count in no metric. With unknown_is_negative they count as
+    negative in all metrics but mAP and AP, as the authors do for WIDER. An ignored label takes no place in
+    the top 3. In the authors' code VOC's difficult labels take one, but they never print these metrics.
     Returns fractions in [0, 1], and counts. AP is a list of C values, NaN for a class without positives, and
     mAP is the mean of the others, NaN if there are none. Precision and recall without predictions or
     positives are 0.

@@ -133,12 +133,12 @@ def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
     splits, left = np.full(len(positives), "train"), 1.0
     for name, fraction in (("test", args.test_fraction), ("val", args.val_fraction)):
         rest = np.flatnonzero(splits == "train")
-        splits[rest[split(positives[rest], fraction / left, args.seed)]] = name
+        splits[rest[stratify(positives[rest], fraction / left, args.seed)]] = name
         left -= fraction
     return splits.tolist()
 
 
-def split(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return which images to hold out, bool (N,): the same share of each class, but never a whole class."""
     # The iterative stratification of Sechidis et al. (2011): it takes the class with the fewest images left
     # and holds out as many of them as the share still lacks. A fraction of an image is rounded at random.

@@ -35,8 +35,8 @@ def polygon(radii: list[float], num_corners: int) -> np.ndarray:
     return np.resize(radii, num_corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-T = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-HEART_Y = -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T) - np.cos(4 * T))
+ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+HEART_Y = -(13 * np.cos(ANGLES) - 5 * np.cos(2 * ANGLES) - 2 * np.cos(3 * ANGLES) - np.cos(4 * ANGLES))
 DISC = polygon([1], 40)
 CROSS = np.stack([(1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1, -1), (3, 1, 1, -1, -1, -3, -3, -1, -1, 1, 1, 3)], 1)
 # Each class has an outline and maybe a hole, within the unit circle. The order sets the hues.
@@ -48,7 +48,7 @@ SHAPES = {
     "cross": [CROSS / 10**0.5],
     "ring": [DISC, 0.55 * DISC],
     "crescent": [DISC, 0.85 * DISC + [0.5, 0]],
-    "heart": [np.stack([16 * np.sin(T) ** 3, HEART_Y], axis=1) / 17],
+    "heart": [np.stack([16 * np.sin(ANGLES) ** 3, HEART_Y], axis=1) / 17],
 }
 
 

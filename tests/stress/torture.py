@@ -1,4 +1,4 @@
-"""Kill training runs at random moments, resume them, and compare them with an undisturbed run.
+"""Kill training runs at random moments, resume them, and compare them with an uninterrupted run.
 
 python tests/stress/torture.py [--rounds 100] [--fuzz 1000] [--seed 0]
 """
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser("Kill training runs, resume them, and compare them with an undisturbed run.")
+    parser = Parser("Kill training runs, resume them, and compare them with an uninterrupted run.")
     rounds_help = "least number of interruptions"
     parser.add_argument("--rounds", type=number(int, 0), default=100, help=rounds_help)
     fuzz_help = (
@@ -68,10 +68,10 @@ def torture_runs(num_rounds: int, seed: int) -> None:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        undisturbed, tortured = folder / "undisturbed", folder / "tortured"
+        uninterrupted, tortured = folder / "uninterrupted", folder / "tortured"
         for words in (
             ["utils/prepare_shapes.py", "--num_train", "40", "--num_test", "10"],
-            ["main.py", *OPTIONS, "--output_dir", str(undisturbed)],
+            ["main.py", *OPTIONS, "--output_dir", str(uninterrupted)],
         ):
             start = time.monotonic()
             result = run(words, folder)
@@ -85,7 +85,7 @@ def torture_runs(num_rounds: int, seed: int) -> None:
             while not run_until(tortured, seconds * rng.uniform(0.1, 0.4), random_limit(rng)):
                 num_interruptions += 1
                 check(tortured)
-            compare(undisturbed, tortured)
+            compare(uninterrupted, tortured)
             num_runs += 1
             print(
                 f"{num_interruptions} interruptions of {num_runs} runs: no run lost, no file damaged, "
@@ -147,17 +147,17 @@ def check(run_folder: Path) -> None:
         raise UserError(f"the log in {run_folder} has the epochs {epochs}")
 
 
-def compare(undisturbed: Path, tortured: Path) -> None:
+def compare(uninterrupted: Path, tortured: Path) -> None:
     """Raise UserError unless both runs have the same weights and, except for the times, the same log."""
     for name in ("last.pth", "best.pth"):
-        expected, found = (load_checkpoint(folder / name)["model"] for folder in (undisturbed, tortured))
+        expected, found = (load_checkpoint(folder / name)["model"] for folder in (uninterrupted, tortured))
         if not all(torch.equal(expected[key], found[key]) for key in expected):
-            raise UserError(f"{name} differs from that of the undisturbed run")
-    logs = [read_records(folder) for folder in (undisturbed, tortured)]
+            raise UserError(f"{name} differs from that of the uninterrupted run")
+    logs = [read_records(folder) for folder in (uninterrupted, tortured)]
     for record in [*logs[0], *logs[1]]:
         del record["seconds"], record["images_per_second"]
     if logs[0] != logs[1]:
-        raise UserError("log.jsonl differs from that of the undisturbed run")
+        raise UserError("log.jsonl differs from that of the uninterrupted run")
 
 
 def read_records(folder: Path) -> list[dict]:
