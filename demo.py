@@ -74,8 +74,8 @@ def main() -> None:
     for written in filter(None, (args.heatmap and args.out_dir, args.json, args.csv)):
         print(f"written to {written}")
     if len(results) < len(paths):
-        skipped = f"{len(paths) - len(results)} of {len(paths)} files were skipped"
-        print(f"{skipped}: they are not readable images", file=sys.stderr)
+        skipped = f"skipped {len(paths) - len(results)} of {len(paths)} files"
+        print(f"{skipped}: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 

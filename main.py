@@ -60,10 +60,10 @@ def main() -> None:
             train_one_epoch(run, ddp_model, train_loader, device)
             metrics = evaluate_model(run.eval_model, val_loader, device, args.amp)
             run.finish_epoch(metrics, len(train_loader.dataset))
-        print(f"\n{run.report(val_loader.dataset.positives())}")
+        print(f"\n{run.report()}")
         if val_loader is not test_loader:  # the test images have chosen nothing
             metrics = evaluate_model(run.best_model(), test_loader, device, args.amp)
-            print(f"\n{run.finish(metrics, test_loader.dataset.positives())}")
+            print(f"\n{run.finish(metrics)}")
 
     validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{run.folder}/best.pth"]
     print(f"\nvalidate it with: {shlex.join(validate)}")
@@ -156,7 +156,7 @@ def make_parser() -> Parser:
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {own}")
-    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
+    weights.add_argument("--backbone_weights", "--cutmix", type=given_path, metavar="FILE", help=file_help)
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
@@ -202,7 +202,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     names = ("model", "img_size", "normalize", "total_epoch", "decay_step")
     defaults = {name: getattr(spec, name) for name in names}
     defaults |= {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
-    defaults |= {} if args.cutmix else {"pretrained": spec.pretrained}
+    defaults |= {} if args.backbone_weights else {"pretrained": spec.pretrained}
     resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
     del resolved["list_models"]  # not part of a run
     args = argparse.Namespace(**resolved)

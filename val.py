@@ -16,7 +16,7 @@ from utils.checkpoint import load_model_for
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
 from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
-from utils.label_files import class_names, fingerprint
+from utils.label_files import fingerprint
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
@@ -54,11 +54,12 @@ def main() -> None:
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
     scores, labels = sigmoid(outputs), dataset.labels
     metrics = evaluate_scores(scores, labels, thresholds)
-    print(format_report(metrics, model.classes, dataset.positives()))
+    print(format_report(metrics, model.classes))
     results = by_class(metrics, model.classes)
     if args.sweep:
-        results["sweep"] = sweep(swept, labels, axes["lam"], axes["T"], thresholds)
-        print(f"\n{format_sweep(results['sweep'])}")
+        points = sweep(swept, labels, axes["lam"], axes["T"], thresholds)
+        print(f"\n{format_sweep(points)}")
+        results["sweep"] = [by_class(point, model.classes) for point in points]
     if args.out and distributed.RANK == 0:
         with atomic_write(args.out) as file:
             json.dump(nan_to_none(results), file, indent=2)
@@ -72,12 +73,6 @@ def main() -> None:
 def load_checked_model(args: argparse.Namespace) -> Network:
     """Return the checkpoint's network, and fill in options from it; UserError if it does not fit them."""
     model = load_model_for(args)
-    names = class_names(dataset_spec(args.dataset).folder)
-    if model.classes != names:
-        pairs = enumerate(zip(model.classes, names), start=1)
-        first = next((f" (class {i} is {a}, not {b})" for i, (a, b) in pairs if a != b), "")
-        counts = f"{len(model.classes)} classes{first}, --dataset {args.dataset} has {len(names)}"
-        raise UserError(f"{args.load_from} holds {counts}: name the data set it was trained for")
     if args.lam is None and not model.config:
         print(f"{args.load_from} stores no lambda: using {model.options['lam']}; set another with --lam")
     elif args.lam not in (None, model.config.get("lam", args.lam)):

@@ -121,7 +121,7 @@ def test_a_folder_in_data_is_a_data_set(workdir):
     image, target, index = dataset[0, 3, True]
     assert (tuple(image.shape), image.dtype, index) == ((3, 32, 32), torch.uint8, 3)
     assert target.tolist() == [0, 1]
-    assert dataset.positives() == [2, 2]
+    assert (dataset.labels.targets == 1).sum(axis=0).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["", "other", "../data/mine", ".", ".."])

@@ -63,7 +63,7 @@ def test_each_class_can_have_its_own_threshold():
 
 def test_the_report_shows_each_class_and_takes_metrics_of_older_runs():
     metrics = evaluate(np.array([[0.9, 0.2], [0.6, 0.8]]), np.array([[1, 1], [0, 0]]))
-    report = format_report(metrics, ["cat", "dog"], [1, 1]).splitlines()
+    report = format_report(metrics, ["cat", "dog"]).splitlines()
     assert report[0].split() == [
         "class",
         "AP",
@@ -77,7 +77,7 @@ def test_the_report_shows_each_class_and_takes_metrics_of_older_runs():
     assert report[1].split() == ["cat", "100.00", "1", "2", "1", "50.00", "100.00", "66.67"]
     assert report[2].split() == ["dog", "50.00", "1", "1", "0", "0.00", "0.00", "0.00"]
     older = {name: value for name, value in metrics.items() if name not in BY_CLASS}
-    assert format_report(older, ["cat", "dog"], [1, 1]).splitlines()[1].split() == ["cat", "100.00", "1"]
+    assert format_report(older, ["cat", "dog"]).splitlines()[1].split() == ["cat", "100.00"]
 
 
 def f1_at(threshold: float, scores: np.ndarray, positives: np.ndarray) -> float:
@@ -222,8 +222,8 @@ def test_map_leaves_out_a_class_without_positives():
     assert metrics["mAP"] == 1
     assert metrics["CP"] == 0.5
     assert metrics["CR"] == 0.5
-    report = format_report(metrics, ["cat", "dog"], [1, 0])
-    assert "left out of mAP because they have no positives: dog" in report
+    report = format_report(metrics, ["cat", "dog"])
+    assert "no positives, so left out of mAP, and 0 in CP and CR: dog" in report
 
 
 def test_without_any_positives_map_is_nan():

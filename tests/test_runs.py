@@ -257,5 +257,5 @@ def test_a_class_without_positives_has_no_ap(workdir, command):
     make_own(workdir, count=3, classes=("a", "b", "c", "never"))
     arguments = [*OWN, *TINY, "--output_dir", "run"]
     result = command(main, *arguments)
-    assert "have no positives: never" in result.out
+    assert "no positives, so left out of mAP, and 0 in CP and CR: never" in result.out
     assert log(Path("run"))[-1]["AP"][3] is None

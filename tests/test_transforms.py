@@ -1,6 +1,9 @@
 """Compare decoded and resized pixels with Pillow's, and random crops with torchvision's."""
 
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
-from conftest import make_own
+from conftest import REPOSITORY, make_own
 from utils.datasets import DATASETS, dataset_spec, load_split
 from utils.runtime.cli import UserError
 from utils.transforms import eval_transform, load_image, random_crop, train_transform
@@ -246,3 +249,25 @@ def test_an_animation_gives_its_first_picture_whatever_its_extension(tmp_path):
     (tmp_path / "a.gif").rename(tmp_path / "a.jpg")
     expected = torch.from_numpy(np.array(first.convert("RGB"))).permute(2, 0, 1)
     assert (load_image(str(tmp_path / "a.jpg")).int() - expected.int()).abs().max() <= 1
+
+
+def test_a_torchvision_without_its_decoder_is_reported_once_and_reads_the_same(shapes):
+    program = """
+import sys, torchvision.io
+if sys.argv[1] == "without":
+    del torchvision.io.decode_jpeg
+from torch import device
+from utils.datasets import DATASETS, load_split, make_loader
+for split in ("train", "test"):
+    dataset = load_split(DATASETS["shapes"], split, 40)
+    loader = make_loader(dataset, 4, 2 if split == "test" else 0, device("cpu"))
+    print(split, sum(images.sum().item() for images, _, _ in loader))
+"""
+    printed = {}
+    for decoder in ("with", "without"):
+        words = [sys.executable, "-W", "ignore", "-c", program, decoder]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        printed[decoder] = subprocess.check_output(words, text=True, env=environment).splitlines()
+    report = "this torchvision has no decode_jpeg: Pillow decodes JPEG files, which is slower"
+    assert printed["without"] == [report, *printed["with"]]
+    assert len(printed["with"]) == 2

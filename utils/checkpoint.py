@@ -58,16 +58,19 @@ def load_model(
     Its methods `predict` and `attention` take photographs, see utils/predict.py. It has `classes`, its class
     names, `options` (model, num_heads, num_cls, lam and img_size) and `config`, the options of training, {}
     for a file that main.py did not write.
-    dataset: the data set of such a file, which does not store it; None means voc07.
+    dataset: the data set of such a file, which does not store it; None means voc07. A file that stores its
+    class names must have those of `dataset`.
     img_size, lam, normalize: None means as trained, else the data set's, and for lam 0.1 (average pooling 0).
     device: as torch names it; "auto" is a GPU if there is one.
-    Raises UserError if the file holds no network of this project, or the number of classes differs.
+    Raises UserError if the file holds no network of this project, or one for other classes.
     """
     checkpoint = load_checkpoint(path)
-    config, dataset = checkpoint["config"], dataset or "voc07"
-    spec = DATASETS.get(config.get("dataset", dataset), OWN)
+    config = checkpoint["config"]
+    spec = DATASETS.get(config.get("dataset", dataset or "voc07"), OWN)
     with reporting_errors(f"{path} cannot be loaded"), reporting_value_errors(path):
         held = read_architecture(checkpoint["model"], config.get("model"))
+        if len(checkpoint.get("classes", range(held["num_cls"]))) != held["num_cls"]:
+            raise ValueError(f"it names {len(checkpoint['classes'])} classes for {held['num_cls']} outputs")
         lam = config.get("lam", 0.1 if held["num_heads"] else 0.0) if lam is None else lam
         img_size = img_size or config.get("img_size") or held["img_size"] or spec.img_size
         options = held | {"lam": lam, "img_size": img_size}
@@ -77,13 +80,21 @@ def load_model(
             raise ValueError(f"normalize {model.normalization} is not one of {', '.join(NORMALIZATION)}")
         load_weights(model, model.adapt(checkpoint["model"]), str(path))
     model.options, model.config = options, config
-    model.classes = checkpoint.get("classes") or class_names(dataset_spec(dataset).folder)
-    if len(model.classes) != options["num_cls"]:
-        names = "its list of names" if "classes" in checkpoint else f"--dataset {dataset}"
-        counts = f"{options['num_cls']} classes, {names} has {len(model.classes)}"
-        raise UserError(f"{path} holds {counts}: name the data set it was trained for")
+    model.classes = read_classes(checkpoint, options["num_cls"], dataset, path)
     model.predict, model.attention = MethodType(predict, model), MethodType(attention, model)
     return model.eval().to(choose_device(device) if device == "auto" else device)
+
+
+def read_classes(checkpoint: dict, number: int, dataset: str | None, path: str | Path) -> list[str]:
+    """Return the class names in a checkpoint, else the data set's; UserError if number or names differ."""
+    names = class_names(dataset_spec(dataset or "voc07").folder)
+    classes = checkpoint.get("classes", names)
+    if len(classes) == number and (dataset is None or classes == names):
+        return classes
+    unequal = ((i, own, name) for i, (own, name) in enumerate(zip(classes, names), start=1) if own != name)
+    first = next((f" (class {i} is {own}, not {name})" for i, own, name in unequal), "")
+    differ = f"{path} holds {number} classes{first}, --dataset {dataset or 'voc07'} has {len(names)}"
+    raise UserError(f"{differ}: name the data set it was trained for")
 
 
 def load_model_for(args: argparse.Namespace) -> Network:
@@ -206,8 +217,8 @@ def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
 
 def load_backbone(model: Network, args: argparse.Namespace) -> None:
     """Load the backbone weights that main.py's --pretrained or --backbone_weights asks for."""
-    if args.cutmix:
-        weights, source = load_checkpoint(args.cutmix)["model"], f"--cutmix {args.cutmix} for {args.model}"
+    if file := args.backbone_weights:
+        weights, source = load_checkpoint(file)["model"], f"--backbone_weights {file} for {args.model}"
     elif args.pretrained == "imagenet":
         weights, source = first_process_first(lambda: imagenet_weights(args.model)), "ImageNet weights"
     else:

@@ -18,7 +18,7 @@ from utils.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.transforms import cut_out, eval_transform, load_image, train_transform
+from utils.transforms import cut_out, eval_transform, load_image, report_slow_decoder, train_transform
 
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 # What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.
@@ -123,10 +123,6 @@ class LabelledImages(Dataset):
         target = torch.from_numpy(self.labels.targets[index])
         return image, target if counted else torch.full_like(target, IGNORED), index
 
-    def positives(self) -> list[int]:
-        """Return the number of positive images of each class."""
-        return (self.labels.targets == 1).sum(axis=0).tolist()
-
 
 def load_split(spec: DatasetSpec, split: str, img_size: int, **options) -> LabelledImages:
     """Load "train", "val" or "test"; UserError if an image is missing. options: of LabelledImages."""
@@ -177,6 +173,7 @@ class EpochBatches(Sampler):
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
+    report_slow_decoder()
     batches = EpochBatches(dataset, batch_size)
     num_workers = min(num_workers, len(batches))
     options = {"batch_sampler": batches, "collate_fn": collate, "pin_memory": device.type == "cuda"}

@@ -33,9 +33,10 @@ def main() -> None:
     if args.threshold is None and (scores.min() < 0 or scores.max() > 1):
         raise UserError(f"{args.file}: scores from {scores.min():g} to {scores.max():g} need a --threshold")
     used = 0.5 if args.threshold is None else args.threshold
-    thresholds, positives = read_thresholds(used, names), (targets == 1) & ~ignore
+    thresholds = read_thresholds(used, names)
     if args.fit_thresholds:
-        used, counted = args.fit_thresholds, ~ignore | saved["unknown_is_negative"]
+        used, positives = args.fit_thresholds, (targets == 1) & ~ignore
+        counted = ~ignore | saved["unknown_is_negative"]
         fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
         thresholds = np.where(np.isnan(fitted), thresholds, fitted)
         if used.exists():  # replace no other kind of file
@@ -45,7 +46,7 @@ def main() -> None:
         print(f"written to {used}: fitted to these images, so evaluate it on others")
     metrics = evaluate(scores, targets, ignore, thresholds, saved["unknown_is_negative"])
     print(f"{len(scores)} images, threshold {used}")
-    print(format_report(metrics, list(map(one_line, names)), positives.sum(axis=0).tolist()))
+    print(format_report(metrics, list(map(one_line, names))))
 
 
 def evaluate(
@@ -128,18 +129,18 @@ def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarra
     return float(np.mean([best, *ranked[ranked < best][-1:]]))
 
 
-def format_report(metrics: dict, classes: list[str], positives: list[int]) -> str:
-    """Format AP and the number of positives of each class that has some, then the other metrics, all in %."""
+def format_report(metrics: dict, classes: list[str]) -> str:
+    """Format the metrics of each class that has positives, then the metrics of all, in %."""
     width = max(len("class"), *map(len, classes))
-    # The metrics of older runs lack these.
-    titles = [title for title in ("predicted", "correct", "precision", "recall", "F1") if title in metrics]
-    lines = [f"{'class':{width}}      AP  positives" + "".join(f"  {title:>9}" for title in titles)]
-    for name, ap, count, *rest in zip(classes, metrics["AP"], positives, *(metrics[t] for t in titles)):
+    names = ("positives", "predicted", "correct", "precision", "recall", "F1")
+    names = [name for name in names if name in metrics]  # runs of older versions lack some
+    lines = [f"{'class':{width}}      AP" + "".join(f"  {name:>9}" for name in names)]
+    for name, ap, *rest in zip(classes, metrics["AP"], *(metrics[n] for n in names)):
         cells = (f"  {x:9}" if isinstance(x, int) else f"  {100 * x:9.2f}" for x in rest)
-        if count:
-            lines.append(f"{name:{width}}  {100 * ap:6.2f}  {count:9}" + "".join(cells))
-    if without := ", ".join(name for name, count in zip(classes, positives) if not count):
-        lines.append(f"left out of mAP because they have no positives: {without}")
+        if not math.isnan(ap):
+            lines.append(f"{name:{width}}  {100 * ap:6.2f}" + "".join(cells))
+    if without := ", ".join(name for name, ap in zip(classes, metrics["AP"]) if math.isnan(ap)):
+        lines.append(f"no positives, so left out of mAP, and 0 in CP and CR: {without}")
     for title, suffix in (("all", ""), ("top-3", "_3")):
         names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
         lines.append("  ".join([f"{title:5}", *(f"{n} {100 * metrics[n + suffix]:6.2f}" for n in names)]))

@@ -13,7 +13,7 @@ SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr
 NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
 # Help texts: what --dataset takes, for commands that need only class names too, and a default.
 NAMES = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
-FOREIGN = "data set of a file that main.py did not write, for its class names and defaults"
+FOREIGN = "data set of a file that main.py did not write, for class names and defaults [default: voc07]"
 TRAINED = "as trained, else the data set's"
 
 
@@ -49,7 +49,8 @@ def add_data_options(parser: Parser, default: str, batch: str = "", names: str =
     batch: what --batch_size counts, for commands that load images. names: what --dataset takes.
     """
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="voc07", metavar="NAME", help=names)
+    default_name = "voc07" if names == NAMES else None
+    group.add_argument("--dataset", default=default_name, metavar="NAME", help=names)
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
     group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")

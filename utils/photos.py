@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.runtime.cli import UserError
 from utils.runtime.interrupt import ignore_signals
-from utils.transforms import FORMATS, eval_transform, load_image
+from utils.transforms import FORMATS, eval_transform, load_image, report_slow_decoder
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
@@ -63,6 +63,7 @@ def collate(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor,
 
 def make_photo_loader(dataset: Photos, batch_size: int, num_workers: int) -> DataLoader:
     """Return a loader of batches in the order of the paths."""
+    report_slow_decoder()
     workers = min(num_workers, math.ceil(len(dataset) / batch_size))
     options = {"num_workers": workers, "collate_fn": collate, "worker_init_fn": ignore_signals}
     with warnings.catch_warnings(action="ignore"):  # PyTorch warns of more workers than cores

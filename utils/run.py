@@ -55,7 +55,6 @@ class Run:
     def __post_init__(self):
         args, self.eval_model = self.args, self.ema.module if self.ema else self.model
         self.config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        self.config["processes"] = WORLD_SIZE
         # --overwrite removes the earlier run only when this one has something to put in its place.
         self.replaced = [args.output_dir / file for file in RUN_FILES] if args.overwrite else []
         self.folder = args.output_dir
@@ -159,10 +158,9 @@ class Run:
         self.save()
         self.started = time.perf_counter()
 
-    def report(self, positives: list[int]) -> str:
-        """Format the metrics of the best epoch; positives: the number of positive images of each class."""
-        metrics = format_report(self.best, self.classes, positives)
-        return f"best epoch: {self.best['epoch']} of {self.epoch}\n{metrics}"
+    def report(self) -> str:
+        """Format the metrics of the best epoch."""
+        return f"best epoch: {self.best['epoch']} of {self.epoch}\n{format_report(self.best, self.classes)}"
 
     def best_model(self) -> nn.Module:
         """Return the network with the weights of best.pth, for evaluation after the last epoch."""
@@ -171,13 +169,13 @@ class Run:
         load_weights(self.eval_model, distributed.gather(weights)[0], str(file))
         return self.eval_model
 
-    def finish(self, metrics: dict, positives: list[int]) -> str:
-        """Write test_results.json, in the form of val.py --out, and format it; see `report`."""
+    def finish(self, metrics: dict) -> str:
+        """Write test_results.json, in the form of val.py --out, and format it."""
         if RANK == 0:
             results = by_class(metrics, self.classes) | {"epoch": self.best["epoch"]}
             with atomic_write(self.folder / "test_results.json") as file:
                 json.dump(nan_to_none(results), file, indent=2)
-        return f"best.pth on the test images:\n{format_report(metrics, self.classes, positives)}"
+        return f"best.pth on the test images:\n{format_report(metrics, self.classes)}"
 
     def contents(self) -> dict[str, Any]:
         """Return what best.pth and last.pth both hold; with --ema, "model" is the average of "raw"."""
@@ -246,7 +244,7 @@ class Run:
             self.record, self.best = saved["record"], saved["best"]
             json.dumps([self.record, self.best])  # raises TypeError unless they are plain values
             if self.epoch or self.best:
-                self.report([0] * len(self.classes))  # raises if `best` is malformed
+                self.report()  # raises if `best` is malformed
         if processes != WORLD_SIZE:
             changes = "same batches, batch-norm statistics averaged, results not equal to the last bit"
             print(f"number of processes: {processes} before, {WORLD_SIZE} now ({changes})")

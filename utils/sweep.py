@@ -13,14 +13,14 @@ from utils.runtime.cli import number
 def axis(text: str) -> tuple[str, list[float]]:
     """Parse lam=0:1:0.1 (from:to:step) or T=1,2,4,inf; an argparse type."""
     name, _, values = text.partition("=")
+    if name not in ("lam", "T") or values.count(":") not in (0, 2):
+        raise argparse.ArgumentTypeError(f"{text!r}: write lam=0:1:0.1 (from:to:step) or T=1,2,4,inf")
     parse = number(float, 0, low_allowed=name == "lam")
-    if name in ("lam", "T") and values.count(":") == 2:
+    if values.count(":") == 2:
         start, stop, step = map(parse, values.split(":"))
         if not (step and start <= stop <= start + 1000 * step):
             raise argparse.ArgumentTypeError(f"{text!r}: a range goes up, in at most 1000 steps")
         return name, [round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1)]
-    if name not in ("lam", "T") or ":" in values:
-        raise argparse.ArgumentTypeError(f"{text!r}: write lam=0:1:0.1 (from:to:step) or T=1,2,4,inf")
     numbers = (math.inf if name == "T" and v in ("inf", "99") else parse(v) for v in values.split(","))
     return name, list(dict.fromkeys(numbers))
 
@@ -37,11 +37,11 @@ def sweep(terms: np.ndarray, labels: Labels, lams: list, temperatures: list, thr
 
 def format_sweep(results: list[dict]) -> str:
     """Format the mAP in %, with a row for each λ and a column for each temperature, and mark the best."""
-    best = max(results, key=lambda result: result["mAP"])
+    best = max(result["mAP"] for result in results)
     titles = dict.fromkeys(f"T {result['T']}".replace("inf", "∞") for result in results)
     rows = {result["lam"]: f"{result['lam']:8g}" for result in results}
     for result in results:
-        rows[result["lam"]] += f"{100 * result['mAP']:12.4f} {'*' if result is best else ' '}"
+        rows[result["lam"]] += f"{100 * result['mAP']:12.4f} {'*' if result['mAP'] == best else ' '}"
     header = "  lambda" + "".join(f"{title:>14}" for title in titles)
     note = "* the best on these very images, so not a fair result: choose λ and T on other images"
     return "\n".join(["mAP in %", header, *rows.values(), note])

@@ -1,6 +1,7 @@
 """Load image files and turn them into uint8 tensors for the network."""
 
 import contextlib
+import functools
 import math
 import os
 import warnings
@@ -15,7 +16,7 @@ from utils.runtime.cli import UserError, reporting_errors
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # deprecated since torchvision 0.29; Pillow decodes the same pixels, more slowly
+except ImportError:  # deprecated since torchvision 0.29
     decode_jpeg = None
 
 Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
@@ -23,6 +24,13 @@ Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 # Axes of an image (3, H, W) to flip for each EXIF orientation; from 5 on, first swap height and width.
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
+
+
+@functools.cache
+def report_slow_decoder() -> None:
+    """Say, once, that loading is slower if torchvision lacks its decoder; the pixels are the same."""
+    if not decode_jpeg:
+        print("this torchvision has no decode_jpeg: Pillow decodes JPEG files, which is slower")
 
 
 def load_image(path: str, max_pixels: float = math.inf, exif: bool = False) -> Tensor:
