@@ -5,7 +5,6 @@ python demo.py --load_from MODEL.pth --img_dir photos [--heatmap]
 
 import argparse
 import csv
-import json
 import os
 import re
 import sys
@@ -15,18 +14,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import BatchSampler
 
 from pipeline.csra import AveragePooling
 from utils import options
 from utils.checkpoint import load_model_for
-from utils.datasets import to_float
+from utils.datasets import load_batches, to_float
 from utils.heatmap import ClassMap, contact_sheet, panel
-from utils.photos import Photos, find_photos, make_photo_loader
+from utils.photos import Photos, collate, find_photos
 from utils.predict import best_classes
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device
-from utils.runtime.files import atomic_write, check_file, check_folder
+from utils.runtime.files import atomic_write, check_file, check_folder, write_json
 from utils.runtime.progress import progress
 from utils.scores import read_thresholds, threshold
 from utils.transforms import load_image
@@ -43,7 +43,8 @@ def main() -> None:
         model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last)
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
-    loader = make_photo_loader(dataset, args.batch_size, args.num_workers)
+    batches = BatchSampler(range(len(paths)), args.batch_size, drop_last=False)
+    loader = load_batches(dataset, batches, args.num_workers, collate_fn=collate)
 
     results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():
@@ -114,8 +115,7 @@ def write_tables(args: argparse.Namespace, classes: list[str], results: dict[str
     """Write all scores of all images to the files that --json and --csv name."""
     if args.json:
         rows = [{"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()]
-        with atomic_write(args.json) as file:
-            json.dump(rows, file, indent=1)
+        write_json(args.json, rows, indent=1)
     if args.csv:
         with atomic_write(args.csv) as file:
             table = csv.writer(file, lineterminator="\n")

@@ -186,8 +186,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
     if args.list_models:
         print("\n".join(MODELS))
         sys.exit(0)
-    saved = find_saved(args)
-    if saved is None:
+    if (saved := find_saved(args)) is None:
         return resolve(args), None
     try:
         return resolve(resumed_options(parser, args, saved)), saved
@@ -199,10 +198,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Return the options with the data set's defaults for None; UserError for options that conflict."""
     spec = dataset_spec(args.dataset)
     num_classes = len(class_names(spec.folder))
-    names = ("model", "img_size", "normalize", "total_epoch", "decay_step")
-    defaults = {name: getattr(spec, name) for name in names}
-    defaults |= {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
-    defaults |= {} if args.backbone_weights else {"pretrained": spec.pretrained}
+    defaults = vars(spec) | {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
+    defaults |= {"pretrained": None} if args.backbone_weights else {}
     resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
     del resolved["list_models"]  # not part of a run
     args = argparse.Namespace(**resolved)

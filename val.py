@@ -4,11 +4,10 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 """
 
 import argparse
-import json
+import functools
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.network import Network
 from utils import options
@@ -20,7 +19,7 @@ from utils.label_files import fingerprint
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import atomic_write, check_file, nan_to_none
+from utils.runtime.files import check_file, nan_to_none, write_json
 from utils.scores import by_class, read_thresholds, threshold, write_scores
 from utils.sweep import axis, format_sweep, sweep
 
@@ -43,11 +42,7 @@ def main() -> None:
         print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
 
     axes = {"T": [None]} | dict(args.sweep or [])
-
-    def terms(images: Tensor) -> Tensor:
-        # The mean scores, the attended ones as trained, and the attended ones for each T.
-        return logit_terms(model.classifier, model.features(images), [None, *axes["T"]])
-
+    terms = functools.partial(logit_terms, model, temperatures=[None, *axes["T"]])  # None: as trained
     with interrupt.deferring_signals("stopping"):
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
     if args.sweep:
@@ -61,8 +56,7 @@ def main() -> None:
         print(f"\n{format_sweep(points)}")
         results["sweep"] = [by_class(point, model.classes) for point in points]
     if args.out and distributed.RANK == 0:
-        with atomic_write(args.out) as file:
-            json.dump(nan_to_none(results), file, indent=2)
+        write_json(args.out, nan_to_none(results))
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:
         write_scores(args.save_scores, scores, labels, model.classes)

@@ -14,9 +14,8 @@ from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA, read_vit
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
 # Excluded: one image size only, a map per ImageNet class as the last map, or no ImageNet-1k weights.
-EXCLUDED = ("vit_", "maxvit", "squeezenet", "regnet_y_128gf")
-LISTED = torchvision.models.list_models(module=torchvision.models)
-OTHERS = tuple(name for name in LISTED if not name.startswith(EXCLUDED) and name not in RESNETS)
+EXCLUDED = ("vit_*", "maxvit*", "squeezenet*", "regnet_y_128gf*")
+OTHERS = tuple(torchvision.models.list_models(module=torchvision.models, exclude=(*EXCLUDED, *RESNETS)))
 MODELS = (*RESNETS, *SIZES, *OTHERS)
 
 
@@ -50,8 +49,7 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
     """Read the arguments of `build` but lam off a state dict (img_size or None); ValueError if none fits."""
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
-    weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
-    if weight is None:
+    if (weight := state_dict.get(heads[0] if heads else "classifier.head.weight")) is None:
         raise ValueError("it has no CSRA head (classifier.multi_head); train from it with --backbone_weights")
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")

@@ -39,11 +39,8 @@ def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:
     every_node = create_feature_extractor(network, nodes, suppress_diff_warning=True).eval()
     with torch.inference_mode():
         small, large = (every_node(torch.zeros(1, 3, side, side)) for side in (128, 256))
-    maps = [
-        node
-        for node, value in small.items()
-        # A feature map grows with the image; the output of adaptive pooling does not.
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] < large[node].shape[2]
-    ]
-    cut = create_feature_extractor(network, {maps[-1]: "map"}, suppress_diff_warning=True)
-    return cut, small[maps[-1]].shape[1]
+    maps = {node: value for node, value in small.items() if isinstance(value, Tensor) and value.ndim == 4}
+    # A feature map grows with the image; the output of adaptive pooling does not.
+    *_, last = (node for node in maps if maps[node].shape[2] < large[node].shape[2])
+    cut = create_feature_extractor(network, {last: "map"}, suppress_diff_warning=True)
+    return cut, maps[last].shape[1]

@@ -64,8 +64,7 @@ def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
     if token is None or token.ndim != 3:
         return None, None
     models = {SIZES[model][2]: model for model in SIZES}  # by their width
-    width = token.shape[2]
-    if width not in models:
+    if (width := token.shape[2]) not in models:
         raise ValueError(f"its Vision Transformer has width {width}, not {' or '.join(map(str, models))}")
     has_size = embedding is not None and embedding.ndim == 3
     return models[width], PATCH * math.isqrt(embedding.shape[1] - 1) if has_size else None

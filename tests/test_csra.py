@@ -1,6 +1,7 @@
 """Compare the head with the paper's equations, written out here class by class."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_the_baseline_classifies_the_mean_and_lam_adds_the_maximum():
 def test_logit_terms_give_the_logits_for_any_lam_and_temperature(num_heads):
     head = MHA(num_heads, LAM, 5, 3) if num_heads else AveragePooling(LAM, 5, 3)
     x = torch.randn(2, 5, 3, 4)
-    terms = logit_terms(head, x, [None, 2, math.inf])
+    model = SimpleNamespace(features=torch.nn.Identity(), classifier=head)
+    terms = logit_terms(model, x, [None, 2, math.inf])
     assert terms.shape == (2, 4, 3)
     torch.testing.assert_close(terms[:, 0] + LAM * terms[:, 1], head(x))
     for i, T in ((2, 2), (3, math.inf)):

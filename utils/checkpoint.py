@@ -184,8 +184,7 @@ def check_intact(path: Path) -> None:
             return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
         with zipfile.ZipFile(path) as file:
             # torch.save does not compress. A compressed file could expand to fill the memory.
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
-            if compressed or file.testzip():
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()) or file.testzip():
                 raise UserError(f"{path} is damaged, or not from torch.save: copy or download it again")
 
 

@@ -160,26 +160,27 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
         order = np.arange(len(self.dataset))
-        ends = range(self.batch_size, len(order), self.batch_size)
-        if not self.dataset.train:
-            for batch in np.split(order, ends)[self.mine]:
-                yield [(self.epoch, i, True) for i in batch.tolist()]
-            return
-        np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
-        for first, *others in (batch.tolist() for batch in np.split(order, ends)[self.start :]):
-            share = [first, *others][self.mine]
-            yield [(self.epoch, i, True) for i in share] or [(self.epoch, first, False)]
+        if self.dataset.train:
+            np.random.default_rng((ORDER, self.dataset.seed, self.epoch)).shuffle(order)
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        for batch in batches[self.start :] if self.dataset.train else batches[self.mine]:
+            share = batch[self.mine] if self.dataset.train else batch
+            yield [(self.epoch, i, True) for i in share.tolist()] or [(self.epoch, int(batch[0]), False)]
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
+    options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
+    return load_batches(dataset, EpochBatches(dataset, batch_size), num_workers, **options)
+
+
+def load_batches(dataset: Dataset, batches: Sampler, num_workers: int, **options) -> DataLoader:
+    """Return a loader of a data set's batches, with no more workers than batches; options: of DataLoader."""
     report_slow_decoder()
-    batches = EpochBatches(dataset, batch_size)
     num_workers = min(num_workers, len(batches))
-    options = {"batch_sampler": batches, "collate_fn": collate, "pin_memory": device.type == "cuda"}
     options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     with warnings.catch_warnings(action="ignore"):  # the user may choose more workers than there are cores
-        return DataLoader(dataset, worker_init_fn=interrupt.ignore_signals, **options)
+        return DataLoader(dataset, batch_sampler=batches, worker_init_fn=interrupt.ignore_signals, **options)
 
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, ...]:
@@ -187,13 +188,12 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tu
     if args.dataset == "shapes":
         distributed.first_process_first(make_missing_shapes)
     given = {"img_size": args.img_size, "seed": args.seed, "max_pixels": args.max_pixels}
-    train_set = load_split(spec, "train", train=True, **given)
-    splits = ["val", "test"] if label_file(spec, "val").exists() else ["test"]
-    held_out = [load_split(spec, split, **given) for split in splits]
-    train_loader = make_loader(train_set, args.batch_size, args.num_workers, device)
+    splits = ["train", "val", "test"] if label_file(spec, "val").exists() else ["train", "test"]
+    sets = [load_split(spec, split, train=split == "train", **given) for split in splits]
     # In evaluation each process takes whole batches: 16 images fit a GPU whatever the training batch is.
-    loaders = [make_loader(images, min(args.batch_size, 16), args.num_workers, device) for images in held_out]
-    return train_loader, loaders[0], loaders[-1]
+    sizes = [args.batch_size if images.train else min(args.batch_size, 16) for images in sets]
+    loaders = [make_loader(images, size, args.num_workers, device) for images, size in zip(sets, sizes)]
+    return loaders[0], loaders[1], loaders[-1]
 
 
 def make_missing_shapes() -> None:

@@ -4,7 +4,6 @@ python utils/evaluation.py FILE.npz [--threshold 0.5] [--fit_thresholds FILE.jso
 """
 
 import functools
-import json
 import math
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.runtime.cli import Parser, UserError, given_path, one_line, run_script
-from utils.runtime.files import atomic_write, check_file
+from utils.runtime.files import check_file, write_json
 from utils.scores import check_inputs, read_scores, read_thresholds, threshold
 
 
@@ -37,12 +36,11 @@ def main() -> None:
     if args.fit_thresholds:
         used, positives = args.fit_thresholds, (targets == 1) & ~ignore
         counted = ~ignore | saved["unknown_is_negative"]
-        fitted = [best_threshold(*arrays) for arrays in zip(scores.T, positives.T, counted.T)]
+        fitted = list(map(best_threshold, scores.T, positives.T, counted.T))
         thresholds = np.where(np.isnan(fitted), thresholds, fitted)
         if used.exists():  # replace no other kind of file
             read_thresholds(used, names)
-        with atomic_write(used) as file:
-            json.dump(dict(zip(names, thresholds.tolist())), file, indent=2)
+        write_json(used, dict(zip(names, thresholds.tolist())))
         print(f"written to {used}: fitted to these images, so evaluate it on others")
     metrics = evaluate(scores, targets, ignore, thresholds, saved["unknown_is_negative"])
     print(f"{len(scores)} images, threshold {used}")
@@ -71,8 +69,7 @@ def evaluate(
     ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
     positives = (targets == 1) & ~ignore
-    by_class = zip(scores.T.copy(), positives.T.copy(), (~ignore).T.copy())
-    ap = [average_precision(*arrays) for arrays in by_class]
+    ap = list(map(average_precision, scores.T.copy(), positives.T.copy(), (~ignore).T.copy()))
     if unknown_is_negative:
         ignore = np.zeros_like(ignore)
     predicted, rest = (scores >= threshold) & ~ignore, np.where(ignore, -np.inf, scores)

@@ -46,12 +46,11 @@ def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.I
     canvas = Image.new("RGB", (width, image.height + 7 * margin), PAPER)
     canvas.paste(overlay(image, found.values) if found else image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
+    draw.font = ImageFont.load_default(size)  # has only ASCII characters
     for file in FONTS:
         with contextlib.suppress(OSError):  # the system may lack it
             draw.font = ImageFont.truetype(file, size)
             break
-    else:
-        draw.font = ImageFont.load_default(size)  # has only ASCII characters
     if found:
         text, scale, row = f"{found.name}  {found.score:.2f}", f"{found.measure}  0", middle + 3 * margin
         draw.text((margin, row), scale, INK, anchor="lm")

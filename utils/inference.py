@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.csra import ResidualAttention, attended_scores
+from pipeline.csra import attended_scores
+from pipeline.network import Network
 from utils.datasets import to_float
 from utils.evaluation import evaluate
 from utils.label_files import IGNORED, Labels
@@ -54,14 +55,14 @@ def with_tta(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor]
     return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if tta == "flip" else forward
 
 
-def logit_terms(classifier: ResidualAttention, x: Tensor, temperatures: list = (None,)) -> Tensor:
+def logit_terms(model: Network, images: Tensor, temperatures: list) -> Tensor:
     """Return the terms of the logits for any λ: the mean scores, and the attended scores for each T.
 
-    x: features (B, D, H, W). temperatures: each replaces that of all heads; None keeps the heads' own.
+    images: (B, 3, S, S). temperatures: each replaces that of all heads; None keeps the heads' own.
     Returns (B, 1 + len(temperatures), C), summed over the heads; logits are the first + λ · another. Neither
     λ nor T changes a score map, so no training is needed (paper, Fig. 1).
     """
-    maps = [(scores.flatten(2), T) for scores, T in classifier.score_maps(x)]
+    maps = [(scores.flatten(2), T) for scores, T in model.classifier.score_maps(model.features(images))]
     mean = sum(scores.mean(dim=-1) for scores, _ in maps)
     attended = (sum(attended_scores(s, own if T is None else T) for s, own in maps) for T in temperatures)
     return torch.stack([mean, *attended], dim=1)

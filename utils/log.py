@@ -26,7 +26,6 @@ def log_epoch(folder: Path, record: dict) -> None:
     with atomic_write(folder / "log.jsonl") as file:
         file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])
     rates = " (head ".join(f"{rate:.2g}" for rate in record["lr"].values()) + ")" * (len(record["lr"]) - 1)
-    print(
-        f"epoch {record['epoch']:3}  loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  "
-        f"lr {rates}  {record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
-    )
+    results = f"loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  lr {rates}"
+    speed = f"{record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
+    print(f"epoch {record['epoch']:3}  {results}  {speed}")

@@ -29,14 +29,13 @@ def model_name(text: str) -> str:
 def summary(parser: Parser, args: Namespace) -> str:
     """Format the options of a run that matter most or differ from their defaults, a line for each group."""
     rates = {"lr": f"{args.lr:g} (head {args.lr * args.head_lr_factor:g})"} if "lr" in args else {}
-    values, lines = vars(args) | rates, []
+    values = {name: value for name, value in (vars(args) | rates).items() if name not in NOT_SHOWN}
+    lines = []
     for group in parser._action_groups:
         words = []
         for option in group._group_actions:
             name, value = option.dest, values.get(option.dest)
-            if name in NOT_SHOWN or value is None:
-                continue
-            if name in SHOWN or value not in (option.default, "none"):
+            if value is not None and (name in SHOWN or value not in (option.default, "none")):
                 words.append(name if value is True else f"{name} {value}")
         if words:
             lines.append(f"{group.title:13} {', '.join(words)}")
@@ -49,8 +48,7 @@ def add_data_options(parser: Parser, default: str, batch: str = "", names: str =
     batch: what --batch_size counts, for commands that load images. names: what --dataset takes.
     """
     group = parser.add_argument_group("data")
-    default_name = "voc07" if names == NAMES else None
-    group.add_argument("--dataset", default=default_name, metavar="NAME", help=names)
+    group.add_argument("--dataset", default="voc07" if names == NAMES else None, metavar="NAME", help=names)
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
     group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")

@@ -1,19 +1,16 @@
-"""Find images without labels in files, folders and patterns, and load them in batches."""
+"""Find images without labels in files, folders and patterns, and load them."""
 
 import glob
-import math
 import os
-import warnings
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from utils.runtime.cli import UserError
-from utils.runtime.interrupt import ignore_signals
-from utils.transforms import FORMATS, eval_transform, load_image, report_slow_decoder
+from utils.transforms import FORMATS, eval_transform, load_image
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
@@ -59,12 +56,3 @@ def collate(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor,
     readable = {index: sample for index, sample in samples if isinstance(sample, Tensor)}
     images = default_collate(list(readable.values())) if readable else torch.empty(0)
     return list(readable), images, errors
-
-
-def make_photo_loader(dataset: Photos, batch_size: int, num_workers: int) -> DataLoader:
-    """Return a loader of batches in the order of the paths."""
-    report_slow_decoder()
-    workers = min(num_workers, math.ceil(len(dataset) / batch_size))
-    options = {"num_workers": workers, "collate_fn": collate, "worker_init_fn": ignore_signals}
-    with warnings.catch_warnings(action="ignore"):  # PyTorch warns of more workers than cores
-        return DataLoader(dataset, batch_size, **options)

@@ -81,8 +81,7 @@ def read_run(folder: Path) -> np.ndarray:
 def read_results(path: Path) -> dict[str, float]:
     """Return the AP of each class from a file of val.py --out, NaN for a class without positives."""
     with reporting_errors(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
-        APs = read_json(path)["AP"].items()
-        values = {name: math.nan if ap is None else float(ap) for name, ap in APs}
+        values = {name: math.nan if ap is None else float(ap) for name, ap in read_json(path)["AP"].items()}
     if all(map(math.isnan, values.values())):
         raise UserError(f"{path}: no class has positives, so there is no AP to draw")
     return values

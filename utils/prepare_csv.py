@@ -46,11 +46,10 @@ def main() -> None:
     column = take_splits(header, rows, args.csv)
     classes, targets = read_targets(header, rows, args.separator, args.csv)
     paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
-    entries = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
     positives = np.array(targets) == 1
     splits = {f"{part}.json": [] for part in SPLITS}
-    for entry, part in zip(entries, column or random_splits(positives, args)):
-        splits[f"{part}.json"].append(entry)
+    for target, path, part in zip(targets, paths, column or random_splits(positives, args)):
+        splits[f"{part}.json"].append({"target": target, "img_path": path})
     if not splits["train.json"] or not splits["test.json"]:
         cause = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
         raise UserError(f"{cause} leaves no images to train on or to test on")
@@ -91,12 +90,11 @@ def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
     if "split" not in header:
         return []
     column = header.index("split")
+    for line, cells in rows:
+        if cells[column] not in SPLITS:
+            raise UserError(f"{path}, line {line}: split is {cells[column]!r:.50}, not train, val or test")
     del header[column]
-    splits = [cells.pop(column) for _, cells in rows]
-    for (line, _), part in zip(rows, splits):
-        if part not in SPLITS:
-            raise UserError(f"{path}, line {line}: split is {part!r:.50}, but must be train, val or test")
-    return splits
+    return [cells.pop(column) for _, cells in rows]
 
 
 def read_targets(header: list[str], rows: list[Row], separator: str, path: Path) -> tuple[list[str], list]:

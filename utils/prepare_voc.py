@@ -40,8 +40,7 @@ def main() -> None:
     classes = class_names(name)
     splits = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
     train, *_, test = splits
-    both = {entry["img_path"] for entry in splits[train]} & {entry["img_path"] for entry in splits[test]}
-    if both:
+    if both := {entry["img_path"] for entry in splits[train]} & {entry["img_path"] for entry in splits[test]}:
         raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
     for split in splits.keys() - {test}:
         for entry in splits[split]:  # here, a class with only difficult objects counts as absent

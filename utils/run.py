@@ -28,7 +28,7 @@ from utils.log import log_epoch, read_log
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.runtime.files import atomic_write, check_folder, nan_to_none
+from utils.runtime.files import check_folder, nan_to_none, write_json
 from utils.scores import by_class
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
@@ -65,11 +65,10 @@ class Run:
         self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
         self.record = self.best = None
 
-    def describe_data(self, train_loader: DataLoader, *others: DataLoader) -> None:
-        """Keep the number of steps per epoch, and in the options the fingerprints of the label files."""
-        self.steps_per_epoch = len(train_loader)
-        sets = [loader.dataset for loader in (train_loader, *others)]
-        self.config["labels"] = " ".join(fingerprint(dataset.labels) for dataset in sets)
+    def describe_data(self, *loaders: DataLoader) -> None:
+        """Keep the first loader's steps per epoch, and in the options the fingerprints of the labels."""
+        self.steps_per_epoch = len(loaders[0])
+        self.config["labels"] = " ".join(fingerprint(loader.dataset.labels) for loader in loaders)
 
     @property
     def where(self) -> str:
@@ -79,15 +78,14 @@ class Run:
 
     def open_folder(self) -> None:
         """Make the folder of a new run, or check the log of a resumed one."""
-        folder = self.args.output_dir
         if RANK == 0:
             if self.args.resume:
-                read_log(folder)
+                read_log(self.folder)
             else:
-                folder = make_folder(self.args)
-            for part in (part for file in RUN_FILES for part in folder.glob(f".{file}.*.part")):
+                self.folder = make_folder(self.args)
+            for part in (part for file in RUN_FILES for part in self.folder.glob(f".{file}.*.part")):
                 part.unlink(missing_ok=True)  # a killed run was writing it
-        self.folder = distributed.gather(folder)[0]
+        self.folder = distributed.gather(self.folder)[0]
         if self.epoch >= self.args.total_epoch:
             print(f"the run in {self.folder} is finished: its {self.epoch} epochs are done")
         else:
@@ -173,8 +171,7 @@ class Run:
         """Write test_results.json, in the form of val.py --out, and format it."""
         if RANK == 0:
             results = by_class(metrics, self.classes) | {"epoch": self.best["epoch"]}
-            with atomic_write(self.folder / "test_results.json") as file:
-                json.dump(nan_to_none(results), file, indent=2)
+            write_json(self.folder / "test_results.json", nan_to_none(results))
         return f"best.pth on the test images:\n{format_report(metrics, self.classes)}"
 
     def contents(self) -> dict[str, Any]:
@@ -268,19 +265,17 @@ def resumed_options(parser: Parser, args: argparse.Namespace, saved: dict[str, A
     """Return the options of the run to resume; UserError if the command line changes one that matters."""
     if "position" not in saved:
         raise UserError("it holds no run to resume, as only last.pth does")
-    config = saved["config"]
     # Options added since the run was saved take their defaults.
-    old = {k: config.get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
+    old = {k: saved["config"].get(k, parser.get_default(k)) for k in vars(args) if k not in COMMAND_OPTIONS}
     given = {name: value for name, value in old.items() if value is not None and value is not False}
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    folder = args.output_dir
-    args = parser.parse_args([*words, *sys.argv[1:]])  # what the command line repeats, it overrides
-    args.output_dir, args.resume = folder, True
-    options = [(name, getattr(args, name), value) for name, value in old.items() if name not in FREE_OPTIONS]
+    resumed = parser.parse_args([*words, *sys.argv[1:]])  # what the command line repeats, it overrides
+    resumed.output_dir, resumed.resume = args.output_dir, True
+    options = [(k, getattr(resumed, k), value) for k, value in old.items() if k not in FREE_OPTIONS]
     changed = [f"--{name} {new} (it has {value})" for name, new, value in options if str(new) != str(value)]
     if changed:
         raise UserError(f"leave out {', '.join(changed)}")
-    return args
+    return resumed
 
 
 def check_same_start(saved: dict[str, Any] | None) -> None:

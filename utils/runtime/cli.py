@@ -124,8 +124,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        message = out_of_memory_message(error)
-        if message is None:
+        if (message := out_of_memory_message(error)) is None:
             time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)
             raise
     finally:

@@ -51,6 +51,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         part.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write a JSON file."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=indent)
+
+
 def write_json_list(path: Path, entries: Iterable[Any]) -> None:
     """Write a JSON list with one entry per line."""
     with atomic_write(path) as file:
