@@ -160,8 +160,11 @@ def test_bad_options_are_refused(photos, fails, command, options, says):
     fails(demo, "--load_from", "model.pth", *CPU, *options, says=says)
 
 
-def test_checkpoints_with_class_names_need_no_data_set(photos, command):
-    assert label(command, "--img_dir", "photos", "--dataset", "elsewhere").status == 0
+def test_a_data_set_other_than_that_of_the_checkpoint_is_refused(photos, command, fails):
+    assert label(command, "--img_dir", "photos", "--dataset", "shapes").status == 0
+    arguments = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--dataset"]
+    fails(demo, *arguments, "elsewhere", says=["--dataset elsewhere"])
+    fails(demo, *arguments, "voc07", says=["class 1 is circle, not aeroplane", "--dataset voc07 has 20"])
 
 
 def test_file_names_of_any_bytes_are_labelled_and_pipes_are_skipped(photos, command):

@@ -120,6 +120,18 @@ def test_what_is_no_photograph_is_refused(photos, photo, error, says):
         load_model("model.pth", device="cpu").predict(photo)
 
 
+@pytest.mark.parametrize("threshold", [2, -0.1, float("nan")])
+def test_a_threshold_that_no_score_can_be_compared_with_is_refused(photos, threshold):
+    with pytest.raises(ValueError, match="not from 0 to 1"):
+        load_model("model.pth", device="cpu").predict(["a.jpg"], threshold=threshold)
+
+
+def test_a_file_with_class_names_takes_no_other_data_set(photos):
+    own, *_ = load_model("model.pth").classes
+    with pytest.raises(UserError, match=f"class 1 is {own}, not person.*--dataset coco has 80"):
+        load_model("model.pth", dataset="coco")
+
+
 def test_the_device_is_chosen_and_can_be_named(photos):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert next(load_model("model.pth").parameters()).device.type in (expected, "mps")

@@ -192,6 +192,7 @@ def test_a_sweep_matches_separate_evaluations(trained, shapes, command, tmp_path
         alone = evaluated("--lam", row["lam"])
         for name in ("mAP", "CF1", "OF1_3"):
             assert row[name] == pytest.approx(alone[name], abs=1e-6)
+        assert row["AP"] == pytest.approx(alone["AP"], abs=1e-6)  # by class
     assert swept["mAP"] == pytest.approx(evaluated()["mAP"], abs=1e-6)
     maximum, mean = swept["sweep"][5], swept["sweep"][2]
     assert [maximum[name] for name in ("lam", "T")] == [0.5, "inf"]
