@@ -125,7 +125,7 @@ def write_tables(args: argparse.Namespace, classes: list[str], results: dict[str
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Label images. Exit status 1: some files were skipped; 2: a mistake.")
-    group = options.add_data_options(parser, options.TRAINED, "images per step", options.FOREIGN)
+    group = options.add_data_options(parser, options.TRAINED, "images per step", foreign=True)
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
     options.add_checkpoint_options(parser)

@@ -79,7 +79,7 @@ FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
-    options.add_data_options(parser, options.TRAINED, names=options.FOREIGN)
+    options.add_data_options(parser, options.TRAINED, foreign=True)
     options.add_checkpoint_options(parser, tta=False)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=given_path, required=True, metavar="FILE", help="an .onnx or .pt2 file")

@@ -156,7 +156,7 @@ def make_parser() -> Parser:
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {own}")
-    weights.add_argument("--backbone_weights", "--cutmix", type=given_path, metavar="FILE", help=file_help)
+    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
@@ -199,7 +199,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     spec = dataset_spec(args.dataset)
     num_classes = len(class_names(spec.folder))
     defaults = vars(spec) | {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
-    defaults |= {"pretrained": None} if args.backbone_weights else {}
+    defaults |= {"pretrained": None} if args.cutmix else {}
     resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
     del resolved["list_models"]  # not part of a run
     args = argparse.Namespace(**resolved)

@@ -160,9 +160,7 @@ def find_photos(folder: Path) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = Parser("Time each stage against the textbook's way to do it.")
     parser.add_argument("stage", nargs="?", choices=[*STAGES, "all"], default="all", help=STAGE_HELP)
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller inputs, fewer rounds: minutes instead of an hour"
-    )
+    parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds: some minutes")
     images_help = "folder of photographs (JPEG) [default: synthetic ones]"
     parser.add_argument("--images", type=given_path, metavar="DIR", help=images_help)
     batch_help = "images per step of train and val [default: 16; 4 with --quick on a CPU]"

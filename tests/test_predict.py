@@ -121,7 +121,7 @@ def test_what_is_no_photograph_is_refused(photos, photo, error, says):
 
 
 @pytest.mark.parametrize("threshold", [2, -0.1, float("nan")])
-def test_a_threshold_that_no_score_can_be_compared_with_is_refused(photos, threshold):
+def test_a_threshold_outside_0_to_1_is_refused(photos, threshold):
     with pytest.raises(ValueError, match="not from 0 to 1"):
         load_model("model.pth", device="cpu").predict(["a.jpg"], threshold=threshold)
 

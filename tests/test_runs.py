@@ -215,7 +215,7 @@ def test_the_defaults_are_the_papers_recipe(monkeypatch):
         return vars(main.parse_args()[0])
 
     paper = {"batch_size": 16, "lr": 0.01, "momentum": 0.9, "w_d": 1e-4, "warmup_epoch": 2, "total_epoch": 30}
-    paper |= {"img_size": 448, "model": "resnet101", "pretrained": "imagenet", "backbone_weights": None}
+    paper |= {"img_size": 448, "model": "resnet101", "pretrained": "imagenet", "cutmix": None}
     voc = values("--num_heads", "1", "--lam", "0.1", "--dataset", "voc07", "--num_cls", "20")
     assert voc.items() >= (paper | {"decay_step": 4, "num_heads": 1, "lam": 0.1}).items()
     coco = values("--num_heads", "6", "--lam", "0.5", "--dataset", "coco", "--num_cls", "80")

@@ -18,7 +18,7 @@ from utils.datasets import IGNORED
 from utils.evaluation import evaluate
 from utils.label_files import Labels
 from utils.scores import read_scores, write_scores
-from utils.sweep import axis
+from utils.sweep import axis, format_sweep
 
 
 def last_line(text: str) -> str:
@@ -235,6 +235,15 @@ def test_unknown_labels_are_saved_as_ignored(workdir, command):
     options = ["--dataset", "mine", "--num_workers", 0, "--device", "cpu", "--load_from", "run/best.pth"]
     assert command(val, *options, "--save_scores", "s.npz").status == 0
     assert read_scores(Path("s.npz"))["ignore"].tolist() == [[True, False], *[[False, False]] * 3]
+
+
+def test_equally_good_points_of_a_sweep_are_all_marked():
+    points = [{"lam": lam, "T": "1", "mAP": mAP} for lam, mAP in ((0, 0.5), (0.1, 0.75), (0.2, 0.75))]
+    assert [line.endswith("75.0000 *") for line in format_sweep(points).splitlines()[2:5]] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_sweep_axes_are_parsed():

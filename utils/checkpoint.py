@@ -69,7 +69,7 @@ def load_model(
     spec = DATASETS.get(config.get("dataset", dataset or "voc07"), OWN)
     with reporting_errors(f"{path} cannot be loaded"), reporting_value_errors(path):
         held = read_architecture(checkpoint["model"], config.get("model"))
-        if len(checkpoint.get("classes", range(held["num_cls"]))) != held["num_cls"]:
+        if "classes" in checkpoint and len(checkpoint["classes"]) != held["num_cls"]:
             raise ValueError(f"it names {len(checkpoint['classes'])} classes for {held['num_cls']} outputs")
         lam = config.get("lam", 0.1 if held["num_heads"] else 0.0) if lam is None else lam
         img_size = img_size or config.get("img_size") or held["img_size"] or spec.img_size
@@ -87,10 +87,12 @@ def load_model(
 
 def read_classes(checkpoint: dict, number: int, dataset: str | None, path: str | Path) -> list[str]:
     """Return the class names in a checkpoint, else the data set's; UserError if number or names differ."""
+    if dataset is None and "classes" in checkpoint:
+        return checkpoint["classes"]
     names = class_names(dataset_spec(dataset or "voc07").folder)
     classes = checkpoint.get("classes", names)
-    if len(classes) == number and (dataset is None or classes == names):
-        return classes
+    if len(classes) == number and classes == names:
+        return names
     unequal = ((i, own, name) for i, (own, name) in enumerate(zip(classes, names), start=1) if own != name)
     first = next((f" (class {i} is {own}, not {name})" for i, own, name in unequal), "")
     differ = f"{path} holds {number} classes{first}, --dataset {dataset or 'voc07'} has {len(names)}"
@@ -216,8 +218,8 @@ def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
 
 def load_backbone(model: Network, args: argparse.Namespace) -> None:
     """Load the backbone weights that main.py's --pretrained or --backbone_weights asks for."""
-    if file := args.backbone_weights:
-        weights, source = load_checkpoint(file)["model"], f"--backbone_weights {file} for {args.model}"
+    if args.cutmix:
+        weights, source = load_checkpoint(args.cutmix)["model"], f"--cutmix {args.cutmix} for {args.model}"
     elif args.pretrained == "imagenet":
         weights, source = first_process_first(lambda: imagenet_weights(args.model)), "ImageNet weights"
     else:

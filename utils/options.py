@@ -13,7 +13,7 @@ SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr
 NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
 # Help texts: what --dataset takes, for commands that need only class names too, and a default.
 NAMES = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
-FOREIGN = "data set of a file that main.py did not write, for class names and defaults [default: voc07]"
+FOREIGN = "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
 TRAINED = "as trained, else the data set's"
 
 
@@ -42,13 +42,14 @@ def summary(parser: Parser, args: Namespace) -> str:
     return "\n".join(lines)
 
 
-def add_data_options(parser: Parser, default: str, batch: str = "", names: str = NAMES) -> _ArgumentGroup:
+def add_data_options(parser: Parser, default: str, batch: str = "", foreign: bool = False) -> _ArgumentGroup:
     """Add the options on data, for all commands; `default` names the default of open ones.
 
     batch: what --batch_size counts, for commands that load images. names: what --dataset takes.
     """
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="voc07" if names == NAMES else None, metavar="NAME", help=names)
+    kind = {"help": FOREIGN} if foreign else {"help": NAMES, "default": "voc07"}
+    group.add_argument("--dataset", metavar="NAME", **kind)
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
     group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")

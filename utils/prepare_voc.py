@@ -75,7 +75,7 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
     """Return the target (C) of an annotation: POSITIVE, ABSENT, or DIFFICULT if all its objects are."""
     target = dict.fromkeys(classes, ABSENT)
     with reporting_errors(f"{path} is not a VOC annotation in valid XML"):
-        root = ET.parse(path).getroot()
+        root = ET.parse(path).getroot()  # expat refuses entities that would fill the memory
         if root.tag != "annotation":
             raise ValueError(f"it holds <{root.tag}>, not <annotation>")
         for item in root.findall("object"):
