@@ -95,6 +95,18 @@ def test_the_table_takes_lambda_from_the_held_out_images():
     assert chosen == "| average pooling, tested with λ = 0.3, T inf | 2 | 71.00 ± 1.41 | | | | |"
 
 
+def test_the_chart_of_lambda_has_each_model_at_its_own_temperatures():
+    sweep = [
+        {"lam": lam, "T": T, "mAP": lam + x}
+        for x, T in enumerate(("as trained", "1", "inf"))
+        for lam in (0, 1)
+    ]
+    axis = claims.draw({f"{row}_choice": {"sweep": sweep} for row in claims.CHOICE}, [])["lambda"].axes[0]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in axis.get_lines()}
+    titles = [claims.ROWS[row][0] for row in claims.CHOICE]
+    assert drawn == dict(zip(titles, ([200, 300], [100, 200], [0, 100])))
+
+
 def test_boxes_of_voc_are_shares_of_the_image_and_difficult_objects_have_none(tmp_path):
     boxes = {"dog": ("0", (50, 20, 100, 80)), "cat": ("1", (0, 0, 10, 10))}
     objects = "".join(

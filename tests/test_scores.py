@@ -184,10 +184,11 @@ def test_a_sweep_matches_separate_evaluations(trained, shapes, command, tmp_path
         assert result.status == 0, result.err
         return {"out": result.out} | json.loads((tmp_path / "r.json").read_text())
 
-    swept = evaluated("--sweep", "lam=0:0.5:0.25", "T=1,inf")
+    swept = evaluated("--sweep", "lam=0:0.5:0.25", "T=1,inf,trained")
     assert [(row["lam"], row["T"]) for row in swept["sweep"]] == [
-        (lam, T) for T in ("1", "inf") for lam in (0, 0.25, 0.5)
+        (lam, T) for T in ("1", "inf", "as trained") for lam in (0, 0.25, 0.5)
     ]
+    assert [row["mAP"] for row in swept["sweep"][:3]] == [row["mAP"] for row in swept["sweep"][6:]]
     for row in swept["sweep"][:3]:  # one head, trained with T = 1
         alone = evaluated("--lam", row["lam"])
         for name in ("mAP", "CF1", "OF1_3"):
@@ -250,6 +251,7 @@ def test_sweep_axes_are_parsed():
     assert axis("lam=0:1:0.1") == ("lam", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     assert axis("lam=0.3") == ("lam", [0.3])
     assert axis("T=1,2.5,inf,99") == ("T", [1, 2.5, math.inf])
+    assert axis("T=trained,2") == ("T", [None, 2])
     for text in (
         "lam",
         "lam=",
@@ -260,6 +262,7 @@ def test_sweep_axes_are_parsed():
         "lam=0:1:0",
         "lam=0:1e9:1",
         "T=0",
+        "lam=trained",
         "x=1",
     ):
         with pytest.raises(argparse.ArgumentTypeError):

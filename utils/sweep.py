@@ -10,8 +10,8 @@ from utils.label_files import Labels
 from utils.runtime.cli import number
 
 
-def axis(text: str) -> tuple[str, list[float]]:
-    """Parse lam=0:1:0.1 (from:to:step) or T=1,2,4,inf; an argparse type."""
+def axis(text: str) -> tuple[str, list[float | None]]:
+    """Parse lam=0:1:0.1 (from:to:step) or T=trained,1,inf (trained: None); an argparse type."""
     name, _, values = text.partition("=")
     if name not in ("lam", "T") or values.count(":") not in (0, 2):
         raise argparse.ArgumentTypeError(f"{text!r}: write lam=0:1:0.1 (from:to:step) or T=1,2,4,inf")
@@ -21,7 +21,8 @@ def axis(text: str) -> tuple[str, list[float]]:
         if not (step and start <= stop <= start + 1000 * step):
             raise argparse.ArgumentTypeError(f"{text!r}: a range goes up, in at most 1000 steps")
         return name, [round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1)]
-    numbers = (math.inf if name == "T" and v in ("inf", "99") else parse(v) for v in values.split(","))
+    words = {"trained": None, "inf": math.inf, "99": math.inf} if name == "T" else {}
+    numbers = (words[v] if v in words else parse(v) for v in values.split(","))
     return name, list(dict.fromkeys(numbers))
 
 
