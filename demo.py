@@ -74,9 +74,8 @@ def main() -> None:
     write_tables(args, model.classes, results)
     for written in filter(None, (args.heatmap and args.out_dir, args.json, args.csv)):
         print(f"written to {written}")
-    if len(results) < len(paths):
-        skipped = f"skipped {len(paths) - len(results)} of {len(paths)} files"
-        print(f"{skipped}: not readable as images", file=sys.stderr)
+    if skipped := len(paths) - len(results):
+        print(f"skipped {skipped} of {len(paths)} files: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = make_loader(dataset, args.batch_size, args.num_workers, device)
     print(options.summary(parser, args))
-    print(f"{len(dataset)} images, on {device}")
+    print(f"{len(dataset)} {args.split} images, on {device}")
     if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):
         print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
 

@@ -83,7 +83,7 @@ def test_thresholds_by_class_choose_the_classes_to_show(photos, shapes, command,
     for content in ("[]", json.dumps(dict.fromkeys(names[1:], 0.5)), json.dumps(dict.fromkeys(names, "a"))):
         Path("bad.json").write_text(content)
         options = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--threshold", "bad.json"]
-        fails(demo, *options, says=["bad.json", "threshold by class"])
+        fails(demo, *options, says=["bad.json", "threshold for each class"])
 
 
 def test_photographs_are_turned_upright(photos, command):

@@ -77,7 +77,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         signal_at(patch, where, step)
         result = command(main, *RUN, "--output_dir", folder)
     assert result.status == 143
-    assert f"stopped at {place}; resume with: python main.py --resume --output_dir {folder}\n" in result.out
+    assert f"stopped at {place}; resume with: python main.py --resume {folder}\n" in result.out
     result = command(main, "--resume", folder, "--num_workers", workers)
     assert result.status == 0, result.err
     assert f"resuming the run in {folder} at {place}\n" in result.out
@@ -96,7 +96,7 @@ def test_the_same_command_starts_a_run_and_resumes_it(uninterrupted, shapes, tmp
     assert result.status == 0, result.err
     assert f"resuming the run in {folder} at step 2 of epoch 1\n" in result.out
     assert_same(results(folder), results(uninterrupted))
-    assert f"the run in {folder} is finished: its 2 epochs are done" in command(main, *options).out
+    assert f"the run in {folder} is finished after epoch 2:" in command(main, *options).out
 
 
 def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trained, tmp_path, command):

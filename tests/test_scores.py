@@ -117,7 +117,7 @@ def test_a_class_without_positives_keeps_the_threshold(tmp_path, command, fails)
         assert command(evaluation, path, *options, "--fit_thresholds", out).status == 0
         assert json.loads(out.read_text()) == {"cat": pytest.approx(0.15), "dog": dog}
     (tmp_path / "labels.json").write_text("[1, 2]")
-    for name, says in (("labels.json", "threshold by class"), ("t.txt", "ends in .json")):
+    for name, says in (("labels.json", "threshold for each class"), ("t.txt", "ends in .json")):
         fails(evaluation, path, "--fit_thresholds", tmp_path / name, says=[name, says])
     assert (tmp_path / "labels.json").read_text() == "[1, 2]"
 
@@ -279,7 +279,7 @@ def test_sweep_axes_are_parsed():
         (["--threshold", "1.01"], "'1.01'"),
         (["--threshold", "half"], "'half'"),
         (["--threshold", "gone.json"], "gone.json"),
-        (["--threshold", "data/shapes/test.json"], "threshold by class"),
+        (["--threshold", "data/shapes/test.json"], "threshold for each class"),
         (["--save_scores", "/proc/scores.npz"], "--save_scores"),
     ],
 )

@@ -93,10 +93,11 @@ def read_classes(checkpoint: dict, number: int, dataset: str | None, path: str |
     classes = checkpoint.get("classes", names)
     if len(classes) == number and classes == names:
         return names
-    unequal = ((i, own, name) for i, (own, name) in enumerate(zip(classes, names), start=1) if own != name)
-    first = next((f" (class {i} is {own}, not {name})" for i, own, name in unequal), "")
-    differ = f"{path} holds {number} classes{first}, --dataset {dataset or 'voc07'} has {len(names)}"
-    raise UserError(f"{differ}: name the data set it was trained for")
+    pairs = enumerate(zip(classes, names), start=1)
+    unequal = [f" (class {i} is {own}, not {name})" for i, (own, name) in pairs if own != name]
+    counts = f"{number} classes{''.join(unequal[:1])}, --dataset {dataset or 'voc07'} has {len(names)}"
+    trained = checkpoint["config"].get("dataset", "the one it was trained for")
+    raise UserError(f"{path} holds {counts}: name its data set, {trained}")
 
 
 def load_model_for(args: argparse.Namespace) -> Network:

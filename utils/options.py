@@ -21,8 +21,7 @@ def model_name(text: str) -> str:
     """Check the name of a model; an argparse type."""
     if text not in MODELS:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
-        hint = f"did you mean {similar}? main.py --list_models prints all"
-        raise ArgumentTypeError(f"{text!r} is not a backbone: {hint}")
+        raise ArgumentTypeError(f"{text!r}: did you mean {similar}? main.py --list_models prints all")
     return text
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     args = parse_args(parser)
     folder, name = Path("data", args.dataset), args.dataset
     if name in BUILT_IN or name.startswith(".") or folder.name != name:
-        raise UserError(f"--dataset {name}: choose a folder name other than {', '.join(BUILT_IN)}")
+        raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(BUILT_IN)}")
     check_folder(folder, "--dataset")
     if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
@@ -52,7 +52,7 @@ def main() -> None:
         splits[f"{part}.json"].append({"target": target, "img_path": path})
     if not splits["train.json"] or not splits["test.json"]:
         cause = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
-        raise UserError(f"{cause} leaves no images to train on or to test on")
+        raise UserError(f"{cause} leaves no images to train on or to test on: add images")
     if not splits["val.json"]:
         print("no images for val.json: main.py will choose the best epoch on the test images")
         del splits["val.json"]
@@ -117,7 +117,7 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
     for line, (name, *_) in rows:
         path = (folder / name).as_posix()
         if os.path.normpath(name).split(os.sep)[0] == ".." or not os.path.isfile(path):
-            raise UserError(f"{table}, line {line}: there is no image {path} in {folder}: set --img_dir")
+            raise UserError(f"{table}, line {line}: there is no image {path} in {folder}: correct --img_dir")
         if path in lines:
             raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
         lines[path] = line

@@ -87,7 +87,7 @@ class Run:
                 part.unlink(missing_ok=True)  # a killed run was writing it
         self.folder = distributed.gather(self.folder)[0]
         if self.epoch >= self.args.total_epoch:
-            print(f"the run in {self.folder} is finished: its {self.epoch} epochs are done")
+            print(f"the run in {self.folder} is finished after epoch {self.epoch}: --total_epoch adds more")
         else:
             action = "resuming the" if self.args.resume else "starting a new"
             print(f"{action} run in {self.folder} at {self.where}")
@@ -100,7 +100,7 @@ class Run:
                 yield
         except Interrupted:
             launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
-            command = shlex.join(["main.py", "--resume", "--output_dir", str(self.folder)])
+            command = shlex.join(["main.py", "--resume", str(self.folder)])
             with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
                 print(f"stopped at {self.where}; resume with: {launcher} {command}")
             raise
@@ -132,8 +132,8 @@ class Run:
         self.measure()
         speed = min(self.step * self.args.batch_size, len(loader.dataset)) / self.seconds
         where = f"epoch {self.epoch + 1}/{self.args.total_epoch}  step {self.step}/{len(loader)}"
-        lr = self.optimizer.param_groups[0]["lr"]
-        return f"{where}  loss {self.train_loss:.4f}  lr {lr:.2g}  {speed:.1f} images/s"
+        lr = f"lr {self.optimizer.param_groups[0]['lr']:.2g}"
+        return f"{where}  loss {self.train_loss:.4f}  {lr}  {speed:.1f} images/s"
 
     def finish_epoch(self, metrics: dict, num_images: int) -> None:
         """Log the epoch, write best.pth if it is the best one so far, and move on to the next."""

@@ -1,14 +1,14 @@
 """Files of saved scores: one .npz file with scores, targets, ignore, names, paths, unknown_is_negative."""
 
 import argparse
-import math
+import contextlib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from utils.label_files import IGNORED, Labels
-from utils.runtime.cli import number, reporting_errors
+from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write, read_json
 
 
@@ -61,16 +61,16 @@ def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
     """Parse a threshold from low to high, or the .json file with one per class; an argparse type."""
     if text.endswith(".json"):
         return Path(text)
-    value = number(float, -math.inf)(text)
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}, nor a .json file")
-    return value
+    with contextlib.suppress(ValueError):
+        if low <= (value := float(text)) <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}, nor a .json file")
 
 
 def read_thresholds(threshold: float | str | Path, names: list[str]) -> np.ndarray:
     """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}."""
     if isinstance(threshold, int | float):
         return np.full(len(names), float(threshold))
-    with reporting_errors(f"{threshold} must hold a threshold by class, as --fit_thresholds writes them"):
+    with reporting_errors(f"{threshold} must hold a threshold for each class"):
         values = read_json(Path(threshold))
         return np.array([float(values[name]) for name in names])
