@@ -100,7 +100,7 @@ def test_val_reads_every_kind_of_checkpoint(trained, shapes, command, tmp_path):
 
 def test_val_evaluates_the_training_images(trained, shapes, command):
     result = command(val, *SHAPES, "--load_from", trained / "best.pth", "--split", "train")
-    assert "20 images" in result.out
+    assert "20 train images" in result.out
 
 
 @pytest.mark.parametrize(
