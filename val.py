@@ -45,7 +45,7 @@ def main() -> None:
     terms = functools.partial(logit_terms, model, temperatures=[None, *axes["T"]])  # None: as trained
     with interrupt.deferring_signals("stopping"):
         outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
-    if args.sweep:
+    if args.sweep:  # outputs are the mean scores, those attended as trained, and those attended with each T
         swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
     scores, labels = sigmoid(outputs), dataset.labels
     metrics = evaluate_scores(scores, labels, thresholds)

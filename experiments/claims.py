@@ -174,6 +174,7 @@ def draw(results: dict[str, dict], classes: list[str]) -> dict:
     if curves:
         figures["lambda"], axis = make_figure(6.5, 4.2)
         for row, result in curves.items():
+            # These temperatures are the trained ones, and results of an earlier version have no other name.
             trained = {"pooling": "inf", "csra_h1_lam0.1": "1"}.get(row, "as trained")
             points = [(p["lam"], 100 * p["mAP"]) for p in result["sweep"] if p["T"] == trained]
             axis.plot(*zip(*sorted(points)), marker="o", label=ROWS[row][0])

@@ -129,10 +129,10 @@ def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarra
 def format_report(metrics: dict, classes: list[str]) -> str:
     """Format the metrics of each class that has positives, then the metrics of all, in %."""
     width = max(len("class"), *map(len, classes))
-    names = ("positives", "predicted", "correct", "precision", "recall", "F1")
-    names = [name for name in names if name in metrics]  # runs of older versions lack some
-    lines = [f"{'class':{width}}      AP" + "".join(f"  {name:>9}" for name in names)]
-    for name, ap, *rest in zip(classes, metrics["AP"], *(metrics[n] for n in names)):
+    columns = ("positives", "predicted", "correct", "precision", "recall", "F1")
+    columns = [column for column in columns if column in metrics]  # runs of older versions lack some
+    lines = [f"{'class':{width}}      AP" + "".join(f"  {column:>9}" for column in columns)]
+    for name, ap, *rest in zip(classes, metrics["AP"], *(metrics[column] for column in columns)):
         cells = (f"  {x:9}" if isinstance(x, int) else f"  {100 * x:9.2f}" for x in rest)
         if not math.isnan(ap):
             lines.append(f"{name:{width}}  {100 * ap:6.2f}" + "".join(cells))

@@ -11,7 +11,7 @@ from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_pat
 # Options that a run prints even if they are the defaults, and options that other lines explain.
 SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr")
 NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
-# Help texts: what --dataset takes, for commands that need only class names too, and a default.
+# Help texts: on --dataset (FOREIGN: of commands that need only class names), and a default.
 NAMES = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
 FOREIGN = "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
 TRAINED = "as trained, else the data set's"
@@ -44,7 +44,7 @@ def summary(parser: Parser, args: Namespace) -> str:
 def add_data_options(parser: Parser, default: str, batch: str = "", foreign: bool = False) -> _ArgumentGroup:
     """Add the options on data, for all commands; `default` names the default of open ones.
 
-    batch: what --batch_size counts, for commands that load images. names: what --dataset takes.
+    batch: what --batch_size counts, if images are loaded. foreign: --dataset is for files not from main.py.
     """
     group = parser.add_argument_group("data")
     kind = {"help": FOREIGN} if foreign else {"help": NAMES, "default": "voc07"}
