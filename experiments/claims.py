@@ -40,7 +40,7 @@ ROWS = {
 }
 # These are also trained on four fifths of the training images, to choose λ and T on the rest.
 CHOICE = ("pooling", "csra_h1_lam0.1", "csra_h4_lam0.1")
-GRID = ["lam=0:1:0.1", "T=trained,1,2,4,inf"]
+GRID = ["lam=0:1:0.1", "T=1,2,4,inf,trained"]
 
 
 def main() -> None:
@@ -174,9 +174,7 @@ def draw(results: dict[str, dict], classes: list[str]) -> dict:
     if curves:
         figures["lambda"], axis = make_figure(6.5, 4.2)
         for row, result in curves.items():
-            # These temperatures are the trained ones, and results of an earlier version have no other name.
-            trained = {"pooling": "inf", "csra_h1_lam0.1": "1"}.get(row, "as trained")
-            points = [(p["lam"], 100 * p["mAP"]) for p in result["sweep"] if p["T"] == trained]
+            points = [(p["lam"], 100 * p["mAP"]) for p in result["sweep"] if p["T"] == "as trained"]
             axis.plot(*zip(*sorted(points)), marker="o", label=ROWS[row][0])
         axis.set(xlabel="λ in testing", ylabel="mAP on held-out images, %")
         axis.legend()
