@@ -5,6 +5,7 @@ python experiments/claims.py --dataset voc07 --out FOLDER [--rows pooling csra_h
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from itertools import compress
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from experiments.pointing import by_size, pointing_game
+from experiments.pointing import by_size, pointing_game, read_boxes
 from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split
 from utils.label_files import class_names, write_labels
 from utils.log import read_log
@@ -47,10 +48,12 @@ def main() -> None:
     args, words = parse_args()
     check_folder(args.out, "--out")
     spec = dataset_spec(args.dataset)
+    if (test_file := label_file(spec, "test")).exists():  # else main.py makes it, or says how
+        read_boxes(read_json(test_file)[0])  # raises UserError if the data set has none
     # The data set for the choice is one of the user's own, and needs these defaults. Later options win.
     names = ("model", "pretrained", "img_size", "normalize", "total_epoch", "decay_step")
     given = {name: getattr(spec, name) for name in names}
-    if {"--backbone_weights", "--cutmix"} & set(words):
+    if any(word.startswith(("--backbone_weights", "--cutmix")) for word in words):
         del given["pretrained"]
     words = [f"--{name}={value}" for name, value in given.items() if value is not None] + words
     runs = [(f"{row}_choice", row, f"{args.dataset}_choice", 0) for row in CHOICE if row in args.rows]
@@ -61,14 +64,13 @@ def main() -> None:
     for index, (name, row, dataset, seed) in enumerate(missing, start=1):
         print(f"\nrun {index} of {len(missing)}: {name}", flush=True)
         folder = args.out / "runs" / name
-        options = ["--dataset", dataset, "--seed", str(seed), *ROWS[row][1], *words]
-        resume = ["--resume"] if (folder / "last.pth").exists() else []
-        run_command("main.py", *options, "--output_dir", str(folder), *resume)
+        options = [*words, "--dataset", dataset, "--seed", str(seed), *ROWS[row][1]]
+        run_command("main.py", *options, "--output_dir", str(folder), "--resume")
         with atomic_write(args.out / f"{name}.json") as file:
             json.dump(judge(folder, dataset), file)
     results = {path.stem: read_json(path) for path in sorted(args.out.glob("*.json"))}
     print("\n".join(["", *table(results)]))
-    for name, figure in draw(results, class_names(spec.folder)).items():
+    for name, figure in draw(results).items():
         with atomic_write(args.out / f"{name}.png", "wb") as file:
             figure.savefig(file, format="png", dpi=120)
         print(f"written to {args.out / name}.png")
@@ -77,7 +79,7 @@ def main() -> None:
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Return this script's options, and the words that it passes on to main.py."""
     parser = Parser("Train average pooling and CSRA, and print a table. Other options are main.py's.")
-    parser.add_argument("--dataset", default="shapes", help="a prepared data set with boxes: shapes or voc07")
+    parser.add_argument("--dataset", required=True, help="a prepared data set with boxes: shapes or voc07")
     out_help = "folder for runs and results; what is there is not repeated, and broken-off runs are resumed"
     parser.add_argument("--out", type=given_path, required=True, metavar="FOLDER", help=out_help)
     rows_help = "models to train; the table shows all that are in FOLDER [default: all]"
@@ -101,8 +103,15 @@ def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
 
 
 def run_command(script: str, *words: str) -> None:
-    """Run a script of the repository; UserError if it fails."""
-    if status := subprocess.call([sys.executable, str(REPOSITORY / script), *words]):
+    """Run a script of the repository; UserError if it fails. At a signal, the script may first save."""
+    process = subprocess.Popen([sys.executable, str(REPOSITORY / script), *words])
+    # A terminal sends Ctrl-C to both, kill only to this process.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    before = [signal.signal(*pair) for pair in handlers.items()]
+    status = process.wait()
+    for pair in zip(handlers, before):
+        signal.signal(*pair)
+    if status:
         raise UserError(f"{script} {' '.join(words)} ended with status {status}; run this again to go on")
 
 
@@ -151,7 +160,7 @@ def spread(fractions: list[float]) -> str:
     return f"{percent.mean():.2f}{deviation}"
 
 
-def draw(results: dict[str, dict], classes: list[str]) -> dict:
+def draw(results: dict[str, dict]) -> dict:
     """Return charts by name: AP by class, and mAP against λ on the images held out for the choice."""
     figures = {}
     pair = {
@@ -159,14 +168,15 @@ def draw(results: dict[str, dict], classes: list[str]) -> dict:
         for row, title in (("pooling", "average pooling"), ("csra_h1_lam0.1", "CSRA, 1 head, λ = 0.1"))
     }
     if all(pair.values()):
-        means = [[100 * np.mean([ap[c] for ap in runs]) for c in classes] for runs in pair.values()]
+        classes = list(next(iter(pair.values()))[0])
+        # A class without positives has None, which becomes NaN.
+        tables = [np.array([[ap[c] for c in classes] for ap in runs], float) for runs in pair.values()]
+        means = [100 * values.mean(axis=0) for values in tables]
         order = np.argsort(np.subtract(*means[::-1]))
         figures["classes"], axis = make_figure(7, 1.2 + 0.26 * len(classes))
         for title, values, marker, colour in zip(pair, means, "os", PALETTE):
-            axis.plot(np.array(values)[order], range(len(classes)), marker, label=title, color=colour)
-        axis.hlines(
-            range(len(classes)), *(np.array(values)[order] for values in means), color="0.6", zorder=0
-        )
+            axis.plot(values[order], range(len(classes)), marker, label=title, color=colour)
+        axis.hlines(range(len(classes)), *(values[order] for values in means), color="0.6", zorder=0)
         axis.set_yticks(range(len(classes)), np.array(classes)[order])
         axis.set(xlabel="average precision, %", title="Classes by what CSRA gains, most on top")
         figures["classes"].legend(loc="outside lower center", ncols=2)

@@ -14,7 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.checkpoint import load_model
 from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
-from utils.runtime.cli import Parser, given_path, reporting_errors, run_script
+from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import read_json
 
 CPU = torch.device("cpu")
@@ -82,7 +82,9 @@ def read_boxes(entry: dict) -> list[Box]:
             width, height = image.size
         boxes = [(item["name"], *item["bbox"]) for item in entry["objects"]]
     else:
-        annotation = path.parents[1] / "Annotations" / f"{path.stem}.xml"
+        annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
+        if not annotation.exists():
+            raise UserError(f"{path} has no boxes, in its label file or in {annotation}: use shapes or VOC")
         with reporting_errors(f"{path} has no boxes: {annotation} is not a VOC annotation"):
             root = ET.parse(annotation).getroot()
             width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))

@@ -2,14 +2,21 @@
 
 import importlib
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import claims, pointing
+from experiments.claims import REPOSITORY
+from main import make_parser
 from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import UserError
 
@@ -44,6 +51,36 @@ def folder(shapes_folder, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def test_the_row_and_the_seed_win_over_the_options_of_the_command(folder, command):
+    words = ["--lam", "0.3", "--seed", "7", "--num_heads", "2", "--backbone_weights=weights.pth"]
+    torch.save({}, "weights.pth")
+    calls = []
+
+    def run_command(script: str, *words: str) -> None:
+        calls.append(make_parser().parse_args(words))
+        raise UserError("stop")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "run_command", run_command)
+        result = command(
+            claims, "--dataset", "shapes", "--out", "out", "--rows", "csra_h4_lam0.2", "--seeds", "1", *words
+        )
+    assert result.err == "claims.py: error: stop\n"
+    (args,) = calls
+    assert (args.num_heads, args.lam, args.seed, args.pretrained) == (4, 0.2, 0, None)
+
+
+def test_data_sets_without_boxes_are_refused_before_a_run(folder, command):
+    entries = json.loads(Path("data/shapes/test.json").read_text())
+    for entry in entries:
+        del entry["objects"]
+    Path("data/shapes/test.json").write_text(json.dumps(entries))
+    result = command(claims, "--dataset", "shapes", "--out", "out")
+    assert result.status == 2
+    assert "has no boxes, in its label file or in" in result.err
+    assert not list(Path("out").glob("runs"))
+
+
 def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     options = ["--dataset", "shapes", "--out", "out", "--rows", "pooling", "csra_h1_lam0.1", *TINY]
     result = command(claims, *options)
@@ -66,6 +103,31 @@ def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     again = command(claims, *options)
     assert again.status == 0, again.err
     assert again.out[again.out.index("| model |") :] == result.out[result.out.index("| model |") :]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_command_save_and_stop(number, tmp_path):
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import signal, sys, time\n"
+        "def save(*_):\n    time.sleep(1)\n    print('saved', flush=True)\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, save)\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    code = f"from experiments import claims; claims.run_script(lambda: claims.run_command({str(child)!r}))"
+    words = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=REPOSITORY, start_new_session=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # the handlers are set after the start of the child
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert out == "saved\n"
+    assert process.returncode == 2
+    assert "ended with status 143; run this again to go on" in err
 
 
 def test_a_failed_command_is_reported(tmp_path, monkeypatch, capfd):
@@ -101,9 +163,20 @@ def test_the_chart_of_lambda_has_each_model_at_its_own_temperatures():
         for x, T in enumerate(("as trained", "1", "inf"))
         for lam in (0, 1)
     ]
-    axis = claims.draw({f"{row}_choice": {"sweep": sweep} for row in claims.CHOICE}, [])["lambda"].axes[0]
+    axis = claims.draw({f"{row}_choice": {"sweep": sweep} for row in claims.CHOICE})["lambda"].axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in axis.get_lines()}
     assert drawn == {claims.ROWS[row][0]: [0, 100] for row in claims.CHOICE}
+
+
+def test_the_chart_of_classes_leaves_out_a_class_without_positives():
+    runs = {
+        "pooling_seed0": {"AP": {"a": 0.5, "b": None}},
+        "csra_h1_lam0.1_seed0": {"AP": {"a": 0.6, "b": None}},
+    }
+    axis = claims.draw(runs)["classes"].axes[0]
+    values = {line.get_label(): line.get_xdata().tolist() for line in axis.get_lines()}
+    assert [v[0] for v in values.values()] == [50, 60]
+    assert all(np.isnan(v[1]) for v in values.values())
 
 
 def test_boxes_of_voc_are_shares_of_the_image_and_difficult_objects_have_none(tmp_path):
