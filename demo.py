@@ -21,7 +21,7 @@ from utils import options
 from utils.checkpoint import load_model_for
 from utils.datasets import load_batches, to_float
 from utils.heatmap import ClassMap, contact_sheet, panel
-from utils.photos import Photos, collate, find_photos
+from utils.photos import Photos, collate_readable, find_photos
 from utils.predict import best_classes
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
@@ -44,7 +44,7 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
     batches = BatchSampler(range(len(paths)), args.batch_size, drop_last=False)
-    loader = load_batches(dataset, batches, args.num_workers, collate_fn=collate)
+    loader = load_batches(dataset, batches, args.num_workers, collate_fn=collate_readable)
 
     results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():

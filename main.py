@@ -46,7 +46,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
     run = Run(args, class_names(spec.folder), model, optimizer, scaler, ema)
-    run.describe_data(train_loader, val_loader, test_loader)
+    run.set_data(train_loader, val_loader, test_loader)
     print(options.summary(make_parser(), args))
     if saved:
         run.restore(saved)
@@ -62,7 +62,7 @@ def main() -> None:
             run.finish_epoch(metrics, len(train_loader.dataset))
         print(f"\n{run.report()}")
         if val_loader is not test_loader:  # the test images have chosen nothing
-            metrics = evaluate_model(run.best_model(), test_loader, device, args.amp)
+            metrics = evaluate_model(run.load_best(), test_loader, device, args.amp)
             print(f"\n{run.finish(metrics)}")
 
     validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{run.folder}/best.pth"]
@@ -149,7 +149,7 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
 
 def make_parser() -> Parser:
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
-    parser = Parser(description="Train CSRA. The defaults are the paper's recipe.")
+    parser = Parser(description="Train CSRA. The defaults are the paper's recipe, with one head and λ = 0.1.")
     options.add_data_options(parser, "the data set's", "images per step, of all processes together")
     group = options.add_model_options(parser, "the data set's", "1", "0.1, without heads 0")
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
@@ -180,7 +180,7 @@ def make_parser() -> Parser:
 
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """Return the options and None, or to resume a run, its options and its checkpoint."""
+    """Return the options, and the checkpoint to resume or None."""
     parser = make_parser()
     args = parser.parse_args()
     if args.list_models:

@@ -14,7 +14,7 @@ from utils import options
 from utils.checkpoint import load_model_for
 from utils.datasets import dataset_spec, load_split, make_loader
 from utils.evaluation import format_report
-from utils.inference import evaluate_scores, logit_terms, predict, sigmoid, with_tta
+from utils.inference import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
 from utils.label_files import fingerprint
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
@@ -43,16 +43,17 @@ def main() -> None:
 
     axes = {"T": [None]} | dict(args.sweep or [])
     terms = functools.partial(logit_terms, model, temperatures=[None, *axes["T"]])  # None: as trained
+    forward = with_tta(terms if args.sweep else model, args.tta)
     with interrupt.deferring_signals("stopping"):
-        outputs = predict(model, loader, device, args.amp, with_tta(terms if args.sweep else model, args.tta))
-    if args.sweep:  # outputs are the mean scores, those attended as trained, and those attended with each T
-        swept, outputs = np.delete(outputs, 1, axis=1), outputs[:, 0] + args.lam * outputs[:, 1]
-    scores, labels = sigmoid(outputs), dataset.labels
+        outputs = compute_outputs(model, loader, device, args.amp, forward)
+    # With a sweep: the mean scores, those attended as trained, and those attended with each T.
+    logits = outputs[:, 0] + args.lam * outputs[:, 1] if args.sweep else outputs
+    scores, labels = sigmoid(logits), dataset.labels
     metrics = evaluate_scores(scores, labels, thresholds)
     print(format_report(metrics, model.classes))
     results = by_class(metrics, model.classes)
     if args.sweep:
-        points = sweep(swept, labels, axes["lam"], axes["T"], thresholds)
+        points = sweep(np.delete(outputs, 1, axis=1), labels, axes["lam"], axes["T"], thresholds)
         print(f"\n{format_sweep(points)}")
         results["sweep"] = [by_class(point, model.classes) for point in points]
     if args.out and distributed.RANK == 0:

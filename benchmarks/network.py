@@ -26,7 +26,7 @@ from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
 from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.datasets import make_loader
-from utils.inference import predict, sigmoid
+from utils.inference import compute_outputs, sigmoid
 from utils.label_files import class_names
 from utils.run import Run
 from utils.runtime.device import choose_device
@@ -229,7 +229,7 @@ def our_validation(settings: Settings, variant: Variant) -> Timed:
     forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
 
     def scores(loader: DataLoader | InMemory) -> np.ndarray:
-        return sigmoid(predict(model, loader, device, options.amp, forward))
+        return sigmoid(compute_outputs(model, loader, device, options.amp, forward))
 
     loader = our_loader(settings, train=False)
     with without_tf32():

@@ -10,7 +10,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_checkpoint, load_model
 from utils.datasets import DATASETS, LabelledImages, load_split, make_loader
 from utils.evaluation import evaluate
-from utils.inference import evaluate_model, predict
+from utils.inference import compute_outputs, evaluate_model
 from utils.label_files import Labels, class_names
 from utils.runtime.cli import UserError
 
@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 def test_scores_are_ordered_by_index(shapes):
     dataset = load_split(DATASETS["shapes"], "test", 40)
     model = ResNet_CSRA(1, 0.1, 8, depth=18)
-    in_order = predict(model, make_loader(dataset, 4, 0, CPU), CPU)
+    in_order = compute_outputs(model, make_loader(dataset, 4, 0, CPU), CPU)
     # Shuffled; the last batch repeats two images.
     padded = [(0, i, True) for i in [7, 2, 9, 0, 5, 1, 8, 3, 6, 4, 7, 2]]
     loader = DataLoader(dataset, batch_size=4, sampler=padded)
-    np.testing.assert_allclose(predict(model, loader, CPU), in_order, atol=1e-6)
+    np.testing.assert_allclose(compute_outputs(model, loader, CPU), in_order, atol=1e-6)
     assert np.ptp(in_order, axis=0).min() > 0
     metrics = evaluate_model(model, loader, CPU)
     assert metrics["mAP"] == pytest.approx(evaluate(in_order, dataset.labels.targets)["mAP"])

@@ -127,7 +127,7 @@ def test_invalid_sources_are_reported_in_one_line(results, fails, monkeypatch):
         fails(plot, "r.json", "--out", "charts", says=["r.json"])
     (results / "r.json").write_text('{"AP": {"a": null, "b": null}}')
     fails(plot, "r.json", "--out", "charts", says=["r.json: no class has positives"])
-    for names in (["a"], ["a", "a"]):
+    for names in (["a"], ["a", "a"], ["a", "a", "b"]):
         fails(plot, "one", "s.npz", "--out", "charts", "--names", *names, says=["--names", "the 2 sources"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fails(plot, "one", "--out", "charts", says=["pip install matplotlib"])

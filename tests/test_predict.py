@@ -88,6 +88,7 @@ def test_a_threshold_leaves_out_classes(photos):
     assert list(model.predict("a.jpg", threshold="t.json")) == [second]
     assert [list(found) for found in model.predict(["a.jpg"], threshold=Path("t.json"))] == [[second]]
     assert model.predict("a.jpg", threshold=1) == {}
+    assert model.predict("a.jpg", threshold=np.float32(1)) == {}
     with pytest.raises(FileNotFoundError, match="gone.json"):
         model.predict("a.jpg", threshold="gone.json")
 

@@ -11,7 +11,7 @@ from PIL import Image
 import main
 from conftest import TINY
 from utils import label_files, prepare_csv
-from utils.datasets import IGNORED, dataset_spec, load_split
+from utils.datasets import DATASETS, IGNORED, dataset_spec, load_split
 from utils.runtime.cli import UserError
 
 LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"
@@ -43,6 +43,10 @@ def read_entries(name: str = "mine") -> dict[str, list[int]]:
 def images_of(split: str) -> list[str]:
     """Return the names of the images of a split."""
     return [Path(entry["img_path"]).stem for entry in json.loads(Path(f"data/mine/{split}.json").read_text())]
+
+
+def test_the_names_of_the_built_in_data_sets_are_taken():
+    assert tuple(DATASETS) == prepare_csv.BUILT_IN
 
 
 def test_a_column_of_label_lists(table, command):
@@ -177,7 +181,7 @@ def test_another_seed_makes_another_split():
         ("image,labels,split\na.png,x,train\nb.png,x,tset\n", ["line 3", "split is 'tset'", "train, val or"]),
         ("image,labels,split\na.png,x,train\nb.png,x,val\n", ["the column split leaves no images"]),
         ("image,split\na.png,train\nb.png,test\n", ["labels.csv", "class names"]),
-        ('image,dog\n"a.png,1\n', ["labels.csv", "comma-separated"]),
+        ('image,dog\n"a.png,1\n', ["labels.csv", "not a table in UTF-8"]),
     ],
 )
 def test_a_malformed_table_is_reported(table, fails, content, says):

@@ -190,6 +190,18 @@ def test_a_resume_refuses_other_classes(finished, shapes, fails, monkeypatch):
     fails(main, "--resume", "--output_dir", finished, says=["trained on other classes or label files"])
 
 
+def test_a_resume_on_a_data_set_with_another_class_says_so(finished, shapes, tmp_path, fails, monkeypatch):
+    shutil.copytree("data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for name in ("classes", "train", "test"):
+        path = Path(f"data/shapes/{name}.json")
+        entries = json.loads(path.read_text())
+        for entry in entries if name != "classes" else []:
+            entry["target"].append(0)
+        path.write_text(json.dumps(entries if name != "classes" else [*entries, "cube"]))
+    fails(main, "--resume", finished, says=["trained on other classes or label files"])
+
+
 def test_a_resume_refuses_other_label_files(finished, shapes, tmp_path, command, fails, monkeypatch):
     shutil.copytree("data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
@@ -220,6 +232,27 @@ def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, shapes, tmp_path
     assert result.status == 0, result.err
     assert "number of processes: 2 before, 1 now (same batches" in result.out
     assert_same(results(folder), results(uninterrupted))
+
+
+def test_the_averaged_model_gets_the_mean_statistics_of_two_processes(shapes, tmp_path, command):
+    """Stop after the last step of an epoch: no step follows that would replace the average's statistics."""
+    averaged = [*RUN, "--ema", "0.5"]
+    assert command(main, *averaged, "--output_dir", tmp_path / "whole").status == 0
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "train", 3)
+        result = command(main, *averaged, "--output_dir", folder)
+        assert "stopped at the evaluation of epoch 1" in result.out
+    saved = torch.load(folder / "last.pth", weights_only=True)
+    (buffers,) = saved["buffers"]
+    saved["buffers"] = [[2 * buffer for buffer in buffers], [torch.zeros_like(b) for b in buffers]]
+    for state in (saved["model"], saved["raw"]):  # those of the first process
+        state |= {k: 2 * v for k, v in state.items() if "running" in k or "num_batches" in k}
+    for name in ("loss_sum", "labels"):
+        saved["position"][name] /= 2
+    torch.save(saved, folder / "last.pth")
+    assert command(main, "--resume", folder).status == 0
+    assert_same(results(folder), results(tmp_path / "whole"))
 
 
 def full_disk(*args) -> None:

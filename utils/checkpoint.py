@@ -220,7 +220,7 @@ def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
 def load_backbone(model: Network, args: argparse.Namespace) -> None:
     """Load the backbone weights that main.py's --pretrained or --backbone_weights asks for."""
     if args.cutmix:
-        weights, source = load_checkpoint(args.cutmix)["model"], f"--cutmix {args.cutmix} for {args.model}"
+        weights, source = load_checkpoint(args.cutmix)["model"], f"{args.cutmix} for {args.model}"
     elif args.pretrained == "imagenet":
         weights, source = first_process_first(lambda: imagenet_weights(args.model)), "ImageNet weights"
     else:

@@ -73,20 +73,22 @@ def evaluate(
     if unknown_is_negative:
         ignore = np.zeros_like(ignore)
     predicted, rest = (scores >= threshold) & ~ignore, np.where(ignore, -np.inf, scores)
-    for _ in range(3):  # remove each image's highest score, the first of equals: then rest != scores there
-        rest[np.arange(len(rest)), rest.argmax(axis=1)] = -np.inf
+    top = np.zeros(scores.shape, bool)
+    for _ in range(3):  # the highest score left of each image, the first of equals
+        highest = np.arange(len(rest)), rest.argmax(axis=1)
+        top[highest], rest[highest] = True, -np.inf
     metrics = {"mAP": float(np.nanmean(ap)) if positives.any() else math.nan, "AP": ap}
     metrics |= precision_recall_f1(predicted, positives)
-    metrics |= precision_recall_f1(predicted & (rest != scores), positives, suffix="_3")
+    metrics |= precision_recall_f1(predicted & top, positives, suffix="_3")
     return metrics | metrics_by_class(predicted, positives)
 
 
 def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
-    """Compute the mean precision at the ranks of the positives (N,), not interpolated; NaN without any."""
+    """Compute a class's mean precision at the ranks of its positives, from (N,); NaN without any."""
     hits = np.sort(scores[positives])
     if not len(hits):
         return math.nan
-    # A rank is the number of scores at least as high: equal scores share the lowest, as in scikit-learn.
+    # A rank is the number of scores at least as high: equal scores share the last one, as in scikit-learn.
     ranked = np.sort(scores[counted & (scores >= hits[0])])
     rank_among_hits = len(hits) - np.searchsorted(hits, hits)
     return float(np.mean(rank_among_hits / (len(ranked) - np.searchsorted(ranked, hits))))
@@ -114,7 +116,7 @@ def metrics_by_class(predicted: np.ndarray, positives: np.ndarray) -> dict[str, 
 
 
 def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
-    """Compute a class's threshold with the best F1 (N,), the highest of equals; NaN without positives."""
+    """Compute a class's threshold of best F1, the highest of equals, from (N,); NaN without positives."""
     hits, ranked = np.sort(scores[positives]), np.sort(scores[counted])
     if not len(hits):
         return math.nan

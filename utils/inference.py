@@ -20,12 +20,12 @@ from utils.runtime.progress import progress
 
 
 @torch.inference_mode()
-def predict(
+def compute_outputs(
     model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off", call: Callable | None = None
 ) -> np.ndarray:
-    """Return the logits (N, C) float64 of the loader's data set; row i belongs to sample i.
+    """Return a network's logits (N, C) float64 for the loader's data set; row i belongs to sample i.
 
-    call: a function of images to use instead of the model; its outputs (B, ...) are joined to (N, ...).
+    call: a function of images to use instead of the network; its outputs (B, ...) are joined to (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
     so the order of the loader does not matter; the rows of missing samples are NaN.
     """
@@ -44,10 +44,10 @@ def predict(
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
     all_rows = sum(gather(own_rows), [])
-    logits = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
+    outputs = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
     for index, rows in all_rows:
-        logits[index] = rows
-    return logits
+        outputs[index] = rows
+    return outputs
 
 
 def with_tta(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
@@ -75,7 +75,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    return evaluate_scores(sigmoid(predict(model, loader, device, amp)), loader.dataset.labels)
+    return evaluate_scores(sigmoid(compute_outputs(model, loader, device, amp)), loader.dataset.labels)
 
 
 def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> dict:

@@ -9,8 +9,7 @@ from utils.runtime.files import atomic_write, nan_to_none
 
 def read_log(folder: Path) -> list[dict]:
     """Return the lines of a run's log.jsonl, [] if it is missing; UserError if one is malformed."""
-    path = folder / "log.jsonl"
-    records = []
+    path, records = folder / "log.jsonl", []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         with reporting_errors(f"{path}, line {number} is not the record of an epoch: delete the line"):
             records.append(json.loads(line.decode("utf-8-sig")))

@@ -6,13 +6,14 @@ from argparse import ArgumentTypeError, Namespace, _ArgumentGroup
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
 from pipeline.network import NORMALIZATION
+from utils.datasets import DATASETS
 from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_path, number
 
 # Options that a run prints even if they are the defaults, and options that other lines explain.
 SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr")
 NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
 # Help texts: on --dataset (FOREIGN: of commands that need only class names), and a default.
-NAMES = "voc07, voc12, coco, coco2017, wider, shapes, or NAME for a folder data/NAME/"
+NAMES = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
 FOREIGN = "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
 TRAINED = "as trained, else the data set's"
 
@@ -42,9 +43,9 @@ def summary(parser: Parser, args: Namespace) -> str:
 
 
 def add_data_options(parser: Parser, default: str, batch: str = "", foreign: bool = False) -> _ArgumentGroup:
-    """Add the options on data, for all commands; `default` names the default of open ones.
+    """Add the options on data; default is a word on defaults, batch the help of --batch_size ("": no loader).
 
-    batch: what --batch_size counts, if images are loaded. foreign: --dataset is for files not from main.py.
+    foreign: --dataset only describes files that main.py did not write.
     """
     group = parser.add_argument_group("data")
     kind = {"help": FOREIGN} if foreign else {"help": NAMES, "default": "voc07"}

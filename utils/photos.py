@@ -50,7 +50,7 @@ class Photos(Dataset):
             return index, str(error)
 
 
-def collate(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, list[str]]:
+def collate_readable(samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, list[str]]:
     """Return the indices of the readable images, these images (B, 3, S, S), and the error messages."""
     errors = [sample for _, sample in samples if isinstance(sample, str)]
     readable = {index: sample for index, sample in samples if isinstance(sample, Tensor)}

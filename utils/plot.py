@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", metavar="NAME", help=names_help)
     args = parser.parse_args()
     check_folder(args.out, "--out")
-    if args.names and len(set(args.names)) != len(args.sources):
+    if args.names and not len(set(args.names)) == len(args.names) == len(args.sources):
         raise UserError(f"--names: give each of the {len(args.sources)} sources a name of its own")
     runs, files = ([s for s in args.sources if s.is_dir() == is_run] for is_run in (True, False))
     figures, named = {}, dict(zip(args.sources, args.names or []))

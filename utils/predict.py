@@ -25,7 +25,7 @@ def predict(model: Network, photos: Photo | Iterable[Photo], threshold: float | 
     applied. threshold: leave out lower scores; a number, or a .json file of one per class.
     Raises UserError for a file that cannot be read, ValueError for another array or threshold.
     """
-    if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
+    if not isinstance(threshold, str | os.PathLike) and not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold} is not from 0 to 1")
     is_one = isinstance(photos, Photo) and getattr(photos, "ndim", 3) == 3
     thresholds, results = read_thresholds(threshold, model.classes), []

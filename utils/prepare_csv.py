@@ -16,7 +16,7 @@ from utils.label_files import UNKNOWN, check_names, parse_args, verify, write_la
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
-BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")
+BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")  # as in utils.datasets
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 SPLITS = ("train", "val", "test")
 Row = tuple[int, list[str]]  # line number and cells
@@ -69,7 +69,7 @@ def main() -> None:
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
-    fault = f"{path} is not comma-separated UTF-8"
+    fault = f"{path} is not a table in UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
         text = list(file)
         # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.

@@ -33,7 +33,7 @@ from utils.scores import by_class
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
 # Options of the command, not of the run; and options that may differ when a run is resumed.
-COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models"}
+COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
 
 
@@ -59,14 +59,14 @@ class Run:
         self.replaced = [args.output_dir / file for file in RUN_FILES] if args.overwrite else []
         self.folder = args.output_dir
         self.epoch, self.step, self.seconds, self.train_loss = 0, 0, 0.0, 0.0
-        self.steps_per_epoch = math.inf  # until describe_data
+        self.steps_per_epoch = math.inf  # until set_data
         self.started = time.perf_counter()
         # Sum of the losses and number of labels in the steps of this epoch, on the device.
         self.totals = torch.zeros(2, device=next(self.model.parameters()).device)
         self.record = self.best = None
 
-    def describe_data(self, *loaders: DataLoader) -> None:
-        """Keep the first loader's steps per epoch, and in the options the fingerprints of the labels."""
+    def set_data(self, *loaders: DataLoader) -> None:
+        """Store the first loader's steps per epoch, and in config the fingerprints of the label files."""
         self.steps_per_epoch = len(loaders[0])
         self.config["labels"] = " ".join(fingerprint(loader.dataset.labels) for loader in loaders)
 
@@ -109,7 +109,7 @@ class Run:
                 self.folder.rmdir()
 
     def measure(self) -> tuple[float, float]:
-        """Return the totals, set seconds and train_loss; UserError if the loss is not finite. All call it."""
+        """Set seconds and train_loss, and return the processes' mean totals; all processes must call this."""
         loss_sum, num_labels = distributed.average(self.totals).tolist()  # waits for the GPU
         if self.step:
             self.seconds = time.perf_counter() - self.started
@@ -160,8 +160,8 @@ class Run:
         """Format the metrics of the best epoch."""
         return f"best epoch: {self.best['epoch']} of {self.epoch}\n{format_report(self.best, self.classes)}"
 
-    def best_model(self) -> nn.Module:
-        """Return the network with the weights of best.pth, for evaluation after the last epoch."""
+    def load_best(self) -> nn.Module:
+        """Load best.pth into the evaluated network and return it; the run cannot train on after this."""
         file = self.folder / "best.pth"
         weights = load_checkpoint(file)["model"] if RANK == 0 else None  # other machines lack the folder
         load_weights(self.eval_model, distributed.gather(weights)[0], str(file))
@@ -181,7 +181,7 @@ class Run:
         return {"model": self.eval_model.state_dict()} | raw | own
 
     def resume_state(self) -> dict[str, Any]:
-        """Return what only last.pth holds, on top of `contents`."""
+        """Return what only last.pth holds, on top of `contents`; all processes must call this."""
         loss_sum, num_labels = self.measure()
         position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
         return {
@@ -217,7 +217,6 @@ class Run:
             load_weights(self.model, saved["raw"] if self.ema else saved["model"], source)
             if self.ema:
                 load_weights(self.ema.module, saved["model"], source)
-                self.ema.module.load_state_dict(saved["model"], strict=False)  # the batch counters, too
                 self.ema.n_averaged.fill_(1)  # so that the next update averages and does not copy
             theirs, ours = saved["optimizer"], own["optimizer"]
             buffers, processes = saved["buffers"], len(saved["buffers"])
@@ -232,10 +231,11 @@ class Run:
             groups = [group | {"lr": float(their_group["lr"])} for group, their_group in groups]
             self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
             self.scaler.load_state_dict(saved["scaler"])
-            for buffer, value in zip(self.model.buffers(), buffers[RANK], strict=True):
-                buffer.copy_(value)
+            for model in (self.model, self.eval_model):  # the average has the model's own buffers
+                for buffer, value in zip(model.buffers(), buffers[RANK], strict=True):
+                    buffer.copy_(value)
             self.epoch, self.step, self.seconds, *totals = (saved["position"][key] for key in own["position"])
-            # The totals are means over the processes.
+            # The saved totals are means over the processes.
             self.totals.copy_(torch.tensor(totals) * (processes / WORLD_SIZE))
             self.started = time.perf_counter() - self.seconds
             self.record, self.best = saved["record"], saved["best"]
@@ -285,7 +285,7 @@ def check_same_start(saved: dict[str, Any] | None) -> None:
 
 
 def find_saved(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the checkpoint that --resume asks for, None to start a new run; complete args for either."""
+    """Set args.output_dir and args.resume; return the checkpoint to resume, None for a new run."""
     named = args.resume if isinstance(args.resume, Path) else None
     given = named or args.output_dir
     if given is None and (args.resume or args.overwrite):

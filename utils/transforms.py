@@ -107,6 +107,6 @@ def train_transform(image: Tensor, size: int, rng: np.random.Generator, crop: bo
 def eval_transform(image: Tensor, size: int) -> Tensor:
     """Resize an image (3, H, W) to a square; returns uint8 (3, size, size)."""
     # The values are within 1/255 of Pillow's, or within 2/255 for about one in tens of millions.
-    # Strides in channels_last order select PyTorch's vectorised kernel.
+    # Strides in channels_last order, which image[None] lacks, select PyTorch's vectorised kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]

@@ -103,8 +103,8 @@ def add_max_pixels(group: argparse._ActionsContainer) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Run a command; on a user's mistake, print one line on stderr and exit with status 2.
 
-    Under torchrun only the first process prints to stdout, and only one process reports an error; the others
-    wait to be terminated.
+    Under torchrun only the first process prints to stdout, and the first of each machine reports an error;
+    the others wait for torchrun to end them.
     """
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -125,7 +125,7 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         if (message := out_of_memory_message(error)) is None:
-            time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)
+            time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)  # the cause reports first
             raise
     finally:
         kill_workers()

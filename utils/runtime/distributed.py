@@ -19,9 +19,10 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def connect(device: torch.device, batch_size: int = 0) -> None:
-    """Join the processes that torchrun started, or suggest torchrun with a number that divides batch_size."""
+    """Join the processes of torchrun, or suggest it with a number that divides batch_size (0: any)."""
     if WORLD_SIZE > 1:
-        gpu, (store, *_) = device if device.type == "cuda" else None, next(rendezvous("env://"))
+        gpu = device if device.type == "cuda" else None
+        store, *_ = next(rendezvous("env://"))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # When torchrun restarts processes, its store still holds the addresses of the dead ones.
             store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
