@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from experiments import claims, pointing
-from experiments.claims import REPOSITORY
 from main import make_parser
 from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import UserError
@@ -106,28 +105,30 @@ def test_claims_prints_a_table_and_repeats_nothing(folder, command):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_command_save_and_stop(number, tmp_path):
-    child = tmp_path / "child.py"
-    child.write_text(
-        "import signal, sys, time\n"
-        "def save(*_):\n    time.sleep(1)\n    print('saved', flush=True)\n    sys.exit(143)\n"
+def test_a_signal_lets_the_command_save_and_stop(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("child.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def save(*_):\n    time.sleep(0.5)\n    pathlib.Path('saved').touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, save)\n"
-        "print('ready', flush=True)\ntime.sleep(60)\n"
+        "pathlib.Path('pid').write_text(str(os.getpid()))\nos.rename('pid', 'ready')\ntime.sleep(60)\n"
     )
-    code = f"from experiments import claims; claims.run_script(lambda: claims.run_command({str(child)!r}))"
-    words = [sys.executable, "-c", code]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(words, cwd=REPOSITORY, start_new_session=True, **pipes)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.5)  # the handlers are set after the start of the child
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
-        process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert out == "saved\n"
-    assert process.returncode == 2
-    assert "ended with status 143; run this again to go on" in err
+
+    def send() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+        if number == signal.SIGINT:  # a terminal sends it to both
+            os.kill(int(Path("ready").read_text()), number)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(UserError, match="ended with status 143; run this again to go on"):
+        claims.run_command(str(tmp_path / "child.py"))
+    sender.join()
+    assert Path("saved").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_a_failed_command_is_reported(tmp_path, monkeypatch, capfd):
