@@ -48,8 +48,6 @@ def main() -> None:
     args, words = parse_args()
     check_folder(args.out, "--out")
     spec = dataset_spec(args.dataset)
-    if (test_file := label_file(spec, "test")).exists():  # else main.py makes it, or says how
-        read_boxes(read_json(test_file)[0])  # raises UserError if the data set has none
     # The data set for the choice is one of the user's own, and needs these defaults. Later options win.
     names = ("model", "pretrained", "img_size", "normalize", "total_epoch", "decay_step")
     given = {name: getattr(spec, name) for name in names}
@@ -59,6 +57,9 @@ def main() -> None:
     runs = [(f"{row}_choice", row, f"{args.dataset}_choice", 0) for row in CHOICE if row in args.rows]
     runs += [(f"{row}_seed{s}", row, args.dataset, s) for s in range(args.seeds) for row in args.rows]
     missing = [run for run in runs if not (args.out / f"{run[0]}.json").exists()]
+    if missing and (test_file := label_file(spec, "test")).exists():  # else main.py makes it, or says how
+        load_split(spec, "test", spec.img_size)  # raises UserError if it is malformed
+        read_boxes(read_json(test_file)[0])  # raises UserError if the data set has none
     if any(dataset != args.dataset for _, _, dataset, _ in missing):
         make_choice_split(args.dataset, spec)
     for index, (name, row, dataset, seed) in enumerate(missing, start=1):
@@ -106,12 +107,16 @@ def run_command(script: str, *words: str) -> None:
     """Run a script of the repository; UserError if it fails. At a signal, the script may first save."""
     process = subprocess.Popen([sys.executable, str(REPOSITORY / script), *words])
     # A terminal sends Ctrl-C to both, kill only to this process.
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    received = []
+    handlers = {
+        signal.SIGINT: lambda *_: received.append("SIGINT"),
+        signal.SIGTERM: lambda *_: received.append("SIGTERM") or process.terminate(),
+    }
     before = [signal.signal(*pair) for pair in handlers.items()]
     status = process.wait()
     for pair in zip(handlers, before):
         signal.signal(*pair)
-    if status:
+    if status or received:  # a signal after the last step does not change the status
         raise UserError(f"{script} {' '.join(words)} ended with status {status}; run this again to go on")
 
 
@@ -168,10 +173,8 @@ def draw(results: dict[str, dict]) -> dict:
         for row, title in (("pooling", "average pooling"), ("csra_h1_lam0.1", "CSRA, 1 head, λ = 0.1"))
     }
     if all(pair.values()):
-        classes = list(next(iter(pair.values()))[0])
-        # A class without positives has None, which becomes NaN.
-        tables = [np.array([[ap[c] for c in classes] for ap in runs], float) for runs in pair.values()]
-        means = [100 * values.mean(axis=0) for values in tables]
+        classes = [c for c, ap in pair["average pooling"][0].items() if ap is not None]  # has positives
+        means = [100 * np.mean([[ap[c] for c in classes] for ap in runs], axis=0) for runs in pair.values()]
         order = np.argsort(np.subtract(*means[::-1]))
         figures["classes"], axis = make_figure(7, 1.2 + 0.26 * len(classes))
         for title, values, marker, colour in zip(pair, means, "os", PALETTE):

@@ -87,6 +87,8 @@ def test_a_threshold_leaves_out_classes(photos):
     Path("t.json").write_text(json.dumps({first: 1.0, second: 0.0} | dict.fromkeys(rest, 1.0)))
     assert list(model.predict("a.jpg", threshold="t.json")) == [second]
     assert [list(found) for found in model.predict(["a.jpg"], threshold=Path("t.json"))] == [[second]]
+    (entry,) = (entry for entry in os.scandir() if entry.name == "t.json")
+    assert list(model.predict("a.jpg", threshold=entry)) == [second]
     assert model.predict("a.jpg", threshold=1) == {}
     assert model.predict("a.jpg", threshold=np.float32(1)) == {}
     with pytest.raises(FileNotFoundError, match="gone.json"):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
 
 def read_thresholds(threshold: float | str | Path, names: list[str]) -> np.ndarray:
     """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}."""
-    if not isinstance(threshold, str | Path):
+    if not isinstance(threshold, str | os.PathLike):
         return np.full(len(names), float(threshold))
     with reporting_errors(f"{threshold} must hold a threshold for each class"):
         values = read_json(Path(threshold))
