@@ -106,16 +106,17 @@ def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
 def run_command(script: str, *words: str) -> None:
     """Run a script of the repository; UserError if it fails. At a signal, the script may first save."""
     process = subprocess.Popen([sys.executable, str(REPOSITORY / script), *words])
-    # A terminal sends Ctrl-C to both, kill only to this process.
     received = []
-    handlers = {
-        signal.SIGINT: lambda *_: received.append("SIGINT"),
-        signal.SIGTERM: lambda *_: received.append("SIGTERM") or process.terminate(),
-    }
-    before = [signal.signal(*pair) for pair in handlers.items()]
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to the script as well
+            process.terminate()
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
     status = process.wait()
-    for pair in zip(handlers, before):
-        signal.signal(*pair)
+    for name, handler in before.items():
+        signal.signal(name, handler)
     if status or received:  # a signal after the last step does not change the status
         raise UserError(f"{script} {' '.join(words)} ended with status {status}; run this again to go on")
 

@@ -185,20 +185,16 @@ def test_a_resume_refuses_options_that_change_the_run(finished, fails):
     fails(main, "--resume", "--output_dir", finished, *changes, says=says)
 
 
-def test_a_resume_refuses_other_classes(finished, shapes, fails, monkeypatch):
-    monkeypatch.setattr(main, "class_names", lambda folder: [f"class {number}" for number in range(8)])
-    fails(main, "--resume", "--output_dir", finished, says=["trained on other classes or label files"])
-
-
-def test_a_resume_on_a_data_set_with_another_class_says_so(finished, shapes, tmp_path, fails, monkeypatch):
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_resume_refuses_other_classes(finished, shapes, tmp_path, fails, monkeypatch, added):
     shutil.copytree("data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    for name in ("classes", "train", "test"):
-        path = Path(f"data/shapes/{name}.json")
+    Path("data/shapes/classes.json").write_text(json.dumps([f"class {i}" for i in range(8 + added)]))
+    for path in (Path("data/shapes/train.json"), Path("data/shapes/test.json")):
         entries = json.loads(path.read_text())
-        for entry in entries if name != "classes" else []:
-            entry["target"].append(0)
-        path.write_text(json.dumps(entries if name != "classes" else [*entries, "cube"]))
+        for entry in entries:
+            entry["target"] += [0] * added
+        path.write_text(json.dumps(entries))
     fails(main, "--resume", finished, says=["trained on other classes or label files"])
 
 

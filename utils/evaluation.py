@@ -84,7 +84,7 @@ def evaluate(
 
 
 def average_precision(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
-    """Compute a class's mean precision at the ranks of its positives, from (N,); NaN without any."""
+    """Compute a class's mean precision at the ranks of its positives, from arrays (N,); NaN without any."""
     hits = np.sort(scores[positives])
     if not len(hits):
         return math.nan
@@ -116,7 +116,7 @@ def metrics_by_class(predicted: np.ndarray, positives: np.ndarray) -> dict[str, 
 
 
 def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
-    """Compute a class's threshold of best F1, the highest of equals, from (N,); NaN without positives."""
+    """Compute a class's threshold with the best F1, the highest of equals, from arrays (N,), or NaN."""
     hits, ranked = np.sort(scores[positives]), np.sort(scores[counted])
     if not len(hits):
         return math.nan

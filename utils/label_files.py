@@ -38,7 +38,7 @@ def class_names(folder: str) -> list[str]:
 def check_names(names: Any, path: Path) -> list[str]:
     """Return the class names that a file holds; UserError if they are not a list of different names."""
     if not isinstance(names, list) or not names:
-        raise UserError(f"{path} must hold class names, a .json file a list of them")
+        raise UserError(f"{path} must hold one or more class names (JSON: a list)")
     for name in names:
         if not isinstance(name, str) or not name or {*map(unicodedata.category, name)} & CONTROL:
             raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")

@@ -109,7 +109,7 @@ class Run:
                 self.folder.rmdir()
 
     def measure(self) -> tuple[float, float]:
-        """Set seconds and train_loss, and return the processes' mean totals; all processes must call this."""
+        """Set seconds and train_loss, return mean totals; UserError if not finite. All processes call it."""
         loss_sum, num_labels = distributed.average(self.totals).tolist()  # waits for the GPU
         if self.step:
             self.seconds = time.perf_counter() - self.started
