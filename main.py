@@ -82,7 +82,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
             iteration, warmup = run.epoch * len(loader) + run.step, args.warmup_epoch * len(loader)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(group["base_lr"], iteration, run.epoch, warmup, args.decay_step)
-
+            torch.manual_seed(hash((args.seed, iteration, distributed.RANK)))  # makes dropout resumable
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))

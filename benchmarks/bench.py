@@ -4,7 +4,6 @@ python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|pr
 """
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from benchmarks.timing import Row, Settings, Variant
 from utils.options import add_run_options
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
-from utils.runtime.files import atomic_write, check_file, nan_to_none
+from utils.runtime.files import check_file, nan_to_none, write_json
 from utils.transforms import load_image
 
 STAGES = {
@@ -66,8 +65,7 @@ def main() -> None:
                 print(format_row(row), flush=True)
                 if args.out:  # after each row, so that a run that is cut off leaves its figures
                     figures = {"machine": machine, "rows": [vars(row) for row in rows]}
-                    with atomic_write(args.out) as file:
-                        json.dump(nan_to_none(figures), file, indent=2)
+                    write_json(args.out, nan_to_none(figures))
     if args.out:
         print(f"written to {args.out}")
     if not all(row.same in (True, None) for row in rows):
@@ -171,8 +169,7 @@ def parse_args() -> argparse.Namespace:
     add_run_options(parser)
     parser.set_defaults(amp=None)  # train, val, head, demo and shapes in float32, and in bf16 if possible
     args = parser.parse_args()
-    if args.out:
-        check_file(args.out, "--out")
+    check_file(args.out, "--out")
     return args
 
 

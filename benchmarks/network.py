@@ -82,10 +82,7 @@ def judge(found: np.ndarray, expected: np.ndarray, what: str, amp: str) -> tuple
 
 
 def call(function: Timer, settings: Settings, *arguments) -> Timed:
-    """Call a function: here on a GPU, where a fault gives NaN, so that the other rows are still measured.
-
-    Elsewhere it runs in a new process, because the textbook must not profit from our allocator settings.
-    """
+    """Call a function in a new process; on a GPU in this one, where a fault gives NaN."""
     if settings.device.type != "cuda":
         return in_child(function, settings, *arguments)
     torch.compiler.reset()
@@ -243,7 +240,7 @@ class InMemory:
     """Stands in for a loader: it yields the same batch `num_steps` times."""
 
     def __init__(self, loader: DataLoader, batch: tuple, num_steps: int):
-        self.dataset, self.batch_sampler = loader.dataset, SimpleNamespace(epoch=0)
+        self.dataset, self.batch_sampler = loader.dataset, SimpleNamespace()
         self.batch, self.num_steps = batch, num_steps
 
     def __len__(self) -> int:

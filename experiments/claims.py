@@ -4,7 +4,6 @@ python experiments/claims.py --dataset voc07 --out FOLDER [--rows pooling csra_h
 """
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from utils.log import read_log
 from utils.plot import PALETTE, make_figure
 from utils.prepare_csv import stratify
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
-from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
+from utils.runtime.files import atomic_write, check_folder, read_json, write_json, write_json_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Each row of the table: a title, and options of main.py.
@@ -41,7 +40,7 @@ ROWS = {
 }
 # These are also trained on four fifths of the training images, to choose λ and T on the rest.
 CHOICE = ("pooling", "csra_h1_lam0.1", "csra_h4_lam0.1")
-GRID = ["lam=0:1:0.1", "T=1,2,4,inf,trained"]
+SWEEP = ["lam=0:1:0.1", "T=1,2,4,inf,trained"]
 
 
 def main() -> None:
@@ -67,8 +66,7 @@ def main() -> None:
         folder = args.out / "runs" / name
         options = [*words, "--dataset", dataset, "--seed", str(seed), *ROWS[row][1]]
         run_command("main.py", *options, "--output_dir", str(folder), "--resume")
-        with atomic_write(args.out / f"{name}.json") as file:
-            json.dump(judge(folder, dataset), file)
+        write_json(args.out / f"{name}.json", judge(folder, dataset), indent=None)
     results = {path.stem: read_json(path) for path in sorted(args.out.glob("*.json"))}
     print("\n".join(["", *table(results)]))
     for name, figure in draw(results).items():
@@ -79,9 +77,9 @@ def main() -> None:
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Return this script's options, and the words that it passes on to main.py."""
-    parser = Parser("Train average pooling and CSRA, and print a table. Other options are main.py's.")
+    parser = Parser("Train average pooling and CSRA, and print a table. Other options go to main.py.")
     parser.add_argument("--dataset", required=True, help="a prepared data set with boxes: shapes or voc07")
-    out_help = "folder for runs and results; what is there is not repeated, and broken-off runs are resumed"
+    out_help = "folder for results of these options; finished runs are kept, broken-off ones are resumed"
     parser.add_argument("--out", type=given_path, required=True, metavar="FOLDER", help=out_help)
     rows_help = "models to train; the table shows all that are in FOLDER [default: all]"
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help=rows_help)
@@ -125,7 +123,7 @@ def judge(folder: Path, dataset: str) -> dict:
     """Return the metrics of a run's last epoch, its mAP for each λ and T, its pointing game and its time."""
     checkpoint, file = folder / "last.pth", folder / "metrics.json"
     words = ["--dataset", dataset, "--load_from", str(checkpoint), "--out", str(file)]
-    run_command("val.py", *words, "--sweep", *GRID)
+    run_command("val.py", *words, "--sweep", *SWEEP)
     metrics, log = read_json(file), read_log(folder)
     result = {key: metrics[key] for key in ("mAP", "CF1", "OF1", "AP")}
     result["sweep"] = [{key: point[key] for key in ("lam", "T", "mAP")} for point in metrics["sweep"]]

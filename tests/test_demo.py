@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -80,8 +81,9 @@ def test_thresholds_by_class_choose_the_classes_to_show(photos, shapes, command,
     Path("t.json").write_text(json.dumps({name: 0.0 if name in names[2:4] else 1.0 for name in names}))
     result = label(command, "--img_dir", "photos/a.jpg", "--threshold", "t.json")
     assert {item.split()[0] for item in result.out.split(": ")[-1].split(", ")} == set(names[2:4])
-    for content in ("[]", json.dumps(dict.fromkeys(names[1:], 0.5)), json.dumps(dict.fromkeys(names, "a"))):
-        Path("bad.json").write_text(content)
+    wrong = [[], *(dict.fromkeys(*items) for items in ((names[1:], 0.5), (names, "a"), (names, math.nan)))]
+    for content in wrong:
+        Path("bad.json").write_text(json.dumps(content))
         options = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--threshold", "bad.json"]
         fails(demo, *options, says=["bad.json", "threshold for each class"])
 

@@ -220,7 +220,7 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
         return summary(main.make_parser(), main.parse_args()[0]).splitlines()
 
     assert printed("--dataset", "shapes") == [
-        "data          dataset shapes, num_cls 8, img_size 64, batch_size 16",
+        "data          dataset shapes, num_cls 8, img_size 64, normalize none, batch_size 16",
         "model         model resnet18, num_heads 1, lam 0.1, pretrained none",
         "optimisation  total_epoch 4, warmup_epoch 2, decay_step 4, lr 0.01 (head 0.1)",
     ]
@@ -234,6 +234,7 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
     assert optimisation.endswith("lr 0.02 (head 0.02), w_d 0.0, ema 0.9")
     assert run == "run           sync_bn, save_every 5"
     assert "pretrained" not in printed("--cutmix", "FILE")[1]
+    assert "normalize none" in printed("--dataset", "wider", "--normalize", "none")[0]  # not the default
 
 
 def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, tmp_path):
@@ -249,7 +250,7 @@ def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, t
     torch.save(last(trained)["model"], tmp_path / "bare.pth")
     shown = printed(tmp_path / "bare.pth")
     assert "stores no lambda: using 0.1; set another with --lam\n" in shown
-    assert "\ndata          dataset shapes, num_cls 8, img_size 40, batch_size 16" in shown
+    assert "\ndata          dataset shapes, num_cls 8, img_size 40, normalize none, batch_size 16" in shown
     assert (
         f"\nmodel         model resnet18, num_heads 1, lam 0.1, load_from {tmp_path / 'bare.pth'}\n" in shown
     )

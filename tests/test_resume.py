@@ -84,6 +84,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert_same(results(folder), results(uninterrupted))
 
 
+def test_dropout_is_the_same_after_a_resume(shapes, tmp_path, command):
+    options = [*RUN, "--total_epoch", 1, "--model", "efficientnet_b0", "--pretrained", "none", "--output_dir"]
+    assert command(main, *options, tmp_path / "whole").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "train", 2)
+        assert command(main, *options, tmp_path / "run").status == 143
+    assert command(main, "--resume", tmp_path / "run").status == 0
+    assert_same(results(tmp_path / "run"), results(tmp_path / "whole"))
+
+
 def test_the_same_command_starts_a_run_and_resumes_it(uninterrupted, shapes, tmp_path, command):
     folder = tmp_path / "run"
     options = [*RUN, "--resume", "--output_dir", folder]

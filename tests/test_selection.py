@@ -10,6 +10,7 @@ import torch
 import main
 import val
 from conftest import OWN, TINY, finish, make_own, start
+from test_resume import signal_at
 from utils.inference import evaluate_model
 
 
@@ -81,6 +82,21 @@ def test_without_val_json_the_test_images_choose(own, command):
     result = command(main, *OWN, *TINY, "--output_dir", "run")
     assert "6 training and 5 test images" in result.out
     assert not Path("run/test_results.json").exists()
+
+
+def test_without_positives_in_val_json_the_last_epoch_is_the_best(own, command):
+    file = Path("data/mine/val.json")
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([entry | {"target": [0] * len(entry["target"])} for entry in entries]))
+    assert command(main, *OWN, *TINY, "--output_dir", "run").status == 0
+    assert torch.load("run/best.pth", weights_only=True)["record"]["epoch"] == 2
+
+
+def test_a_signal_during_the_test_says_where_the_run_stopped(own, command):
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "evaluate", 3)
+        result = command(main, *OWN, *TINY, "--total_epoch", 1, "--batch_size", 2, "--output_dir", "run")
+    assert (result.status, "stopped at the test of best.pth; resume with" in result.out) == (143, True)
 
 
 def test_a_missing_val_json_is_reported(trained, shapes, fails):

@@ -85,17 +85,17 @@ def load_model(
     return model.eval().to(choose_device(device) if device == "auto" else device)
 
 
-def read_classes(checkpoint: dict, number: int, dataset: str | None, path: str | Path) -> list[str]:
-    """Return the class names in a checkpoint, else the data set's; UserError if number or names differ."""
+def read_classes(checkpoint: dict, num_cls: int, dataset: str | None, path: str | Path) -> list[str]:
+    """Return the class names in a checkpoint, else the data set's; UserError if they differ."""
     if dataset is None and "classes" in checkpoint:
         return checkpoint["classes"]
     names = class_names(dataset_spec(dataset or "voc07").folder)
     classes = checkpoint.get("classes", names)
-    if len(classes) == number and classes == names:
+    if len(classes) == num_cls and classes == names:
         return names
     pairs = enumerate(zip(classes, names), start=1)
     unequal = [f" (class {i} is {own}, not {name})" for i, (own, name) in pairs if own != name]
-    counts = f"{number} classes{''.join(unequal[:1])}, --dataset {dataset or 'voc07'} has {len(names)}"
+    counts = f"{num_cls} classes{''.join(unequal[:1])}, --dataset {dataset or 'voc07'} has {len(names)}"
     trained = checkpoint["config"].get("dataset", "the one it was trained for")
     raise UserError(f"{path} holds {counts}: name its data set, {trained}")
 

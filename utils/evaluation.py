@@ -23,7 +23,7 @@ def main() -> None:
     least = "lowest score that is a prediction, or a .json file with one per class [default: 0.5]"
     any_number = functools.partial(threshold, low=-math.inf, high=math.inf)
     parser.add_argument("--threshold", type=any_number, metavar="NUMBER|FILE", help=least)
-    fit_help = "write each class's threshold with the best F1 to this .json file, and use it"
+    fit_help = "write each class's threshold with the best F1, else --threshold, to this .json, and use it"
     parser.add_argument("--fit_thresholds", type=given_path, metavar="FILE", help=fit_help)
     args = parser.parse_args()
     check_file(args.fit_thresholds, "--fit_thresholds", ".json")

@@ -10,7 +10,7 @@ from utils.datasets import DATASETS
 from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_path, number
 
 # Options that a run prints even if they are the defaults, and options that other lines explain.
-SHOWN = ("dataset", "batch_size", "num_heads", "pretrained", "warmup_epoch", "lr")
+SHOWN = ("dataset", "batch_size", "num_heads", "normalize", "pretrained", "warmup_epoch", "lr")
 NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
 # Help texts: on --dataset (FOREIGN: of commands that need only class names), and a default.
 NAMES = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
@@ -35,7 +35,7 @@ def summary(parser: Parser, args: Namespace) -> str:
         words = []
         for option in group._group_actions:
             name, value = option.dest, values.get(option.dest)
-            if value is not None and (name in SHOWN or value not in (option.default, "none")):
+            if value is not None and (name in SHOWN or value != option.default):
                 words.append(name if value is True else f"{name} {value}")
         if words:
             lines.append(f"{group.title:13} {', '.join(words)}")

@@ -112,7 +112,7 @@ def read_targets(header: list[str], rows: list[Row], separator: str, path: Path)
 
 
 def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
-    """Return the image paths; raise UserError if one is missing, outside of the folder or repeated."""
+    """Return the image paths; raise UserError if one is missing, above the folder or repeated."""
     lines = {}
     for line, (name, *_) in rows:
         path = (folder / name).as_posix()

@@ -73,6 +73,8 @@ class Run:
     @property
     def where(self) -> str:
         """Where the run stands, in words."""
+        if self.epoch >= self.args.total_epoch:
+            return "the test of best.pth"
         step = "the evaluation" if self.step == self.steps_per_epoch else f"step {self.step}"
         return f"{step} of epoch {self.epoch + 1}"
 
@@ -145,7 +147,7 @@ class Run:
             "seconds": time.perf_counter() - self.started,
             "images_per_second": num_images / self.seconds,
         }
-        if self.best is None or self.record["mAP"] > self.best["mAP"]:
+        if self.best is None or not self.record["mAP"] <= self.best["mAP"]:  # NaN without positives
             self.best = self.record
             if RANK == 0:
                 save_checkpoint(self.folder / "best.pth", self.contents())

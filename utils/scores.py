@@ -1,4 +1,4 @@
-"""Files of saved scores: one .npz file with scores, targets, ignore, names, paths, unknown_is_negative."""
+"""Files of scores: .npz with scores, targets, ignore, names, paths, unknown_is_negative; and thresholds."""
 
 import argparse
 import contextlib
@@ -68,10 +68,13 @@ def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}, nor a .json file")
 
 
-def read_thresholds(threshold: float | str | Path, names: list[str]) -> np.ndarray:
+def read_thresholds(given: float | str | Path, names: list[str]) -> np.ndarray:
     """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}."""
-    if not isinstance(threshold, str | os.PathLike):
-        return np.full(len(names), float(threshold))
-    with reporting_errors(f"{threshold} must hold a threshold for each class"):
-        values = read_json(Path(threshold))
-        return np.array([float(values[name]) for name in names])
+    if not isinstance(given, str | os.PathLike):
+        return np.full(len(names), float(given))
+    with reporting_errors(f"{given} must hold a threshold for each class"):
+        values = read_json(Path(given))
+        thresholds = np.array([float(values[name]) for name in names])
+        if np.isnan(thresholds).any():
+            raise ValueError("one of them is NaN")
+        return thresholds

@@ -1,4 +1,4 @@
-"""Stopping on a signal: the handler only records it, and the loops stop at a point where nothing is lost."""
+"""Stopping on a signal: the handler only records it, and the loops stop between two batches."""
 
 import contextlib
 import functools
