@@ -46,6 +46,7 @@ SWEEP = ["lam=0:1:0.1", "T=1,2,4,inf,trained"]
 def main() -> None:
     args, words = parse_args()
     check_folder(args.out, "--out")
+    make_figure(1, 1)  # raises UserError without matplotlib, before any training
     spec = dataset_spec(args.dataset)
     # The data set for the choice is one of the user's own, and needs these defaults. Later options win.
     names = ("model", "pretrained", "img_size", "normalize", "total_epoch", "decay_step")

@@ -81,6 +81,12 @@ def test_data_sets_without_boxes_are_refused_before_a_run(folder, command):
         assert not list(Path("out").glob("runs"))
 
 
+def test_without_matplotlib_there_is_no_run(folder, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fails(claims, "--dataset", "shapes", "--out", "out", says=["pip install matplotlib"])
+    assert not Path("out").exists()
+
+
 def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     options = ["--dataset", "shapes", "--out", "out", "--rows", "pooling", "csra_h1_lam0.1", *TINY]
     result = command(claims, *options)
