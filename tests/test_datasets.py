@@ -208,6 +208,16 @@ def test_no_sample_is_dropped(shapes):
     assert sorted(sum(batches, [])) == list(range(20))
 
 
+def test_only_the_workers_of_training_stay(shapes):
+    others, stay = set(multiprocessing.active_children()), []
+    for train in (False, True):
+        loader = make_loader(load_split(DATASETS["shapes"], "train", 40, train=train), 8, 1, CPU)
+        list(loader)
+        stay.append(bool(set(multiprocessing.active_children()) - others))
+        del loader  # ends its worker
+    assert stay == [False, True]
+
+
 def test_pixels_become_floats_from_0_to_1():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     assert to_float(images, CPU).flatten().tolist() == pytest.approx([0, 0.2, 1])

@@ -171,6 +171,8 @@ class EpochBatches(Sampler):
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """Batch a data set, shuffled if it is for training; `loader.batch_sampler` is an EpochBatches."""
     options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
+    # A worker that starts after the first step holds a copy of the memory of training until it ends.
+    options["persistent_workers"] = dataset.train and num_workers > 0
     return load_batches(dataset, EpochBatches(dataset, batch_size), num_workers, **options)
 
 
@@ -178,9 +180,9 @@ def load_batches(dataset: Dataset, batches: Sampler, num_workers: int, **options
     """Return a loader of a data set's batches, with no more workers than batches; options: of DataLoader."""
     report_slow_decoder()
     num_workers = min(num_workers, len(batches))
-    options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    options |= {"num_workers": num_workers, "worker_init_fn": interrupt.ignore_signals}
     with warnings.catch_warnings(action="ignore"):  # the user may choose more workers than there are cores
-        return DataLoader(dataset, batch_sampler=batches, worker_init_fn=interrupt.ignore_signals, **options)
+        return DataLoader(dataset, batch_sampler=batches, **options)
 
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> tuple[DataLoader, ...]:

@@ -51,7 +51,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any, indent: int = 2) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file."""
     with atomic_write(path) as file:
         json.dump(value, file, indent=indent)
