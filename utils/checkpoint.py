@@ -143,7 +143,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: {'it is a folder or a device' if path.exists() else 'no such file'}")
+        raise UserError(f"{path}: {'not a file: name best.pth in it' if path.exists() else 'no such file'}")
     check_intact(path)
     try:
         # The warnings are about unusual tensors, which load_weights refuses.

@@ -40,9 +40,9 @@ def main() -> None:
     if name in BUILT_IN or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(BUILT_IN)}")
     check_folder(folder, "--dataset")
+    header, rows = read_table(args.csv)
     if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
-    header, rows = read_table(args.csv)
     column = take_splits(header, rows, args.csv)
     classes, targets = read_targets(header, rows, args.separator, args.csv)
     paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
@@ -117,7 +117,7 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
     for line, (name, *_) in rows:
         path = (folder / name).as_posix()
         if os.path.normpath(name).split(os.sep)[0] == ".." or not os.path.isfile(path):
-            raise UserError(f"{table}, line {line}: there is no image {path} in {folder}: correct --img_dir")
+            raise UserError(f"{table}, line {line}: no image {path} in {folder}: correct it, or --img_dir")
         if path in lines:
             raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
         lines[path] = line
