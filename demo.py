@@ -17,19 +17,19 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from pipeline.csra import AveragePooling
-from utils import options
 from utils.checkpoint import load_model_for
-from utils.datasets import load_batches, to_float
-from utils.heatmap import ClassMap, contact_sheet, panel
-from utils.photos import Photos, collate_readable, find_photos
-from utils.predict import best_classes
+from utils.commands import options
+from utils.data.datasets import load_batches, to_float
+from utils.data.photos import Photos, collate_readable, find_photos
+from utils.data.transforms import load_image
+from utils.inference.heatmap import ClassMap, contact_sheet, panel
+from utils.inference.predict import best_classes
+from utils.metrics.scores import read_thresholds, threshold
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device
 from utils.runtime.files import atomic_write, check_file, check_folder, write_json
 from utils.runtime.progress import progress
-from utils.scores import read_thresholds, threshold
-from utils.transforms import load_image
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils import options
 from utils.checkpoint import load_model_for
+from utils.commands import options
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.files import atomic_write, check_file
 

@@ -16,17 +16,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from pipeline.models import MODELS, build, check_img_size
-from utils import options
 from utils.checkpoint import load_backbone
-from utils.datasets import dataset_spec, make_loaders, to_float
-from utils.inference import evaluate_model
-from utils.label_files import class_names
-from utils.losses import LOSSES
-from utils.run import Run, check_run_folder, check_same_start, find_saved, resumed_options
+from utils.commands import options
+from utils.data.datasets import dataset_spec, make_loaders, to_float
+from utils.data.label_files import class_names
+from utils.inference.outputs import evaluate_model
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
 from utils.runtime.progress import progress
+from utils.training.losses import LOSSES
+from utils.training.run import Run, check_run_folder, check_same_start, find_saved, resumed_options
 
 
 def main() -> None:

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 
 from pipeline.network import Network
-from utils import options
 from utils.checkpoint import load_model_for
-from utils.datasets import dataset_spec, load_split, make_loader
+from utils.commands import options
+from utils.data.datasets import dataset_spec, load_split, make_loader
+from utils.data.label_files import fingerprint
 from utils.evaluation import format_report
-from utils.inference import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
-from utils.label_files import fingerprint
+from utils.inference.outputs import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
+from utils.inference.sweep import axis, format_sweep, sweep
+from utils.metrics.scores import by_class, read_thresholds, threshold, write_scores
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import check_file, nan_to_none, write_json
-from utils.scores import by_class, read_thresholds, threshold, write_scores
-from utils.sweep import axis, format_sweep, sweep
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from benchmarks import gpu, network, scripts, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row, Settings, Variant
-from utils.options import add_run_options
+from utils.commands.options import add_run_options
+from utils.data.transforms import load_image
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import check_file, nan_to_none, write_json
-from utils.transforms import load_image
 
 STAGES = {
     "loader": stages.time_loader,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.datasets import LabelledImages
-from utils.label_files import Labels, class_names
+from utils.data.datasets import LabelledImages
+from utils.data.label_files import Labels, class_names
 
 PHOTO_SIZES = ((500, 375), (640, 480))  # of VOC and COCO, width x height
 NUM_CLASSES = 80

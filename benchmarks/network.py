@@ -25,11 +25,11 @@ from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
 from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
-from utils.datasets import make_loader
-from utils.inference import compute_outputs, sigmoid
-from utils.label_files import class_names
-from utils.run import Run
+from utils.data.datasets import make_loader
+from utils.data.label_files import class_names
+from utils.inference.outputs import compute_outputs, sigmoid
 from utils.runtime.device import choose_device
+from utils.training.run import Run
 
 LR = 1e-4
 # The largest difference, as a share of what varies, in float32 and in lower precision. The gradients of an

@@ -16,8 +16,8 @@ from benchmarks.inputs import NUM_CLASSES
 from benchmarks.network import call, judge, our_validation, scale_down_branches, textbook_model
 from benchmarks.timing import REPOSITORY, Row, Settings, Variant, find_target, run_measured
 from pipeline.resnet_csra import ResNet_CSRA
-from utils.log import read_log
 from utils.prepare_shapes import make_shapes
+from utils.training.log import read_log
 
 LABEL = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from benchmarks.textbook import label_folder; "
 

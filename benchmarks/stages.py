@@ -29,10 +29,10 @@ from benchmarks.timing import (
     without_tf32,
 )
 from pipeline.csra import MHA
-from utils.datasets import LabelledImages, make_loader
+from utils.data.datasets import LabelledImages, make_loader
+from utils.data.transforms import load_image, random_crop, train_transform
 from utils.evaluation import evaluate
 from utils.runtime.device import AMP_DTYPES, autocast
-from utils.transforms import load_image, random_crop, train_transform
 
 BATCH_SIZE = 16  # of the loader and the head
 

@@ -14,13 +14,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from experiments.pointing import by_size, pointing_game, read_boxes
-from utils.datasets import DatasetSpec, dataset_spec, label_file, load_split
-from utils.label_files import class_names, write_labels
-from utils.log import read_log
+from utils.data.datasets import DatasetSpec, dataset_spec, label_file, load_split
+from utils.data.label_files import class_names, write_labels
 from utils.plot import PALETTE, make_figure
 from utils.prepare_csv import stratify
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json, write_json_list
+from utils.training.log import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Each row of the table: a title, and options of main.py.

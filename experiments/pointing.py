@@ -13,7 +13,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.checkpoint import load_model
-from utils.datasets import dataset_spec, label_file, load_split, make_loader, to_float
+from utils.data.datasets import dataset_spec, label_file, load_split, make_loader, to_float
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import read_json
 

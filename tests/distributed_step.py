@@ -14,11 +14,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 import val
-from utils.datasets import DATASETS, load_split, make_loader
-from utils.label_files import Labels, class_names
-from utils.run import Run
+from utils.data.datasets import DATASETS, load_split, make_loader
+from utils.data.label_files import Labels, class_names
 from utils.runtime import distributed
 from utils.runtime.cli import run_script
+from utils.training.run import Run
 
 CPU = torch.device("cpu")
 OPTIONS = ["--dataset", "shapes", "--batch_size", "6", "--warmup_epoch", "0", "--lr", "1e-3"]

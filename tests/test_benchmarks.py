@@ -18,10 +18,10 @@ from benchmarks.timing import Row, Settings, Target, Variant, in_child, run_meas
 from conftest import REPOSITORY
 from pipeline.csra import MHA
 from pipeline.resnet_csra import ResNet_CSRA
+from utils.data.transforms import train_transform
 from utils.evaluation import evaluate
-from utils.inference import sigmoid
-from utils.losses import LOSSES
-from utils.transforms import train_transform
+from utils.inference.outputs import sigmoid
+from utils.training.losses import LOSSES
 
 # For each stage, a function that the scripts call, and a wrong one to put in its place.
 WRONG = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, make_own
-from utils.datasets import (
+from utils.data.datasets import (
     DATASETS,
     IGNORED,
     VALUES,
@@ -22,7 +22,7 @@ from utils.datasets import (
     make_loader,
     to_float,
 )
-from utils.label_files import Labels, class_names, read_labels
+from utils.data.label_files import Labels, class_names, read_labels
 from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 import demo
 import val
 from conftest import SHAPES
-from utils.heatmap import ClassMap, contact_sheet, overlay, panel
-from utils.photos import find_photos
+from utils.data.photos import find_photos
+from utils.inference.heatmap import ClassMap, contact_sheet, overlay, panel
 
 CPU = ["--num_workers", "0", "--device", "cpu"]
 

@@ -15,8 +15,8 @@ import distributed_step
 import main
 import val
 from conftest import RUN, SHAPES, finish, start, wait_until
-from utils.log import read_log
 from utils.runtime import distributed
+from utils.training.log import read_log
 
 
 @pytest.fixture(scope="module")

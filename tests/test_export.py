@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from pipeline import vit_csra
 from pipeline.models import build
 from utils.checkpoint import load_checkpoint, load_model
-from utils.label_files import class_names
+from utils.data.label_files import class_names
 
 
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def test_some_files_need_few_packages():
         return packages(REPOSITORY / file) - set(sys.stdlib_module_names)
 
     assert third_party("pipeline/csra.py") == {"torch"}  # so that it can be copied
-    assert third_party("utils/evaluation.py") == third_party("utils/scores.py") == {"numpy", "utils"}
+    assert third_party("utils/evaluation.py") == third_party("utils/metrics/scores.py") == {"numpy", "utils"}
     assert third_party("utils/runtime/cli.py") == set()
 
 

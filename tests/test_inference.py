@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_checkpoint, load_model
-from utils.datasets import DATASETS, LabelledImages, load_split, make_loader
+from utils.data.datasets import DATASETS, LabelledImages, load_split, make_loader
+from utils.data.label_files import Labels, class_names
 from utils.evaluation import evaluate
-from utils.inference import compute_outputs, evaluate_model
-from utils.label_files import Labels, class_names
+from utils.inference.outputs import compute_outputs, evaluate_model
 from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")

@@ -18,11 +18,11 @@ import val
 from conftest import RUN, SHAPES, train_in
 from test_resume import assert_same, signal_at
 from utils.checkpoint import load_model
-from utils.datasets import IGNORED
-from utils.losses import asl_loss
-from utils.options import summary
+from utils.commands.options import summary
+from utils.data.datasets import IGNORED
+from utils.data.transforms import eval_transform, load_image
 from utils.runtime.cli import UserError
-from utils.transforms import eval_transform, load_image
+from utils.training.losses import asl_loss
 
 
 def test_asl_loss_follows_its_paper():

@@ -16,12 +16,12 @@ from conftest import SHAPES, TINY
 from pipeline import csra
 from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model
-from utils.datasets import DATASETS
-from utils.label_files import class_names
-from utils.run import Run
+from utils.data.datasets import DATASETS
+from utils.data.label_files import class_names
 from utils.runtime import device
 from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device
+from utils.training.run import Run
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -18,7 +18,7 @@ import demo
 from conftest import REPOSITORY
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
-from utils.label_files import class_names
+from utils.data.label_files import class_names
 from utils.runtime.cli import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from utils import prepare_coco, prepare_voc
-from utils.datasets import DATASETS, load_split
-from utils.label_files import class_names
+from utils.data.datasets import DATASETS, load_split
+from utils.data.label_files import class_names
 
 VOC_IMAGES = {
     # image id: split and objects (class, difficult)

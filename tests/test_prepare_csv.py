@@ -10,8 +10,9 @@ from PIL import Image
 
 import main
 from conftest import TINY
-from utils import label_files, prepare_csv
-from utils.datasets import DATASETS, IGNORED, dataset_spec, load_split
+from utils import prepare_csv
+from utils.data import label_files
+from utils.data.datasets import DATASETS, IGNORED, dataset_spec, load_split
 from utils.runtime.cli import UserError
 
 LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"

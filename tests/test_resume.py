@@ -14,10 +14,10 @@ import torch
 
 import main
 from conftest import REPOSITORY, RUN, finish, start, wait_until
-from utils import inference
 from utils.checkpoint import load_checkpoint
-from utils.log import log_epoch
+from utils.inference import outputs
 from utils.runtime import interrupt
+from utils.training.log import log_epoch
 
 
 def results(folder: Path) -> tuple[list[dict], dict, dict]:
@@ -48,7 +48,7 @@ def assert_same(ours: object, theirs: object) -> None:
 
 def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
     """Send SIGTERM to this process at the n-th step of "train" or of "evaluate"."""
-    module, steps = {"train": main, "evaluate": inference}[where], itertools.count(1)
+    module, steps = {"train": main, "evaluate": outputs}[where], itertools.count(1)
     to_float = module.to_float
 
     def interrupted(*args):

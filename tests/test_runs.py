@@ -15,9 +15,9 @@ import val
 from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils import prepare_shapes
 from utils.checkpoint import save_checkpoint
-from utils.datasets import DATASETS, EpochBatches, load_split
-from utils.run import make_folder
+from utils.data.datasets import DATASETS, EpochBatches, load_split
 from utils.runtime.cli import UserError
+from utils.training.run import make_folder
 
 
 def log(folder: Path) -> list[dict]:

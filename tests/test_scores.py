@@ -14,11 +14,11 @@ import main
 import val
 from conftest import OWN, SHAPES, TINY, make_own
 from utils import evaluation
-from utils.datasets import IGNORED
+from utils.data.datasets import IGNORED
+from utils.data.label_files import Labels
 from utils.evaluation import evaluate
-from utils.label_files import Labels
-from utils.scores import read_scores, write_scores
-from utils.sweep import axis, format_sweep
+from utils.inference.sweep import axis, format_sweep
+from utils.metrics.scores import read_scores, write_scores
 
 
 def last_line(text: str) -> str:

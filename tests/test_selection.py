@@ -11,7 +11,7 @@ import main
 import val
 from conftest import OWN, TINY, finish, make_own, start
 from test_resume import signal_at
-from utils.inference import evaluate_model
+from utils.inference.outputs import evaluate_model
 
 
 @pytest.fixture

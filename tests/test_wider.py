@@ -15,12 +15,12 @@ import main
 import val
 from conftest import TINY
 from utils import evaluation, prepare_wider
-from utils.datasets import DATASETS, IGNORED, load_split
-from utils.inference import evaluate_scores
-from utils.label_files import read_labels
+from utils.data.datasets import DATASETS, IGNORED, load_split
+from utils.data.label_files import read_labels
+from utils.data.transforms import cut_out
+from utils.inference.outputs import evaluate_scores
+from utils.metrics.scores import read_scores
 from utils.runtime.cli import UserError
-from utils.scores import read_scores
-from utils.transforms import cut_out
 
 
 @pytest.fixture

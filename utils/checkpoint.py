@@ -19,9 +19,9 @@ from torch.torch_version import TorchVersion
 
 from pipeline.models import build, read_architecture
 from pipeline.network import NORMALIZATION, Network, rename
-from utils.datasets import DATASETS, OWN, dataset_spec
-from utils.label_files import check_names, class_names
-from utils.predict import attention, predict
+from utils.data.datasets import DATASETS, OWN, dataset_spec
+from utils.data.label_files import check_names, class_names
+from utils.inference.predict import attention, predict
 from utils.runtime.cli import UserError, number, reporting_errors, reporting_value_errors
 from utils.runtime.device import choose_device
 from utils.runtime.distributed import first_process_first
@@ -55,9 +55,9 @@ def load_model(
 ) -> Network:
     """Return a checkpoint's network, in eval mode, for images (B, 3, S, S) in [0, 1] on its device.
 
-    Its methods `predict` and `attention` take photographs, see utils/predict.py. It has `classes`, its class
-    names, `options` (model, num_heads, num_cls, lam and img_size) and `config`, the options of training, {}
-    for a file that main.py did not write.
+    Its methods `predict` and `attention` take photographs, see utils/inference/predict.py. It has `classes`,
+    its class names, `options` (model, num_heads, num_cls, lam and img_size) and `config`, the options of
+    training, {} for a file that main.py did not write.
     dataset: the data set of such a file, which does not store it; None means voc07. A file that stores its
     class names must have those of `dataset`.
     img_size, lam, normalize: None means as trained, else the data set's, and for lam 0.1 (average pooling 0).

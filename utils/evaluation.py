@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+from utils.metrics.scores import check_inputs, read_scores, read_thresholds, threshold
 from utils.runtime.cli import Parser, UserError, given_path, one_line, run_script
 from utils.runtime.files import check_file, write_json
-from utils.scores import check_inputs, read_scores, read_thresholds, threshold
 
 
 def main() -> None:

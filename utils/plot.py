@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.log import read_log
+from utils.metrics.scores import read_scores
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import atomic_write, check_folder, read_json
-from utils.scores import read_scores
+from utils.training.log import read_log
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import UNKNOWN, check_names, parse_args, verify, write_labels
+from utils.data.label_files import UNKNOWN, check_names, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
-BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")  # as in utils.datasets
+BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")  # as in utils.data.datasets
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 SPLITS = ("train", "val", "test")
 Row = tuple[int, list[str]]  # line number and cells

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import write_labels
+from utils.data.label_files import write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.label_files import class_names, listed_file, parse_args, write_labels
+from utils.data.label_files import class_names, listed_file, parse_args, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 

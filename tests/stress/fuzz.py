@@ -26,12 +26,12 @@ import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
+from utils.data.label_files import class_names, read_labels
+from utils.data.transforms import load_image
 from utils.evaluation import evaluate
-from utils.label_files import class_names, read_labels
-from utils.run import Run
+from utils.metrics.scores import read_scores
 from utils.runtime import cli
-from utils.scores import read_scores
-from utils.transforms import load_image
+from utils.training.run import Run
 
 MAX_SECONDS = 20  # a parser that takes longer hangs
 

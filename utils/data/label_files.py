@@ -29,7 +29,7 @@ Labels = namedtuple("Labels", ["paths", "targets", "boxes", "unknown_is_negative
 def class_names(folder: str) -> list[str]:
     """Read the class names, in target order, from data/<folder>/classes.json here or in the repository."""
     name = Path("data", folder, "classes.json")
-    path = name if name.exists() else Path(__file__).resolve().parents[1] / name
+    path = name if name.exists() else Path(__file__).resolve().parents[2] / name
     if not path.exists():
         raise UserError(f"{name} is missing: create it as a JSON list of the class names in target order")
     return check_names(read_json(path), path)
@@ -127,7 +127,7 @@ def write_labels(folder: Path, classes: list[str], splits: dict, args: Namespace
 
 def verify(splits: dict, max_pixels: int) -> None:
     """Decode all images as training does, and list the bad ones; UserError if there are any."""
-    from utils.transforms import load_image  # imports torch, which the preparers do not need otherwise
+    from utils.data.transforms import load_image  # imports torch, which the preparers do not need otherwise
 
     def error_message(path: str) -> str | None:
         try:

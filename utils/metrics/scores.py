@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.label_files import IGNORED, Labels
+from utils.data.label_files import IGNORED, Labels
 from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write, read_json
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils import prepare_shapes
-from utils.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_labels
+from utils.data.label_files import FORM, IGNORED, UNKNOWN, Labels, class_names, read_labels
+from utils.data.transforms import cut_out, eval_transform, load_image, report_slow_decoder, train_transform
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
-from utils.transforms import cut_out, eval_transform, load_image, report_slow_decoder, train_transform
 
 ORDER, AUGMENTATION = 0, 1  # separate streams of random numbers under one seed
 # What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from utils.data.transforms import FORMATS, eval_transform, load_image
 from utils.runtime.cli import UserError
-from utils.transforms import FORMATS, eval_transform, load_image
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:

@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError, Namespace, _ArgumentGroup
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
 from pipeline.network import NORMALIZATION
-from utils.datasets import DATASETS
+from utils.data.datasets import DATASETS
 from utils.runtime.cli import Parser, add_max_pixels, default_workers, given_path, number
 
 # Options that a run prints even if they are the defaults, and options that other lines explain.

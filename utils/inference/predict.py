@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.network import Network
-from utils.datasets import to_float
-from utils.inference import sigmoid
-from utils.scores import read_thresholds
-from utils.transforms import eval_transform, load_image, rgb_pixels, upright
+from utils.data.datasets import to_float
+from utils.data.transforms import eval_transform, load_image, rgb_pixels, upright
+from utils.inference.outputs import sigmoid
+from utils.metrics.scores import read_thresholds
 
 Photo = str | os.PathLike | Image.Image | np.ndarray
 

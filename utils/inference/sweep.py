@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from utils.inference import evaluate_scores, sigmoid
-from utils.label_files import Labels
+from utils.data.label_files import Labels
+from utils.inference.outputs import evaluate_scores, sigmoid
 from utils.runtime.cli import number
 
 

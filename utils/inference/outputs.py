@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.csra import attended_scores
 from pipeline.network import Network
-from utils.datasets import to_float
+from utils.data.datasets import to_float
+from utils.data.label_files import IGNORED, Labels
 from utils.evaluation import evaluate
-from utils.label_files import IGNORED, Labels
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
