@@ -15,7 +15,7 @@ import torch
 from benchmarks import bench, gpu, network, scripts, stages, textbook
 from benchmarks.inputs import make_coco, make_photos
 from benchmarks.timing import Row, Settings, Target, Variant, in_child, run_measured
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from pipeline.csra import MHA
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.transforms import train_transform

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import REPOSITORY, make_own
+from helpers import REPOSITORY, make_own
 from utils.data.datasets import (
     DATASETS,
     IGNORED,

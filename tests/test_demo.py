@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 import demo
 import val
-from conftest import SHAPES
+from helpers import SHAPES
 from utils.data.photos import find_photos
 from utils.inference.heatmap import ClassMap, contact_sheet, overlay, panel
 

@@ -14,7 +14,7 @@ import torch
 import distributed_step
 import main
 import val
-from conftest import RUN, SHAPES, finish, start, wait_until
+from helpers import RUN, SHAPES, finish, start, wait_until
 from utils.runtime import distributed
 from utils.training.log import read_log
 

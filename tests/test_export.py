@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import export
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from pipeline import vit_csra
 from pipeline.models import build
 from utils.checkpoint import load_checkpoint, load_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import val
-from conftest import SHAPES
+from helpers import SHAPES
 from utils.checkpoint import NumpyType, load_checkpoint, load_model, python_number
 from utils.runtime.cli import UserError
 

@@ -12,8 +12,8 @@ import export
 import main
 import val
 from benchmarks import bench
-from conftest import REPOSITORY
 from experiments import claims, pointing
+from helpers import REPOSITORY
 from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
 from utils.runtime.cli import Parser
 

@@ -16,7 +16,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
 import val
-from conftest import OWN, SHAPES, TINY, finish, make_own, start
+from helpers import OWN, SHAPES, TINY, finish, make_own, start
 from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import number, out_of_memory_message
 

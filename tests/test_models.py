@@ -14,7 +14,7 @@ from PIL import Image
 import demo
 import main
 import val
-from conftest import OWN, TINY, make_own
+from helpers import HEADS, INNER, LAYERS, OWN, TINY, WIDTH, make_own, timm_weights
 from pipeline import vit_csra
 from pipeline.csra import MHA
 from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
@@ -22,43 +22,11 @@ from pipeline.network import rename
 from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
 
-LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
-
 
 @pytest.fixture
 def tiny(monkeypatch):
     """Make vit_B16_224 a small network with two layers."""
     monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
-
-
-def timm_weights(grid: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
-    """Return a random state dict of the small network with timm's names, which released checkpoints use."""
-    generator = torch.manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64) / 3
-
-    state = {
-        "cls_token": random(1, 1, WIDTH),
-        "pos_embed": random(1, 1 + grid**2, WIDTH),
-        "patch_embed.proj.weight": random(WIDTH, 3, 16, 16),
-        "patch_embed.proj.bias": random(WIDTH),
-    }
-    for i in range(LAYERS):
-        for name, shape in {
-            "norm1": (WIDTH,),
-            "attn.qkv": (3 * WIDTH, WIDTH),
-            "attn.proj": (WIDTH, WIDTH),
-            "norm2": (WIDTH,),
-            "mlp.fc1": (INNER, WIDTH),
-            "mlp.fc2": (WIDTH, INNER),
-        }.items():
-            state |= {
-                f"blocks.{i}.{name}.weight": random(*shape),
-                f"blocks.{i}.{name}.bias": random(shape[0]),
-            }
-    state |= {"norm.weight": random(WIDTH), "norm.bias": random(WIDTH)}
-    return state | {"classifier.multi_head.0.head.weight": random(num_classes, WIDTH, 1, 1)}
 
 
 def norm(x: torch.Tensor, state: dict, name: str) -> torch.Tensor:

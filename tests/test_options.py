@@ -15,8 +15,7 @@ import demo
 import export
 import main
 import val
-from conftest import RUN, SHAPES, train_in
-from test_resume import assert_same, signal_at
+from helpers import RUN, SHAPES, assert_same, signal_at, train_in
 from utils.checkpoint import load_model
 from utils.commands.options import summary
 from utils.data.datasets import IGNORED

@@ -12,7 +12,7 @@ from torch import nn
 import demo
 import main
 import val
-from conftest import SHAPES, TINY
+from helpers import SHAPES, TINY
 from pipeline import csra
 from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import demo
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.label_files import class_names

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import main
-from conftest import TINY
+from helpers import TINY
 from utils import prepare_csv
 from utils.data import label_files
 from utils.data.datasets import DATASETS, IGNORED, dataset_spec, load_split

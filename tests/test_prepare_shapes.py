@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from utils import prepare_shapes
 
 

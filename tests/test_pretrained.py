@@ -9,9 +9,8 @@ import torch
 import torchvision
 
 import main
-from conftest import TINY
+from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights
 from pipeline import vit_csra
-from test_models import HEADS, INNER, LAYERS, WIDTH, timm_weights
 from utils.checkpoint import VIT_URLS
 
 

@@ -1,6 +1,5 @@
 """A run that stops and resumes ends like a run that never stopped."""
 
-import itertools
 import json
 import os
 import shutil
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 import main
-from conftest import REPOSITORY, RUN, finish, start, wait_until
+from helpers import REPOSITORY, RUN, assert_same, finish, signal_at, start, wait_until
 from utils.checkpoint import load_checkpoint
-from utils.inference import outputs
 from utils.runtime import interrupt
 from utils.training.log import log_epoch
 
@@ -28,35 +26,6 @@ def results(folder: Path) -> tuple[list[dict], dict, dict]:
     last = torch.load(folder / "last.pth", weights_only=True)
     best = torch.load(folder / "best.pth", weights_only=True)
     return records, {"model": last["model"], "momentum": last["optimizer"]["state"]}, best["model"]
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    """Compare nested results bit for bit."""
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs)
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert_same(ours[key], theirs[key])
-    elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs):
-            assert_same(a, b)
-    else:
-        assert ours == theirs
-
-
-def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
-    """Send SIGTERM to this process at the n-th step of "train" or of "evaluate"."""
-    module, steps = {"train": main, "evaluate": outputs}[where], itertools.count(1)
-    to_float = module.to_float
-
-    def interrupted(*args):
-        if next(steps) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return to_float(*args)
-
-    patch.setattr(module, "to_float", interrupted)
 
 
 STOPS = [

@@ -12,7 +12,7 @@ import torch
 
 import main
 import val
-from conftest import OWN, REPOSITORY, SHAPES, TINY, make_own
+from helpers import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils import prepare_shapes
 from utils.checkpoint import save_checkpoint
 from utils.data.datasets import DATASETS, EpochBatches, load_split

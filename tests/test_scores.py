@@ -12,7 +12,7 @@ import torch
 
 import main
 import val
-from conftest import OWN, SHAPES, TINY, make_own
+from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
 from utils.data.datasets import IGNORED
 from utils.data.label_files import Labels

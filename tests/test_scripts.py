@@ -9,7 +9,7 @@ import demo
 import export
 import main
 import val
-from conftest import REPOSITORY, SHAPES, TINY, finish, start
+from helpers import REPOSITORY, SHAPES, TINY, finish, start
 
 
 @pytest.mark.parametrize(

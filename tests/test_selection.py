@@ -9,8 +9,7 @@ import torch
 
 import main
 import val
-from conftest import OWN, TINY, finish, make_own, start
-from test_resume import signal_at
+from helpers import OWN, TINY, finish, make_own, signal_at, start
 from utils.inference.outputs import evaluate_model
 
 

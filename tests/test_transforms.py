@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
-from conftest import REPOSITORY, make_own
+from helpers import REPOSITORY, make_own
 from utils.data.datasets import DATASETS, dataset_spec, load_split
 from utils.data.transforms import eval_transform, load_image, random_crop, train_transform
 from utils.runtime.cli import UserError

@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 import val
-from conftest import TINY
+from helpers import TINY
 from utils import evaluation, prepare_wider
 from utils.data.datasets import DATASETS, IGNORED, load_split
 from utils.data.label_files import read_labels

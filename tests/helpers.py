@@ -1,0 +1,149 @@
+"""What several test modules share: options of short runs, small data, and other processes."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from utils.inference import outputs
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OWN = ["--dataset", "mine", "--model", "resnet18", "--pretrained", "none"]
+SHAPES = ["--dataset", "shapes", "--num_workers", "0", "--device", "cpu"]
+# A run that takes about a second. Options that follow these override them.
+TINY = [
+    "--img_size",
+    "40",
+    "--total_epoch",
+    "2",
+    "--warmup_epoch",
+    "1",
+    "--num_workers",
+    "0",
+    "--device",
+    "cpu",
+]
+# Each epoch has 3 steps of training and 2 of evaluation.
+RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]
+LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
+
+
+def train_in(shapes_folder: Path, name: str, *options: str) -> Path:
+    """Run main.py in the folder of the tiny data set; return the folder of the run, `name`."""
+    folder = shapes_folder / name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shapes_folder)
+        patch.setattr(sys, "argv", ["main.py", *options, "--output_dir", str(folder)])
+        main.main()
+    return folder
+
+
+def start(processes: int, script: str, *arguments, **options) -> subprocess.Popen:
+    """Start a script in one process, or by torchrun in several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), REPOSITORY / script, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), **pipes, **options)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Wait for the end of a process; return its exit status, stdout and stderr."""
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until a running process makes a condition true; kill the process if it fails to."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(finish(process))
+        time.sleep(0.05)
+
+
+def make_own(folder: Path, count: int = 4, classes: tuple[str, ...] = ("a", "b")) -> list[dict]:
+    """Make a data set data/mine/ of noise images; return the entries of its two label files."""
+    rng = np.random.default_rng(0)
+    (folder / "data" / "mine").mkdir(parents=True)
+    entries = []
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 256, (50, 60, 3), np.uint8)).save(path)
+        target = [int(index % len(classes) == c) for c in range(len(classes))]
+        entries.append({"target": target, "img_path": str(path)})
+    for name, content in {"train": entries, "test": entries, "classes": list(classes)}.items():
+        (folder / "data" / "mine" / f"{name}.json").write_text(json.dumps(content))
+    return entries
+
+
+def assert_same(ours: object, theirs: object) -> None:
+    """Compare nested results bit for bit."""
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs):
+            assert_same(a, b)
+    else:
+        assert ours == theirs
+
+
+def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
+    """Send SIGTERM to this process at the n-th step of "train" or of "evaluate"."""
+    module, steps = {"train": main, "evaluate": outputs}[where], itertools.count(1)
+    to_float = module.to_float
+
+    def interrupted(*args):
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return to_float(*args)
+
+    patch.setattr(module, "to_float", interrupted)
+
+
+def timm_weights(grid: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
+    """Return a random state dict of the small network with timm's names, which released checkpoints use."""
+    generator = torch.manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64) / 3
+
+    state = {
+        "cls_token": random(1, 1, WIDTH),
+        "pos_embed": random(1, 1 + grid**2, WIDTH),
+        "patch_embed.proj.weight": random(WIDTH, 3, 16, 16),
+        "patch_embed.proj.bias": random(WIDTH),
+    }
+    for i in range(LAYERS):
+        for name, shape in {
+            "norm1": (WIDTH,),
+            "attn.qkv": (3 * WIDTH, WIDTH),
+            "attn.proj": (WIDTH, WIDTH),
+            "norm2": (WIDTH,),
+            "mlp.fc1": (INNER, WIDTH),
+            "mlp.fc2": (WIDTH, INNER),
+        }.items():
+            state |= {
+                f"blocks.{i}.{name}.weight": random(*shape),
+                f"blocks.{i}.{name}.bias": random(shape[0]),
+            }
+    state |= {"norm.weight": random(WIDTH), "norm.bias": random(WIDTH)}
+    return state | {"classifier.multi_head.0.head.weight": random(num_classes, WIDTH, 1, 1)}
