@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from pipeline.models import MODELS, build, check_img_size
-from utils.checkpoint import load_backbone
 from utils.commands import options
 from utils.data.datasets import dataset_spec, make_loaders, to_float
 from utils.data.label_files import class_names
@@ -27,6 +26,7 @@ from utils.runtime.device import autocast, choose_device
 from utils.runtime.progress import progress
 from utils.training.losses import LOSSES
 from utils.training.run import Run, check_run_folder, check_same_start, find_saved, resumed_options
+from utils.weights.fitting import load_backbone
 
 
 def main() -> None:

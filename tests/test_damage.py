@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import UserError
+from utils.weights.contents import load_checkpoint
 
 CONFIG = {"lam": 0.1, "img_size": 64}
 

@@ -16,8 +16,8 @@ import torch
 
 from experiments import claims, pointing
 from main import make_parser
-from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import UserError
+from utils.weights.contents import load_checkpoint
 
 TINY = [
     "--model",

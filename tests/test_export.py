@@ -14,8 +14,9 @@ import export
 from helpers import REPOSITORY
 from pipeline import vit_csra
 from pipeline.models import build
-from utils.checkpoint import load_checkpoint, load_model
+from utils.checkpoint import load_model
 from utils.data.label_files import class_names
+from utils.weights.contents import load_checkpoint
 
 
 def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,10 @@ import torch
 
 import val
 from helpers import SHAPES
-from utils.checkpoint import NumpyType, load_checkpoint, load_model, python_number
+from utils.checkpoint import load_model
 from utils.runtime.cli import UserError
+from utils.weights.contents import load_checkpoint
+from utils.weights.reading import NumpyType, python_number
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.resnet_csra import ResNet_CSRA
-from utils.checkpoint import load_checkpoint, load_model
+from utils.checkpoint import load_model
 from utils.data.datasets import DATASETS, LabelledImages, load_split, make_loader
 from utils.data.label_files import Labels, class_names
 from utils.evaluation import evaluate
 from utils.inference.outputs import compute_outputs, evaluate_model
 from utils.runtime.cli import UserError
+from utils.weights.contents import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import main
 import val
 from helpers import OWN, SHAPES, TINY, finish, make_own, start
-from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import number, out_of_memory_message
+from utils.weights.contents import load_checkpoint
 
 RUN = ["--output_dir", "run"]
 

@@ -11,7 +11,7 @@ import torchvision
 import main
 from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights
 from pipeline import vit_csra
-from utils.checkpoint import VIT_URLS
+from utils.weights.downloads import VIT_URLS
 
 
 def test_cutmix_weights_are_loaded_into_the_trunk(shapes, tmp_path, monkeypatch):

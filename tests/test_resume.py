@@ -13,9 +13,9 @@ import torch
 
 import main
 from helpers import REPOSITORY, RUN, assert_same, finish, signal_at, start, wait_until
-from utils.checkpoint import load_checkpoint
 from utils.runtime import interrupt
 from utils.training.log import log_epoch
+from utils.weights.contents import load_checkpoint
 
 
 def results(folder: Path) -> tuple[list[dict], dict, dict]:

@@ -14,10 +14,10 @@ import main
 import val
 from helpers import OWN, REPOSITORY, SHAPES, TINY, make_own
 from utils import prepare_shapes
-from utils.checkpoint import save_checkpoint
 from utils.data.datasets import DATASETS, EpochBatches, load_split
 from utils.runtime.cli import UserError
 from utils.training.run import make_folder
+from utils.weights.writing import save_checkpoint
 
 
 def log(folder: Path) -> list[dict]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
-from utils.checkpoint import load_checkpoint
 from utils.runtime.cli import Parser, UserError, number, run_script
+from utils.weights.contents import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The runs save at every step. They use one thread, so that sums do not depend on the load of the machine.

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import first_not_finite, load_checkpoint, load_weights, save_checkpoint
 from utils.data.label_files import fingerprint
 from utils.evaluation import format_report
 from utils.metrics.scores import by_class
@@ -30,6 +29,9 @@ from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import check_folder, nan_to_none, write_json
 from utils.training.log import log_epoch, read_log
+from utils.weights.contents import load_checkpoint
+from utils.weights.fitting import first_not_finite, load_weights
+from utils.weights.writing import save_checkpoint
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
 # Options of the command, not of the run; and options that may differ when a run is resumed.
