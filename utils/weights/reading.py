@@ -34,8 +34,6 @@ def python_number(kind: NumpyType, data: bytes) -> float | int:
 
 # What a pickle may hold besides PyTorch's own. NumPy's own functions can be made to crash, or worse.
 SCALARS = [(python_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-
-
 SAFE = [*SCALARS, (NumpyType, "numpy.dtype"), TorchVersion, argparse.Namespace]
 
 
