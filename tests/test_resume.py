@@ -1,5 +1,6 @@
 """A run that stops and resumes ends like a run that never stopped."""
 
+import gzip
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import main
-from helpers import REPOSITORY, RUN, assert_same, finish, signal_at, start, wait_until
+from helpers import REPOSITORY, RUN, assert_same, finish, make_own, signal_at, start, wait_until
 from utils.runtime import interrupt
 from utils.training.log import log_epoch
 from utils.weights.contents import load_checkpoint
@@ -156,6 +157,32 @@ def test_a_finished_run_can_be_extended(finished, command, fails):
     fails(main, "--resume", "--output_dir", old, *other, says=says)
     assert command(main, "--resume", "--output_dir", old, "--total_epoch", 3).status == 0
     assert_same(results(old), results(finished))
+
+
+def test_a_run_of_an_earlier_version_resumes_as_it_did_there(workdir, command):
+    """Resume a run that commit 24cab36 stopped at step 1 of epoch 2; the file of results is from there, too.
+
+    Its options: --dataset mine --model shufflenet_v2_x0_5 --pretrained none --img_size 40 --batch_size 2
+    --lr 0.001 --total_epoch 3 --warmup_epoch 1 --num_workers 0 --device cpu --output_dir run
+    """
+    make_own(workdir)
+    files, folder = REPOSITORY / "tests" / "files", workdir / "run"
+    expected = json.loads((files / "run_24cab36.json").read_text())
+    folder.mkdir()
+    (folder / "last.pth").write_bytes(gzip.decompress((files / "run_24cab36.pth.gz").read_bytes()))
+    (folder / "log.jsonl").write_text(expected["stopped_log"])
+    before = torch.load(folder / "last.pth", weights_only=True)["model"]
+    result = command(main, "--resume", "run")
+    assert result.status == 0, result.err
+    assert "resuming the run in run at step 1 of epoch 2" in result.out
+    records, last, _ = results(folder)
+    for ours, theirs in zip(records[1:], expected["log"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["lr"] == theirs["lr"]
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    for name, distance in expected["moved"].items():
+        moved = (last["model"][name].double() - before[name].double()).norm().item()
+        assert moved == pytest.approx(distance, rel=1e-3)
 
 
 def test_a_resume_refuses_options_that_change_the_run(finished, fails):
