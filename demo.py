@@ -24,7 +24,7 @@ from utils.data.photos import Photos, collate_readable, find_photos
 from utils.data.transforms import load_image
 from utils.inference.heatmap import ClassMap, contact_sheet, panel
 from utils.inference.predict import best_classes
-from utils.metrics.scores import read_thresholds, threshold
+from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
 from utils.runtime.device import autocast, choose_device

@@ -14,10 +14,11 @@ from utils.checkpoint import load_model_for
 from utils.commands import options
 from utils.data.datasets import dataset_spec, load_split, make_loader
 from utils.data.label_files import fingerprint
-from utils.evaluation import format_report
 from utils.inference.outputs import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
 from utils.inference.sweep import axis, format_sweep, sweep
-from utils.metrics.scores import by_class, read_thresholds, threshold, write_scores
+from utils.metrics.report import by_class, format_report
+from utils.metrics.score_files import write_scores
+from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.device import choose_device

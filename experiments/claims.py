@@ -176,7 +176,8 @@ def draw(results: dict[str, dict]) -> dict:
         classes = [c for c, ap in pair["average pooling"][0].items() if ap is not None]  # has positives
         means = [100 * np.mean([[ap[c] for c in classes] for ap in runs], axis=0) for runs in pair.values()]
         order = np.argsort(np.subtract(*means[::-1]))
-        figures["classes"], axis = make_figure(7, 1.2 + 0.26 * len(classes))
+        figures["classes"] = make_figure(7, 1.2 + 0.26 * len(classes))
+        axis = figures["classes"].subplots()
         for title, values, marker, colour in zip(pair, means, "os", PALETTE):
             axis.plot(values[order], range(len(classes)), marker, label=title, color=colour)
         axis.hlines(range(len(classes)), *(values[order] for values in means), color="0.6", zorder=0)
@@ -185,7 +186,8 @@ def draw(results: dict[str, dict]) -> dict:
         figures["classes"].legend(loc="outside lower center", ncols=2)
     curves = {row: results[f"{row}_choice"] for row in CHOICE if f"{row}_choice" in results}
     if curves:
-        figures["lambda"], axis = make_figure(6.5, 4.2)
+        figures["lambda"] = make_figure(6.5, 4.2)
+        axis = figures["lambda"].subplots()
         for row, result in curves.items():
             points = [(p["lam"], 100 * p["mAP"]) for p in result["sweep"] if p["T"] == "as trained"]
             axis.plot(*zip(*sorted(points)), marker="o", label=ROWS[row][0])

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from utils.evaluation import best_threshold, evaluate, format_report
+from utils.evaluation import evaluate
+from utils.metrics.report import format_report
+from utils.metrics.thresholds import best_threshold
 
 NAMES = ["mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
 NAMES += [f"{name}_3" for name in NAMES[2:]]

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from utils import plot
+from utils.metrics.score_files import SavedScores
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_charts_have_the_format_and_the_names_asked_for(results, command, monkey
 
 
 def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
-    run = np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]])
+    run = plot.RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]]))
     assert plot.draw_curves({"a": run}).axes[1].get_ylim()[1] <= 100
     figure = plot.draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": np.nan})
     figure.draw_without_rendering()
@@ -71,7 +72,7 @@ def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
 
 
 def test_curves_that_coincide_stay_visible():
-    run = np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 95, 100], [0.01, 0.01, 0.001]])
+    run = plot.RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 95, 100], [0.01, 0.01, 0.001]]))
     styles = list(plot.line_styles(12))
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 12
     lines = plot.draw_curves({str(i): run for i in range(12)}).axes[0].lines
@@ -84,9 +85,8 @@ def test_the_curve_and_its_ap_match_scikit_learn():
     rng = np.random.default_rng(0)
     scores, positives = rng.integers(0, 9, 60) / 9, rng.random(60) < 0.3
     expected = average_precision_score(positives, scores)
-    assert plot.precision_recall(scores, positives)[2] == pytest.approx(expected)
-    column = {"scores": scores[:, None], "targets": positives[:, None], "ignore": np.zeros((60, 1), bool)}
-    figure = plot.draw_precision_recall("x", column | {"names": ["a"], "unknown_is_negative": False})
+    figure = plot.draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None]))
+    assert figure.axes[0].lines[1].get_label() == f"a ({100 * expected:.1f})"
     for line in figure.axes[0].lines:  # the class and all labels together are the same here
         recall, precision = line.get_data()
         assert line.get_drawstyle() == "steps-pre"
@@ -94,12 +94,27 @@ def test_the_curve_and_its_ap_match_scikit_learn():
         assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(expected)
 
 
+def saved_scores(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    ignore: np.ndarray | None = None,
+    unknown_is_negative: bool = False,
+) -> SavedScores:
+    """The content of a file of scores, with classes named a, b, c and so on."""
+    num_images, num_classes = scores.shape
+    if ignore is None:
+        ignore = np.zeros(scores.shape, bool)
+    names = [chr(ord("a") + i) for i in range(num_classes)]
+    paths = [str(i) for i in range(num_images)]
+    return SavedScores(scores, targets, ignore, names, paths, unknown_is_negative)
+
+
 def test_curves_leave_out_ignored_labels():
-    arrays = {"scores": np.array([[0.9], [0.8], [0.1]]), "targets": np.array([[0], [1], [0]]), "names": ["a"]}
+    scores, targets = np.array([[0.9], [0.8], [0.1]]), np.array([[0], [1], [0]])
     for ignore, expected in (([[True], [False], [False]], "a (100.0)"), ([[False]] * 3, "a (50.0)")):
         for unknown_is_negative in (False, True):
-            flags = {"ignore": np.array(ignore), "unknown_is_negative": unknown_is_negative}
-            together, single = plot.draw_precision_recall("x", arrays | flags).axes[0].lines
+            saved = saved_scores(scores, targets, np.array(ignore), unknown_is_negative)
+            together, single = plot.draw_precision_recall("x", saved).axes[0].lines
             assert single.get_label() == expected
             highest = 0.5 if unknown_is_negative else float(expected[3:-1]) / 100
             assert together.get_ydata().max() == highest

@@ -18,7 +18,7 @@ from utils.data.datasets import IGNORED
 from utils.data.label_files import Labels
 from utils.evaluation import evaluate
 from utils.inference.sweep import axis, format_sweep
-from utils.metrics.scores import read_scores, write_scores
+from utils.metrics.score_files import read_scores, write_scores
 
 
 def last_line(text: str) -> str:
@@ -29,11 +29,11 @@ def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
     arguments = [*SHAPES, "--load_from", trained / "best.pth"]
     result = command(val, *arguments, "--save_scores", tmp_path / "s.npz", "--out", tmp_path / "r.json")
     assert result.status == 0, result.err
-    arrays = read_scores(tmp_path / "s.npz")
+    saved = read_scores(tmp_path / "s.npz")
     entries = json.loads(Path("data/shapes/test.json").read_text())
-    assert arrays["paths"] == [entry["img_path"] for entry in entries]
-    assert arrays["targets"].tolist() == [entry["target"] for entry in entries]
-    metrics = evaluate(arrays["scores"], arrays["targets"], arrays["ignore"])
+    assert saved.paths == [entry["img_path"] for entry in entries]
+    assert saved.targets.tolist() == [entry["target"] for entry in entries]
+    metrics = evaluate(saved.scores, saved.targets, saved.ignore)
     assert metrics["mAP"] == json.loads((tmp_path / "r.json").read_text())["mAP"]
     again = command(evaluation, tmp_path / "s.npz")
     assert last_line(again.out) == next(line for line in result.out.splitlines() if line.startswith("mAP"))
@@ -44,13 +44,13 @@ def test_written_scores_are_read_back_the_same(workdir):
     scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[1, IGNORED], [IGNORED, 0]])
     labels = Labels(np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"]), targets, unknown_is_negative=True)
     write_scores(Path("s.npz"), scores, labels, ["cat", "dög"])
-    arrays = read_scores(Path("s.npz"))
-    assert (arrays["scores"] == scores).all()
-    assert arrays["targets"].tolist() == [[1, 0], [0, 0]]
-    assert arrays["ignore"].tolist() == [[False, True], [True, False]]
-    assert arrays["unknown_is_negative"] is True
-    assert arrays["names"] == ["cat", "dög"]
-    assert arrays["paths"] == [os.fsdecode(path) for path in labels.paths]
+    saved = read_scores(Path("s.npz"))
+    assert (saved.scores == scores).all()
+    assert saved.targets.tolist() == [[1, 0], [0, 0]]
+    assert saved.ignore.tolist() == [[False, True], [True, False]]
+    assert saved.unknown_is_negative is True
+    assert saved.names == ["cat", "dög"]
+    assert saved.paths == [os.fsdecode(path) for path in labels.paths]
     with np.load("s.npz") as file:
         assert list(file) == ["scores", "targets", "ignore", "names", "paths", "unknown_is_negative"]
         assert (file["targets"].dtype, file["ignore"].dtype) == (np.int8, bool)
@@ -77,7 +77,7 @@ def test_thresholds_are_fitted_written_and_taken_again(trained, shapes, command,
     assert result.status == 0, result.err
     assert f"written to {thresholds}" in result.out
     values = json.loads(thresholds.read_text())
-    assert list(values) == read_scores(saved)["names"]
+    assert list(values) == read_scores(saved).names
     fitted = evaluated_scores(saved, np.array(list(values.values())))
     assert all(a >= b for a, b in zip(fitted["F1"], fixed["F1"]))
     assert fitted["F1"] != fixed["F1"]
@@ -96,8 +96,8 @@ def test_thresholds_are_fitted_written_and_taken_again(trained, shapes, command,
 
 
 def evaluated_scores(path: Path, threshold: float | np.ndarray) -> dict:
-    arrays = read_scores(path)
-    return evaluate(arrays["scores"], arrays["targets"], arrays["ignore"], threshold)
+    saved = read_scores(path)
+    return evaluate(saved.scores, saved.targets, saved.ignore, threshold)
 
 
 def test_val_takes_a_threshold_for_all_classes_and_for_the_sweep(trained, shapes, command, tmp_path):
@@ -235,7 +235,7 @@ def test_unknown_labels_are_saved_as_ignored(workdir, command):
     assert command(main, *OWN, *TINY, "--output_dir", "run").status == 0
     options = ["--dataset", "mine", "--num_workers", 0, "--device", "cpu", "--load_from", "run/best.pth"]
     assert command(val, *options, "--save_scores", "s.npz").status == 0
-    assert read_scores(Path("s.npz"))["ignore"].tolist() == [[True, False], *[[False, False]] * 3]
+    assert read_scores(Path("s.npz")).ignore.tolist() == [[True, False], *[[False, False]] * 3]
 
 
 def test_equally_good_points_of_a_sweep_are_all_marked():

@@ -19,7 +19,7 @@ from utils.data.datasets import DATASETS, IGNORED, load_split
 from utils.data.label_files import read_labels
 from utils.data.transforms import cut_out
 from utils.inference.outputs import evaluate_scores
-from utils.metrics.scores import read_scores
+from utils.metrics.score_files import read_scores
 from utils.runtime.cli import UserError
 
 
@@ -186,7 +186,7 @@ def test_all_commands_count_unspecified_attributes_alike(wider, command):
     result = command(val, *arguments, "--out", "r.json", "--save_scores", "s.npz")
     assert result.status == 0, result.err
     metrics = json.loads(Path("r.json").read_text())
-    labels, scores = load_split(DATASETS["wider"], "test", 40).labels, read_scores(Path("s.npz"))["scores"]
+    labels, scores = load_split(DATASETS["wider"], "test", 40).labels, read_scores(Path("s.npz")).scores
     predicted, positives = scores >= 0.5, labels.targets == 1
     assert (predicted & (labels.targets == IGNORED)).any()
     assert metrics["OP"] == (predicted & positives).sum() / max(1, predicted.sum())  # 99 is negative

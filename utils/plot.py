@@ -3,31 +3,81 @@
 python utils/plot.py RUN [RUN ...] --out DIR [--format pdf] [--names NAME ...]
 """
 
+from __future__ import annotations  # matplotlib is optional, so its types are only names
+
+import argparse
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.metrics.scores import read_scores
+from utils.metrics.multilabel import average_precision
+from utils.metrics.score_files import SavedScores, read_scores
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import atomic_write, check_folder, read_json
 from utils.training.log import read_log
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # The palette of Okabe and Ito, which colour-blind people can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (8, 3)))
-# As journals print figures: small type, thin axes, and text that stays text. Class names may contain $.
-STYLE = {"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "axes.linewidth": 0.6, "savefig.dpi": 300}
-STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "legend.handlelength": 3, "pdf.fonttype": 42}
-STYLE |= {"xtick.direction": "in", "ytick.direction": "in", "legend.frameon": False, "text.parse_math": False}
-COLUMN, PAGE = 3.5, 7.2  # widths of figures, in inches
+# As journals print figures: small type, thin axes, and text that stays text.
+STYLE = {
+    "font.size": 7,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "legend.handlelength": 3,
+    "legend.frameon": False,
+    "text.parse_math": False,  # class names may contain $
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+}
+COLUMN_WIDTH = 3.5  # of a journal, in inches
+PAGE_WIDTH = 7.2
+MAX_CURVES = 8  # more curves on one chart are hard to tell apart
+
+
+class RunLog(NamedTuple):
+    """A training run by epoch: arrays (N,) of the epochs and what was logged at each."""
+
+    epochs: np.ndarray
+    losses: np.ndarray
+    mean_aps: np.ndarray  # in %; NaN if no class has positives
+    rates: np.ndarray  # of the backbone
+
+
+class Curve(NamedTuple):
+    """Precision against recall of a class, arrays (1 + K,), and its average precision."""
+
+    name: str
+    recall: np.ndarray
+    precision: np.ndarray
+    average: float
 
 
 def main() -> None:
+    args = parse_args()
+    figures = draw_sources(args.sources, args.names or [])
+    for name, figure in figures.items():  # nothing is written if a source has an error
+        path = args.out / f"{name}.{args.format}"
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format=args.format)
+        print(f"written to {path}")
+
+
+def parse_args() -> argparse.Namespace:
     parser = Parser("Draw charts of training runs and results.")
     kinds = "folders of runs, for one chart; files of val.py --out (.json) or --save_scores (.npz)"
     parser.add_argument("sources", type=given_path, nargs="+", metavar="RUN", help=kinds)
@@ -39,97 +89,120 @@ def main() -> None:
     check_folder(args.out, "--out")
     if args.names and not len(set(args.names)) == len(args.names) == len(args.sources):
         raise UserError(f"--names: give each of the {len(args.sources)} sources a name of its own")
-    runs, files = ([s for s in args.sources if s.is_dir() == is_run] for is_run in (True, False))
-    figures, named = {}, dict(zip(args.sources, args.names or []))
-    if runs:
-        figures["curves"] = draw_curves({named.get(r, name): read_run(r) for name, r in short_names(runs)})
+    return args
+
+
+def draw_sources(sources: list[Path], labels: list[str]) -> dict[str, Figure]:
+    """Draw one chart for all runs and one for each file; return them by file name without its ending.
+
+    labels: one for each source, or none.
+    """
+    label_of = dict(zip(sources, labels))
+    folders = [source for source in sources if source.is_dir()]
+    files = [source for source in sources if not source.is_dir()]
+    figures = {}
+    if folders:
+        runs = {label_of.get(folder, name): read_run(folder) for name, folder in short_names(folders)}
+        figures["curves"] = draw_curves(runs)
     for name, file in short_names(files):
         stem = name.replace("/", "_").removesuffix(file.suffix)
-        title = named.get(file, stem)
+        title = label_of.get(file, stem)
         if file.suffix == ".json":
             figures[f"ap_{stem}"] = draw_average_precisions(title, read_results(file))
         elif file.suffix == ".npz":
             figures[f"pr_{stem}"] = draw_precision_recall(title, read_scores(file))
         else:
             raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
-    for name, figure in figures.items():  # nothing is written if a source has an error
-        path = args.out / f"{name}.{args.format}"
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, format=args.format)
-        print(f"written to {path}")
+    return figures
 
 
 def short_names(sources: list[Path]) -> list[tuple[str, Path]]:
     """Name each source by the last part of its path, or by its whole path if those are not distinct."""
     names = [source.resolve().name for source in sources]
-    return list(zip(names if len(set(names)) == len(names) else map(str, sources), sources))
+    if len(set(names)) < len(names):
+        names = [str(source) for source in sources]
+    return list(zip(names, sources))
 
 
-def read_run(folder: Path) -> np.ndarray:
-    """Return the epochs, losses, mAP in % and learning rates of the backbone (4, N) in the log of a run."""
+def read_run(folder: Path) -> RunLog:
+    """Read what the log of a run holds of each epoch; UserError if there is no epoch or it lacks a number."""
     rows = []
     for record in read_log(folder):
         with reporting_errors(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
-            mAP = math.nan if record.get("mAP") is None else record["mAP"]  # None: no positives
-            rate, *_ = record["lr"].values()
-            rows.append(list(map(float, (record["epoch"], record["train_loss"], 100 * mAP, rate))))
+            mAP = record.get("mAP")
+            percent = math.nan if mAP is None else 100 * mAP  # None: no positives
+            backbone_rate, *_ = record["lr"].values()
+            rows.append([float(record["epoch"]), float(record["train_loss"]), percent, float(backbone_rate)])
     if not rows:
         raise UserError(f"{folder} holds no log.jsonl with an epoch: name the folder of a run")
-    return np.transpose(rows)
+    return RunLog(*np.array(rows, float).T)
 
 
 def read_results(path: Path) -> dict[str, float]:
     """Return the AP of each class from a file of val.py --out, NaN for a class without positives."""
     with reporting_errors(f"{path} must hold numbers under AP, by class, as a file of val.py --out does"):
         values = {name: math.nan if ap is None else float(ap) for name, ap in read_json(path)["AP"].items()}
-    if all(map(math.isnan, values.values())):
+    if all(math.isnan(ap) for ap in values.values()):
         raise UserError(f"{path}: no class has positives, so there is no AP to draw")
     return values
 
 
-def make_figure(width: float, height: float, num_axes: int = 1):
-    """Return an empty figure, its size in inches, and its axes; UserError if matplotlib is not installed."""
+def make_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, its size in inches; UserError if matplotlib is not installed."""
     with reporting_errors("charts need matplotlib: pip install matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
     matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, num_axes)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def line_styles(number: int) -> Iterator[dict]:
+def line_styles(number: int) -> Iterator[dict[str, Any]]:
     """Yield a style for each of several lines: later ones are thinner and dashed, so that none is hidden."""
     widths = np.linspace(min(3, 0.7 + 0.5 * number), 1.2, number)
     for color, dashes, width in zip(itertools.cycle(PALETTE), itertools.cycle(DASHES), widths):
-        line = {"color": color, "linestyle": dashes, "linewidth": width, "markersize": width + 1}
-        yield line | {"clip_on": False}
+        yield {
+            "color": color,
+            "linestyle": dashes,
+            "linewidth": width,
+            "markersize": width + 1,
+            "clip_on": False,
+        }
 
 
-def draw_curves(runs: dict[str, np.ndarray]):
+def draw_curves(runs: dict[str, RunLog]) -> Figure:
     """Draw loss, mAP and the backbone's learning rate by epoch, with a line for the log of each run."""
-    figure, axes = make_figure(PAGE, 2.4, num_axes=3)
-    titles = ("training loss", "mAP (%)", "learning rate (backbone)")
-    for column, (axis, title) in enumerate(zip(axes, titles), start=1):
-        for (name, values), style in zip(runs.items(), line_styles(len(runs))):
-            axis.plot(values[0], values[column], label=name, marker="o", **style)
-        axis.set(ylabel=title, xlabel="epoch")
+    figure = make_figure(PAGE_WIDTH, 2.4)
+    loss_axis, mAP_axis, rate_axis = figure.subplots(1, 3)
+    for (name, run), style in zip(runs.items(), line_styles(len(runs))):
+        loss_axis.plot(run.epochs, run.losses, label=name, marker="o", **style)
+        mAP_axis.plot(run.epochs, run.mean_aps, marker="o", **style)
+        rate_axis.plot(run.epochs, run.rates, marker="o", **style)
+    loss_axis.set_ylabel("training loss")
+    mAP_axis.set_ylabel("mAP (%)")
+    rate_axis.set_ylabel("learning rate (backbone)")
+    for axis in (loss_axis, mAP_axis, rate_axis):
+        axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].set_ylim(top=min(100, axes[1].get_ylim()[1]))
-    if 0 < 10 * axes[2].dataLim.y0 <= axes[2].dataLim.y1:
-        axes[2].set_yscale("log")
-        axes[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
+    mAP_axis.set_ylim(top=min(100, mAP_axis.get_ylim()[1]))
+    lowest, highest = rate_axis.dataLim.intervaly
+    if 0 < 10 * lowest <= highest:
+        rate_axis.set_yscale("log")
+        rate_axis.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    lines, labels = loss_axis.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(4, len(runs)))
     return figure
 
 
-def draw_average_precisions(title: str, values: dict[str, float]):
+def draw_average_precisions(title: str, values: dict[str, float]) -> Figure:
     """Draw the AP of each class as a bar, the best on top, and their mean; NaN: no positives."""
     names = sorted(values, key=lambda name: np.nan_to_num(values[name], nan=-1))
     percent = [100 * values[name] for name in names]
-    mean = np.nanmean(percent)
     numbers = ["no positives" if math.isnan(value) else f"{value:.1f}" for value in percent]
-    figure, axis = make_figure(COLUMN, 1 + 0.15 * len(names))
-    axis.barh([f"{name}   {number}" for name, number in zip(names, numbers)], percent, color=PALETTE[0])
+    labels = [f"{name}   {number}" for name, number in zip(names, numbers)]
+    mean = np.nanmean(percent)
+    figure = make_figure(COLUMN_WIDTH, 1 + 0.15 * len(names))
+    axis = figure.subplots()
+    axis.barh(labels, percent, color=PALETTE[0])
     axis.axvline(mean, color=PALETTE[1], linestyle="--", linewidth=1, label=f"mAP {mean:.1f} %")
     axis.set(title=title, xlabel="average precision (%)", xlim=(0, 100), ylim=(-0.7, len(names) - 0.3))
     axis.tick_params(axis="y", length=0)
@@ -137,36 +210,59 @@ def draw_average_precisions(title: str, values: dict[str, float]):
     return figure
 
 
-def draw_precision_recall(title: str, arrays: dict):
+def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
     """Draw precision against recall of all labels together and of single classes: all, or best and worst."""
-    scores, targets, counted = arrays["scores"], arrays["targets"] == 1, ~arrays["ignore"]
-    columns, legend = zip(arrays["names"], scores.T, targets.T, counted.T), "AP (%)"
-    curves = [(name, *precision_recall(s[c], t[c])) for name, s, t, c in columns if (t & c).any()]
+    known = ~saved.ignore
+    positives = (saved.targets == 1) & known
+    curves = class_curves(saved.scores, positives, known, saved.names)
     if not curves:
         raise UserError("no class has a positive: there is no precision to draw")
-    curves.sort(key=lambda curve: -curve[3])
-    if len(curves) > 8:  # more curves on one chart are hard to tell apart
+    legend = "AP (%)"
+    if len(curves) > MAX_CURVES:
         legend = f"AP (%): best and worst of {len(curves)}"
-        curves = curves[:4] + curves[-4:]
-    figure, axis = make_figure(1.4 * COLUMN, 0.8 * COLUMN)
-    together = counted | arrays["unknown_is_negative"]
-    recall, precision, _ = precision_recall(scores[together], (targets & counted)[together])
+        curves = curves[: MAX_CURVES // 2] + curves[-MAX_CURVES // 2 :]
+
+    figure = make_figure(1.4 * COLUMN_WIDTH, 0.8 * COLUMN_WIDTH)
+    axis = figure.subplots()
+    counted = known | saved.unknown_is_negative
+    recall, precision = precision_recall(saved.scores[counted], positives[counted])
     axis.step(recall, precision, "k-", where="pre", label="all labels together", linewidth=2.5)
-    for (name, recall, precision, ap), style in zip(curves, line_styles(len(curves))):
-        axis.step(recall, precision, where="pre", label=f"{name} ({100 * ap:.1f})", **style)
+    for curve, style in zip(curves, line_styles(len(curves))):
+        label = f"{curve.name} ({100 * curve.average:.1f})"
+        axis.step(curve.recall, curve.precision, where="pre", label=label, **style)
     figure.legend(loc="outside right upper", title=legend)
     axis.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     return figure
 
 
-def precision_recall(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return recall and precision (1 + K,) and the average precision; K: distinct scores down to recall 1."""
+def class_curves(
+    scores: np.ndarray, positives: np.ndarray, known: np.ndarray, names: Sequence[str]
+) -> list[Curve]:
+    """Return the curve of each class that has positives, the best first, from arrays (N, C)."""
+    curves = []
+    for name, *column in zip(names, scores.T, positives.T, known.T):
+        class_scores, class_positives, class_known = column
+        if class_positives.any():
+            recall, precision = precision_recall(class_scores[class_known], class_positives[class_known])
+            curves.append(Curve(name, recall, precision, average_precision(*column)))
+    return sorted(curves, key=lambda curve: -curve.average)
+
+
+def precision_recall(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision (1 + K,) from arrays (N,): at recall 0, then at each of K distinct scores.
+
+    The scores go from the highest down to the first that reaches recall 1. Equal scores are predicted
+    together.
+    """
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are predicted together
-    hits = np.cumsum(positives[order])[last]
-    recall, precision = np.append(0, hits / positives.sum()), hits / (np.flatnonzero(last) + 1)
-    end, ap = recall.searchsorted(1) + 1, float((np.diff(recall) * precision).sum())
-    return recall[:end], np.append(precision[0], precision)[:end], ap
+    ranked_scores = scores[order]
+    num_correct = np.cumsum(positives[order])
+    num_predicted = np.arange(1, len(scores) + 1)
+    is_last_of_equals = np.append(ranked_scores[1:] != ranked_scores[:-1], True)
+    recall = num_correct[is_last_of_equals] / positives.sum()
+    precision = num_correct[is_last_of_equals] / num_predicted[is_last_of_equals]
+    end = recall.searchsorted(1) + 1
+    return np.append(0, recall[:end]), np.append(precision[0], precision[:end])
 
 
 if __name__ == "__main__":

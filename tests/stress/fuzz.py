@@ -29,7 +29,7 @@ from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.data.label_files import class_names, read_labels
 from utils.data.transforms import load_image
 from utils.evaluation import evaluate
-from utils.metrics.scores import read_scores
+from utils.metrics.score_files import read_scores
 from utils.runtime import cli
 from utils.training.run import Run
 

@@ -11,7 +11,7 @@ from pipeline.csra import attended_scores
 from pipeline.network import Network
 from utils.data.datasets import to_float
 from utils.data.label_files import IGNORED, Labels
-from utils.evaluation import evaluate
+from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
@@ -73,12 +73,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
-def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> dict:
+def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> Metrics:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
     return evaluate_scores(sigmoid(compute_outputs(model, loader, device, amp)), loader.dataset.labels)
 
 
-def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> dict:
+def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> Metrics:
     """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
     positives, ignore, flag = labels.targets == 1, labels.targets == IGNORED, labels.unknown_is_negative
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):

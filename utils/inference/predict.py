@@ -12,7 +12,7 @@ from pipeline.network import Network
 from utils.data.datasets import to_float
 from utils.data.transforms import eval_transform, load_image, rgb_pixels, upright
 from utils.inference.outputs import sigmoid
-from utils.metrics.scores import read_thresholds
+from utils.metrics.thresholds import read_thresholds
 
 Photo = str | os.PathLike | Image.Image | np.ndarray
 

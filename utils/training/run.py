@@ -22,8 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from utils.data.label_files import fingerprint
-from utils.evaluation import format_report
-from utils.metrics.scores import by_class
+from utils.metrics.report import by_class, format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted, Parser, UserError, reporting_errors
 from utils.runtime.distributed import RANK, WORLD_SIZE

@@ -1,0 +1,192 @@
+"""The metrics of the paper's tables: average precision by class, and precision, recall and F1."""
+
+import math
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+
+class Metrics(TypedDict):
+    """What `evaluate` returns: fractions in [0, 1], and for lists one value for each class.
+
+    C: mean over the classes. O: over all labels together. _3: only an image's three highest scores count.
+    """
+
+    mAP: float  # NaN if no class has positives
+    AP: list[float]  # NaN for a class without positives
+    CP: float
+    CR: float
+    CF1: float
+    OP: float
+    OR: float
+    OF1: float
+    CP_3: float
+    CR_3: float
+    CF1_3: float
+    OP_3: float
+    OR_3: float
+    OF1_3: float
+    positives: list[int]
+    predicted: list[int]
+    correct: list[int]
+    precision: list[float]
+    recall: list[float]
+    F1: list[float]
+
+
+class Counts(NamedTuple):
+    """The numbers of labels of each class: of positives, of predictions, and of correct predictions; (C,)."""
+
+    positives: np.ndarray
+    predicted: np.ndarray
+    correct: np.ndarray
+
+
+class Rates(NamedTuple):
+    """Precision, recall and their harmonic mean."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def evaluate(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    ignore: np.ndarray | None = None,
+    threshold: float | np.ndarray = 0.5,
+    unknown_is_negative: bool = False,
+) -> Metrics:
+    """Compute the metrics of scores (N, C) against targets (N, C) of 0 and 1.
+
+    ignore: (N, C) bool or None; ignored labels count in no metric. With unknown_is_negative they count as
+    negative in all metrics but mAP and AP, as the authors do for WIDER. An ignored label takes no place in
+    the top 3. In the authors' code VOC's difficult labels take one, but they never print these metrics.
+    threshold: a number or (C,); a label is predicted if its score is at least its threshold.
+    AP is the mean, over the positives of a class, of the precision at each one's rank, and mAP the mean over
+    the classes that have positives. Precision and recall without predictions or positives are 0.
+    Raises ValueError for other shapes or targets, for no images and for NaN scores.
+    """
+    scores = np.asarray(scores, float)
+    targets = np.asarray(targets)
+    ignore = np.zeros(targets.shape, bool) if ignore is None else np.asarray(ignore, bool)
+    check_inputs(scores, targets, ignore)
+
+    known = ~ignore
+    positives = (targets == 1) & known
+    aps = average_precisions(scores, positives, known)
+
+    counted = np.ones_like(known) if unknown_is_negative else known
+    predicted = (scores >= threshold) & counted
+    among_top_3 = three_highest(np.where(counted, scores, -np.inf))
+    counts = count_labels(predicted, positives)
+    counts_3 = count_labels(predicted & among_top_3, positives)
+    by_class, overall = mean_rates(counts), overall_rates(counts)
+    by_class_3, overall_3 = mean_rates(counts_3), overall_rates(counts_3)
+    return Metrics(
+        mAP=float(np.nanmean(aps)) if positives.any() else math.nan,
+        AP=aps,
+        CP=by_class.precision,
+        CR=by_class.recall,
+        CF1=by_class.f1,
+        OP=overall.precision,
+        OR=overall.recall,
+        OF1=overall.f1,
+        CP_3=by_class_3.precision,
+        CR_3=by_class_3.recall,
+        CF1_3=by_class_3.f1,
+        OP_3=overall_3.precision,
+        OR_3=overall_3.recall,
+        OF1_3=overall_3.f1,
+        positives=counts.positives.tolist(),
+        predicted=counts.predicted.tolist(),
+        correct=counts.correct.tolist(),
+        precision=share(counts.correct, counts.predicted).tolist(),
+        recall=share(counts.correct, counts.positives).tolist(),
+        F1=share(2 * counts.correct, counts.predicted + counts.positives).tolist(),
+    )
+
+
+def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> None:
+    """Raise ValueError unless the arrays have one shape (N, C), no score is NaN and targets are 0 or 1."""
+    if scores.ndim != 2 or not (scores.shape == targets.shape == ignore.shape):
+        shapes = f"{scores.shape}, {targets.shape} and {ignore.shape}"
+        raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
+    if scores.size == 0:
+        raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
+    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if len(rows):
+        raise ValueError(f"scores are NaN for {len(rows)} of {len(scores)} images, first for image {rows[0]}")
+    if not ((targets == 0) | (targets == 1) | ignore).all():
+        raise ValueError("targets must be 0 or 1 where they are not ignored")
+
+
+def average_precisions(scores: np.ndarray, positives: np.ndarray, known: np.ndarray) -> list[float]:
+    """Compute the average precision of each class from arrays (N, C)."""
+    # Sorting is faster on the scores of a class that lie next to each other in memory.
+    columns = zip(scores.T.copy(), positives.T.copy(), known.T.copy())
+    return [average_precision(*column) for column in columns]
+
+
+def average_precision(scores: np.ndarray, positives: np.ndarray, known: np.ndarray) -> float:
+    """Compute a class's mean precision at the ranks of its positives, from arrays (N,); NaN without any.
+
+    A rank is the number of scores at least as high: equal scores share the last one, as in scikit-learn.
+    """
+    positive_scores = np.sort(scores[positives])
+    if len(positive_scores) == 0:
+        return math.nan
+    lowest = positive_scores[0]
+    ranked_scores = np.sort(scores[known & (scores >= lowest)])  # lower scores change no rank
+    hits = num_at_least(positive_scores, positive_scores)
+    ranks = num_at_least(positive_scores, ranked_scores)
+    return float(np.mean(hits / ranks))
+
+
+def num_at_least(values: np.ndarray, sorted_scores: np.ndarray) -> np.ndarray:
+    """Count, for each of the values (K,), the scores that are at least as high; the scores ascend."""
+    return len(sorted_scores) - np.searchsorted(sorted_scores, values)
+
+
+def three_highest(scores: np.ndarray) -> np.ndarray:
+    """Return where the three highest scores of each image are, bool (N, C); of equal scores the first."""
+    images = np.arange(len(scores))
+    remaining = scores.copy()
+    chosen = np.zeros(scores.shape, bool)
+    for _ in range(3):
+        highest = remaining.argmax(axis=1)
+        chosen[images, highest] = True
+        remaining[images, highest] = -np.inf
+    return chosen
+
+
+def count_labels(predicted: np.ndarray, positives: np.ndarray) -> Counts:
+    """Count the labels of each class from arrays (N, C) of bool."""
+    return Counts(positives.sum(axis=0), predicted.sum(axis=0), (predicted & positives).sum(axis=0))
+
+
+def mean_rates(counts: Counts) -> Rates:
+    """Compute the means over the classes of precision and recall, and F1 of these means (CP, CR, CF1)."""
+    precisions = share(counts.correct, counts.predicted)
+    recalls = share(counts.correct, counts.positives)
+    return with_f1(float(precisions.mean()), float(recalls.mean()))
+
+
+def overall_rates(counts: Counts) -> Rates:
+    """Compute precision, recall and F1 of the labels of all classes together (OP, OR, OF1)."""
+    correct = counts.correct.sum()
+    precision = share(correct, counts.predicted.sum())
+    recall = share(correct, counts.positives.sum())
+    return with_f1(float(precision), float(recall))
+
+
+def with_f1(precision: float, recall: float) -> Rates:
+    """Return precision and recall with their harmonic mean, which is 0 if both are."""
+    if precision + recall == 0:
+        return Rates(precision, recall, 0.0)
+    return Rates(precision, recall, 2 * precision * recall / (precision + recall))
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole of counts, and 0 where the whole is 0."""
+    return part / np.maximum(whole, 1)

@@ -1,0 +1,64 @@
+"""Files of scores: .npz with scores, targets, ignore, names, paths and unknown_is_negative."""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.data.label_files import IGNORED, Labels
+from utils.metrics.multilabel import check_inputs
+from utils.runtime.cli import reporting_errors
+from utils.runtime.files import atomic_write
+
+
+class SavedScores(NamedTuple):
+    """The content of a file of scores, of N images and C classes; see `evaluate` for the arrays and the flag.
+
+    scores: (N, C) float64. targets: (N, C). ignore: (N, C) bool. names: of the classes. paths: of the images.
+    """
+
+    scores: np.ndarray
+    targets: np.ndarray
+    ignore: np.ndarray
+    names: list[str]
+    paths: list[str]
+    unknown_is_negative: bool
+
+
+def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
+    """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""
+    with atomic_write(path, "wb") as file:
+        np.savez_compressed(
+            file,
+            scores=scores,
+            targets=(labels.targets == 1).astype(np.int8),
+            ignore=labels.targets == IGNORED,
+            names=np.array(names),
+            paths=np.char.decode(labels.paths, "utf-8", "surrogateescape"),
+            unknown_is_negative=labels.unknown_is_negative,
+        )
+
+
+def read_scores(path: Path) -> SavedScores:
+    """Read a file that `write_scores` or another program wrote; only scores and targets must be in it.
+
+    Raises UserError if the file is no .npz file, or if its arrays are malformed or do not fit together.
+    """
+    with reporting_errors(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
+        if not path.exists():
+            raise ValueError("there is no such file")
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            raise ValueError("it is not an .npz file")
+        with np.load(path, allow_pickle=False) as file:  # a pickle could run code
+            scores = file["scores"].astype(float)
+            targets = file["targets"]
+            ignore = file.get("ignore", np.zeros(targets.shape)).astype(bool)
+            check_inputs(scores, targets, ignore)
+            num_images, num_classes = scores.shape
+            names = file.get("names", np.arange(num_classes)).astype(str)
+            paths = file.get("paths", np.arange(num_images)).astype(str)
+            unknown_is_negative = bool(file.get("unknown_is_negative", False))
+        if names.shape != (num_classes,) or paths.shape != (num_images,):
+            raise ValueError(f"scores are {scores.shape}, but names are {names.shape}, paths {paths.shape}")
+    return SavedScores(scores, targets, ignore, names.tolist(), paths.tolist(), unknown_is_negative)

@@ -1,0 +1,75 @@
+"""Thresholds: the score from which a label is a prediction, as a number for all classes or one for each."""
+
+import argparse
+import contextlib
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.metrics.multilabel import num_at_least
+from utils.runtime.cli import reporting_errors
+from utils.runtime.files import read_json, write_json
+
+
+def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
+    """Parse a threshold from low to high, or the .json file with one per class; an argparse type."""
+    if text.endswith(".json"):
+        return Path(text)
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if low <= value <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}, nor a .json file")
+
+
+def read_thresholds(given: float | str | os.PathLike, names: list[str]) -> np.ndarray:
+    """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}.
+
+    Raises UserError if the file lacks a class or holds something else.
+    """
+    if not isinstance(given, str | os.PathLike):
+        return np.full(len(names), float(given))
+    with reporting_errors(f"{given} must hold a threshold for each class"):
+        values = read_json(Path(given))
+        thresholds = np.array([float(values[name]) for name in names])
+        if np.isnan(thresholds).any():
+            raise ValueError("one of them is NaN")
+    return thresholds
+
+
+def write_thresholds(path: Path, thresholds: np.ndarray, names: list[str]) -> None:
+    """Write thresholds (C,) as {class: threshold}; UserError if the file exists and holds something else."""
+    if path.exists():
+        read_thresholds(path, names)
+    write_json(path, dict(zip(names, thresholds.tolist())))
+
+
+def fit_thresholds(
+    scores: np.ndarray, positives: np.ndarray, counted: np.ndarray, otherwise: np.ndarray
+) -> np.ndarray:
+    """Return each class's threshold with the best F1, from arrays (N, C).
+
+    otherwise: (C,), the thresholds of classes without positives.
+    """
+    fitted = np.array([best_threshold(*column) for column in zip(scores.T, positives.T, counted.T)])
+    return np.where(np.isnan(fitted), otherwise, fitted)
+
+
+def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
+    """Compute a class's threshold with the best F1, the highest of equals, from arrays (N,), or NaN."""
+    # Only the scores of positives are tried: between two of them, a lower threshold just adds errors.
+    candidates = np.sort(scores[positives])
+    if len(candidates) == 0:
+        return math.nan
+    ranked_scores = np.sort(scores[counted])
+    num_correct = num_at_least(candidates, candidates)
+    num_predicted = num_at_least(candidates, ranked_scores)
+    f1 = 2 * num_correct / (num_predicted + len(candidates))
+    best = candidates[f1 == f1.max()][-1]
+    lower_scores = ranked_scores[ranked_scores < best]
+    if len(lower_scores) == 0:
+        return float(best)
+    # Halfway to the next lower score, because another device computes slightly different scores.
+    return float((best + lower_scores[-1]) / 2)
