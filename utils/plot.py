@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (8, 3)))
 # As journals print figures: small type, thin axes, and text that stays text.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -199,7 +199,7 @@ def draw_average_precisions(title: str, values: dict[str, float]) -> Figure:
     percent = [100 * values[name] for name in names]
     numbers = ["no positives" if math.isnan(value) else f"{value:.1f}" for value in percent]
     labels = [f"{name}   {number}" for name, number in zip(names, numbers)]
-    mean = np.nanmean(percent)
+    mean = float(np.nanmean(percent))
     figure = make_figure(COLUMN_WIDTH, 1 + 0.15 * len(names))
     axis = figure.subplots()
     axis.barh(labels, percent, color=PALETTE[0])
