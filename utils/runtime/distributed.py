@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -62,6 +62,12 @@ def gather(value: Any) -> list:
     if WORLD_SIZE > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Replace the values of tensors, in place, by those of the first process; all processes call this."""
+    for tensor in tensors if WORLD_SIZE > 1 else ():
+        dist.broadcast(tensor.detach(), src=0)
 
 
 def first_process_first(action: Callable[[], Any]) -> Any:

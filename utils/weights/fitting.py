@@ -25,12 +25,23 @@ def load_backbone(model: Network, args: argparse.Namespace) -> None:
 
 def load_weights(model: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
     """Load a state dict (trunk_only: no `classifier`); UserError, naming `source`, if it does not fit."""
-    # Batch counters are not used: old files lack them, and in averaged weights they are fractions.
-    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    wanted = model.state_dict()
     if trunk_only:
         wanted = {k: v for k, v in wanted.items() if not k.startswith("classifier.")}
         weights = {k: v for k, v in weights.items() if k in wanted}
-    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    check_weights(weights, wanted, source)
+    model.load_state_dict(without_batch_counters(weights), strict=False)
+
+
+def without_batch_counters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the batch counters: unused, missing in old files, and fractions in averaged weights."""
+    return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+
+
+def check_weights(weights: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
+    """Raise UserError unless a state dict, read from `source`, is finite and fits another, `wanted`."""
+    given = without_batch_counters(weights)
+    wanted = without_batch_counters(wanted)
     for problem, these, others in (("lacks", wanted, given), ("also holds", given, wanted)):
         if keys := [key for key in these if key not in others]:
             raise UserError(f"{source} {problem} {keys[0]} ({len(keys)} in all)")
@@ -41,7 +52,6 @@ def load_weights(model: Network, weights: dict[str, Tensor], source: str, trunk_
             raise UserError(f"{source}: {key} has shape {shapes}")
     if key := first_not_finite(given):
         raise UserError(f"{source}: {key} holds NaN or infinite values: the training that made it diverged")
-    model.load_state_dict(given, strict=False)
 
 
 def first_not_finite(state_dict: dict[str, Tensor]) -> str | None:
