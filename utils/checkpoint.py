@@ -9,7 +9,7 @@ from pipeline.network import NORMALIZATION, Network
 from utils.data.datasets import DATASETS, OWN, dataset_spec
 from utils.data.label_files import class_names
 from utils.inference.predict import attention, predict
-from utils.runtime.cli import UserError, reporting_errors, reporting_value_errors
+from utils.runtime.cli import UserError, check_torch, reporting_errors, reporting_value_errors
 from utils.runtime.device import choose_device
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import load_weights
@@ -32,8 +32,10 @@ def load_model(
     class names must have those of `dataset`.
     img_size, lam, normalize: None means as trained, else the data set's, and for lam 0.1 (average pooling 0).
     device: as torch names it; "auto" is a GPU if there is one.
-    Raises UserError if the file holds no network of this project, or one for other classes.
+    Raises UserError if the file holds no network of this project, or one for other classes, or if PyTorch
+    is too old.
     """
+    check_torch()
     checkpoint = load_checkpoint(path)
     config = checkpoint["config"]
     spec = DATASETS.get(config.get("dataset", dataset or "voc07"), OWN)

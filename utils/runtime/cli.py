@@ -13,6 +13,7 @@ from pathlib import Path
 
 # The first words of "can't allocate memory" and "couldn't allocate memory" differ.
 OUT_OF_MEMORY = "t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited)"
+OLDEST_TORCH = (2, 5)  # the first with torch.serialization.safe_globals, which reading a checkpoint needs
 
 
 class UserError(Exception):
@@ -111,6 +112,7 @@ def run_script(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot encode, print lines at once
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
+        check_torch()
         main()
         return
     except UserError as error:
@@ -132,6 +134,19 @@ def run_script(main: Callable[[], None]) -> None:
     time.sleep(5 if int(os.environ.get("LOCAL_RANK", 0)) else 0)
     print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def check_torch() -> None:
+    """Raise UserError if this command has imported a PyTorch that is too old; import nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    version = str(torch.__version__)
+    major, minor = version.split(".")[:2]
+    if (int(major), int(minor)) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        way_out = "pip install -r requirements.txt"
+        raise UserError(f"PyTorch {version} is too old: install {oldest} or later, for example by {way_out}")
 
 
 def out_of_memory_message(error: Exception) -> str | None:

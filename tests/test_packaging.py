@@ -1,0 +1,113 @@
+"""Installing: the versions that are refused and allowed, pip install, and the files that check all this."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import val
+from helpers import REPOSITORY
+from utils.checkpoint import load_model
+from utils.runtime import cli
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+# Installs this folder into another as pip install -e does, after it has made the environment to build in.
+INSTALL = """
+import os, sys, zipfile
+sys.path.insert(0, ".ci")
+import build_backend
+site = sys.argv[1]  # setuptools changes sys.argv
+wheel = build_backend.build_editable(site)
+zipfile.ZipFile(os.path.join(site, wheel)).extractall(site)
+"""
+# Uses what is installed there.
+IMPORT = """
+import site, sys
+site.addsitedir(sys.argv[1])
+import utils
+from utils.checkpoint import load_model
+from utils.data.label_files import class_names
+print(utils.__file__, class_names("voc07")[0], load_model(sys.argv[2], device="cpu").classes[0])
+"""
+
+
+def pinned(name: str) -> list[Requirement]:
+    """The lines of a requirements file that name a package."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("-r")]
+
+
+def run_python(code: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("version", ["2.4.1", "2.4.1+cu124", "1.13.1"])
+def test_an_old_torch_is_refused_in_one_line(workdir, fails, monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version))
+    fails(val, "--load_from", "none.pth", says=[f"PyTorch {version}", "2.5 or later", "pip install"])
+
+
+@pytest.mark.parametrize("version", ["2.5.0", "2.5.0a0+nv24.10", "2.14.1", "3.0.0"])
+def test_a_later_torch_is_accepted(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version))
+    cli.check_torch()
+
+
+def test_load_model_refuses_an_old_torch(trained, monkeypatch):
+    monkeypatch.setattr("torch.__version__", "2.4.1")
+    with pytest.raises(cli.UserError, match="PyTorch 2.4.1 is too old"):
+        load_model(trained / "best.pth")
+
+
+def test_the_pins_are_versions_that_work():
+    allowed = {
+        requirement.name: requirement for requirement in map(Requirement, PROJECT["project"]["dependencies"])
+    }
+    pins = {requirement.name: requirement for requirement in pinned("requirements.txt")}
+    assert allowed.keys() == pins.keys()
+    for name, pin in pins.items():
+        (version,) = pin.specifier
+        assert version.operator == "=="
+        assert version.version in allowed[name].specifier
+    assert allowed["torch"].specifier == SpecifierSet(">=" + ".".join(map(str, cli.OLDEST_TORCH)))
+
+
+def test_every_development_requirement_is_pinned():
+    for requirement in pinned("requirements-dev.txt"):
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="]
+
+
+def test_a_copy_in_site_packages_is_refused_in_one_line(tmp_path):
+    pytest.importorskip("setuptools")
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY / '.ci')!r}); import build_backend as b; b.{{}}"
+    for call in ("get_requires_for_build_wheel()", f"build_wheel({str(tmp_path)!r})"):
+        result = run_python(code.format(call), folder=tmp_path)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert "pip install -e ." in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_editable_install_works_from_any_folder(trained, tmp_path):
+    pytest.importorskip("setuptools")
+    source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    for folder in (source, site, elsewhere):
+        folder.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in (".ci", "pipeline", "utils", "data/voc07"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    result = run_python(INSTALL, site, folder=source)
+    assert result.returncode == 0, result.stderr
+    result = run_python(IMPORT, site, trained / "best.pth", folder=elsewhere)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(source / "utils/__init__.py"), "aeroplane", "circle"]
