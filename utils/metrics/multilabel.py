@@ -78,7 +78,7 @@ def evaluate(
 
     counted = np.ones_like(known) if unknown_is_negative else known
     predicted = (scores >= threshold) & counted
-    among_top_3 = three_highest(np.where(counted, scores, -np.inf))
+    among_top_3 = three_highest(scores, counted)
     counts = count_labels(predicted, positives)
     counts_3 = count_labels(predicted & among_top_3, positives)
     by_class, overall = mean_rates(counts), overall_rates(counts)
@@ -148,10 +148,13 @@ def num_at_least(values: np.ndarray, sorted_scores: np.ndarray) -> np.ndarray:
     return len(sorted_scores) - np.searchsorted(sorted_scores, values)
 
 
-def three_highest(scores: np.ndarray) -> np.ndarray:
-    """Return where the three highest scores of each image are, bool (N, C); of equal scores the first."""
+def three_highest(scores: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return where the three highest counted scores of each image are, bool (N, C); of equals the first.
+
+    With fewer than three counted scores, others are taken too.
+    """
     images = np.arange(len(scores))
-    remaining = scores.copy()
+    remaining = np.where(counted, scores, -np.inf)
     chosen = np.zeros(scores.shape, bool)
     for _ in range(3):
         highest = remaining.argmax(axis=1)
