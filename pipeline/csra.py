@@ -1,6 +1,7 @@
 """Class-specific residual attention (CSRA): a feature map in, one logit per class out."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ def attention(scores: Tensor, T: float) -> Tensor:
 
 def attended_scores(scores: Tensor, T: float) -> Tensor:
     """Sum score maps (..., K) over positions, weighted by attention (Eq. 6); for T = ∞ take the maximum."""
-    return scores.amax(dim=-1) if math.isinf(T) else (attention(scores, T) * scores).sum(dim=-1)
+    if math.isinf(T):
+        return scores.amax(dim=-1)
+    return (attention(scores, T) * scores).sum(dim=-1)
 
 
 def residual_attention(scores: Tensor, T: float, lam: float) -> Tensor:
@@ -34,20 +37,39 @@ def residual_attention(scores: Tensor, T: float, lam: float) -> Tensor:
     return scores.mean(dim=-1) + lam * attended_scores(scores, T)
 
 
-class ResidualAttention(nn.Module):
-    """Base of the classifiers: features (B, D, H, W) -> logits (B, C), for λ = `lam`."""
+def score_maps(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return (m / ||m||) · x (Eq. 5) for the weights m (C, D, 1, 1) of each head and features x (B, D, H, W).
 
-    def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:
-        """Return each head's score maps (m / ||m||) · x (Eq. 5), (B, C, H, W), and its temperature."""
-        heads = [module for module in self.modules() if isinstance(module, CSRA)]
-        weights = [F.normalize(head.head.weight, dim=1) for head in heads]
-        # One convolution for all heads. Under autocast it runs in half precision, the rest stays in float32.
-        maps = F.conv2d(x, torch.cat(weights)).to(weights[0].dtype).chunk(len(weights), dim=1)
-        return [(scores, head.T) for scores, head in zip(maps, heads)]
+    Each result has shape (B, C, H, W).
+    """
+    unit_weights = [F.normalize(weight, dim=1) for weight in weights]
+    # One convolution for all heads. Under autocast it runs in half precision, the rest stays in float32.
+    all_maps = F.conv2d(x, torch.cat(unit_weights)).to(unit_weights[0].dtype)
+    return all_maps.chunk(len(weights), dim=1)
+
+
+class ScoreMap(NamedTuple):
+    """The scores of one head for every class at every place, (B, C, H, W), and the head's temperature."""
+
+    scores: Tensor
+    T: float
+
+
+class ResidualAttention(nn.Module):
+    """Base of the classifiers: features (B, D, H, W) -> logits (B, C). Subclasses define `score_maps`."""
+
+    def __init__(self, lam: float):
+        super().__init__()
+        self.lam = lam
+
+    def score_maps(self, x: Tensor) -> list[ScoreMap]:
+        """Return a ScoreMap for each head."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum the logits of all heads (Eq. 8)."""
-        return sum(residual_attention(scores.flatten(2), T, self.lam) for scores, T in self.score_maps(x))
+        first, *others = [residual_attention(s.flatten(2), T, self.lam) for s, T in self.score_maps(x)]
+        return sum(others, start=first)
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """Return the mean attention of the heads (B, C, H, W); each map sums to 1."""
@@ -59,9 +81,21 @@ class CSRA(ResidualAttention):
     """One head of temperature T > 0; ∞, or 99 as in the released code, means max pooling."""
 
     def __init__(self, input_dim: int, num_classes: int, T: float, lam: float):
+        super().__init__(lam)
+        self.T = math.inf if T == 99 else T
+        self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1, bias=False)
+
+    def score_maps(self, x: Tensor) -> list[ScoreMap]:
+        (scores,) = score_maps(x, [self.head.weight])
+        return [ScoreMap(scores, self.T)]
+
+
+class Head(nn.Module):
+    """One head of MHA: its temperature and its convolution, which the released checkpoints call `head`."""
+
+    def __init__(self, input_dim: int, num_classes: int, T: float):
         super().__init__()
-        self.T, self.lam = math.inf if T == 99 else T, lam
-        # The released checkpoints call it `head`.
+        self.T = T
         self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1, bias=False)
 
 
@@ -69,24 +103,28 @@ class MHA(ResidualAttention):
     """Multi-head attention (Eq. 8): one head per temperature; num_heads: 1, 2, 4, 6 or 8, else ValueError."""
 
     def __init__(self, num_heads: int, lam: float, input_dim: int, num_classes: int):
-        super().__init__()
+        super().__init__(lam)
         if num_heads not in TEMPERATURES:
             raise ValueError(f"num_heads must be one of {', '.join(map(str, TEMPERATURES))}, not {num_heads}")
-        self.lam = lam
-        self.multi_head = nn.ModuleList(CSRA(input_dim, num_classes, T, lam) for T in TEMPERATURES[num_heads])
+        self.multi_head = nn.ModuleList(Head(input_dim, num_classes, T) for T in TEMPERATURES[num_heads])
+
+    def score_maps(self, x: Tensor) -> list[ScoreMap]:
+        maps = score_maps(x, [head.head.weight for head in self.multi_head])
+        return [ScoreMap(scores, head.T) for scores, head in zip(maps, self.multi_head)]
 
 
 class AveragePooling(ResidualAttention):
     """The baseline: a linear classifier of the spatial mean; λ > 0 adds λ · max without training (Fig. 1)."""
 
     def __init__(self, lam: float, input_dim: int, num_classes: int):
-        super().__init__()
-        self.lam = lam
+        super().__init__(lam)
         self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1)
 
-    def score_maps(self, x: Tensor) -> list[tuple[Tensor, float]]:
-        return [(self.head(x).to(self.head.weight.dtype), math.inf)]
+    def score_maps(self, x: Tensor) -> list[ScoreMap]:
+        scores = self.head(x).to(self.head.weight.dtype)
+        return [ScoreMap(scores, math.inf)]
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """Return the class activation maps (B, C, H, W), which are the score maps."""
-        return self.score_maps(x)[0][0]
+        (map_of_the_head,) = self.score_maps(x)
+        return map_of_the_head.scores

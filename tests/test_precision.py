@@ -130,7 +130,7 @@ def test_pooling_stays_in_float32(monkeypatch):
     assert logits.dtype == torch.float32
     kernel = torch.cat([csra.F.normalize(h.head.weight, dim=1) for h in head.multi_head])
     scores = conv2d(x, kernel).half().double().flatten(2).chunk(2, dim=1)
-    expected = sum(csra.residual_attention(s, h.T, h.lam) for s, h in zip(scores, head.multi_head))
+    expected = sum(csra.residual_attention(s, h.T, head.lam) for s, h in zip(scores, head.multi_head))
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
