@@ -40,6 +40,7 @@ RUN = ["--output_dir", "run"]
         (["--output_dir", ""], ["--output_dir", "empty"]),
         (["--total_epoch", "1.5"], ["--total_epoch", "1.5"]),
         (["--img_size", "20"], ["--img_size", "20"]),
+        (["--img_size", "32"], ["--img_size", "32", "33 or more", "one place"]),
         (["--num_cls", "7"], ["--num_cls 7", "8"]),
         (["--model", "resnet20"], ["resnet20", "resnet50", "--list_models"]),
         (["--modle", "resnet18"], ["--modle"]),

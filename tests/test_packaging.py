@@ -1,6 +1,7 @@
 """Installing: the versions that are refused and allowed, pip install, and the files that check all this."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from helpers import REPOSITORY
 from utils.checkpoint import load_model
 from utils.runtime import cli
 
+README = (REPOSITORY / "README.md").read_text()
+GATE = (REPOSITORY / ".ci/run").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 # Installs this folder into another as pip install -e does, after it has made the environment to build in.
 INSTALL = """
@@ -111,3 +114,70 @@ def test_an_editable_install_works_from_any_folder(trained, tmp_path):
     result = run_python(IMPORT, site, trained / "best.pth", folder=elsewhere)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(source / "utils/__init__.py"), "aeroplane", "circle"]
+
+
+def readme_cpu_command() -> str:
+    return re.search(r"^ {4}(pip install .*)$", README, re.MULTILINE).group(1)
+
+
+def test_the_cpu_command_stands_before_the_first_commands_and_has_the_pinned_versions():
+    words = readme_cpu_command().split()
+    pins = [str(pin) for pin in pinned("requirements.txt") if pin.name in ("torch", "torchvision")]
+    assert sorted(words[2:4]) == sorted(pins)
+    assert README.index(readme_cpu_command()) < README.index("```bash")
+
+
+def supported_versions() -> list[str]:
+    prefix = "Programming Language :: Python :: "
+    return [
+        line.removeprefix(prefix) for line in PROJECT["project"]["classifiers"] if line.startswith(prefix)
+    ]
+
+
+def test_the_supported_pythons_are_the_same_everywhere():
+    versions = supported_versions()
+    allowed = SpecifierSet(PROJECT["project"]["requires-python"])
+    minors = [f"3.{minor}" for minor in range(30)]
+    assert [version for version in minors if version in allowed] == versions
+    assert f"for version in {' '.join(versions)}; do" in GATE
+    assert f"You need Python {versions[0]} to {versions[-1]}." in README
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py" + versions[0].replace(".", "")
+
+
+def test_the_workflow_runs_the_commands_of_the_gate_and_the_readme():
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/tests.yml").read_text())["jobs"]
+    known = [line.strip() for line in (GATE + README).splitlines()]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert len(commands) == 6
+    for command in commands:
+        assert command in known
+    assert jobs["tests"]["needs"] == "lint"
+    systems = [
+        (entry["os"].split("-")[0], entry["python"])
+        for entry in jobs["tests"]["strategy"]["matrix"]["include"]
+    ]
+    versions = supported_versions()
+    assert {("ubuntu", versions[0]), ("ubuntu", versions[-1])} < set(systems)
+    assert {"ubuntu", "macos", "windows"} == {system for system, _ in systems}
+    assert {version for _, version in systems} <= set(versions)
+
+
+def test_the_gate_is_a_valid_script():
+    subprocess.run(["bash", "-n", REPOSITORY / ".ci/run"], check=True)
+    assert os.access(REPOSITORY / ".ci/run", os.X_OK)
+
+
+def test_the_version_stands_in_one_place():
+    version = PROJECT["project"]["version"]
+    citation = (REPOSITORY / "CITATION.cff").read_text()
+    assert re.findall(r"^version: *\S+", citation, re.MULTILINE) == []
+    released = re.findall(r"^## \[?(\d[\d.]*)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == version
+
+
+def test_the_hooks_of_pre_commit_have_the_pinned_ruff():
+    yaml = pytest.importorskip("yaml")
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    (pin,) = [str(pin) for pin in pinned("requirements-dev.txt") if pin.name == "ruff"]
+    assert repository["rev"] == pin.replace("ruff==", "v")

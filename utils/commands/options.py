@@ -16,6 +16,7 @@ NOT_SHOWN = ("head_lr_factor", "output_dir", "overwrite", "resume", "sweep")
 NAMES = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
 FOREIGN = "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
 TRAINED = "as trained, else the data set's"
+SMALLEST_SIDE = 33  # of images, in pixels
 
 
 def model_name(text: str) -> str:
@@ -24,6 +25,17 @@ def model_name(text: str) -> str:
         similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
         raise ArgumentTypeError(f"{text!r}: did you mean {similar}? main.py --list_models prints all")
     return text
+
+
+def image_side(text: str) -> int:
+    """Check a side of images in pixels; an argparse type."""
+    side = int(number(int, 1)(text))
+    if side < SMALLEST_SIDE:
+        reason = (
+            "up to 32 pixels leave one place in the feature map, and batch norm cannot train on one value"
+        )
+        raise ArgumentTypeError(f"{side} is too small: use {SMALLEST_SIDE} or more ({reason})")
+    return side
 
 
 def summary(parser: Parser, args: Namespace) -> str:
@@ -51,8 +63,7 @@ def add_data_options(parser: Parser, default: str, batch: str = "", foreign: boo
     kind = {"help": FOREIGN} if foreign else {"help": NAMES, "default": "voc07"}
     group.add_argument("--dataset", metavar="NAME", **kind)
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
-    # With 32 pixels the feature map is 1 × 1, and batch-norm cannot train on one image.
-    group.add_argument("--img_size", type=number(int, 33), help=f"side in pixels [default: {default}]")
+    group.add_argument("--img_size", type=image_side, help=f"side in pixels [default: {default}]")
     pixels = f"none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5 [default: {default}]"
     group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
     if batch:
