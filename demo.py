@@ -19,9 +19,11 @@ from torch.utils.data import BatchSampler
 from pipeline.csra import AveragePooling
 from utils.checkpoint import load_model_for
 from utils.commands import options
-from utils.data.datasets import load_batches, to_float
-from utils.data.photos import Photos, collate_readable, find_photos
-from utils.data.transforms import load_image
+from utils.data.decoding import load_image
+from utils.data.loaders import Loader
+from utils.data.photos import Photos, collate_readable
+from utils.data.samples import to_float
+from utils.data.search import find_photos
 from utils.inference.heatmap import ClassMap, contact_sheet, panel
 from utils.inference.predict import best_classes
 from utils.metrics.thresholds import read_thresholds, threshold
@@ -44,7 +46,7 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     dataset = Photos(paths, model.options["img_size"], args.max_pixels)
     batches = BatchSampler(range(len(paths)), args.batch_size, drop_last=False)
-    loader = load_batches(dataset, batches, args.num_workers, collate_fn=collate_readable)
+    loader = Loader(dataset, batches, args.num_workers, collate_fn=collate_readable)
 
     results, signals = {}, interrupt.deferring_signals("stopping")
     with signals, progress(len(paths), "label") as bar, torch.inference_mode():

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from pipeline.models import MODELS, build, check_img_size
 from utils.commands import options
-from utils.data.datasets import dataset_spec, make_loaders, to_float
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
+from utils.data.datasets import dataset_spec
+from utils.data.loaders import make_loaders
+from utils.data.samples import to_float
 from utils.inference.outputs import evaluate_model
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
@@ -39,7 +41,7 @@ def main() -> None:
         check_run_folder(args.output_dir, args.overwrite)
     distributed.connect(device, args.batch_size)
     check_same_start(saved)
-    train_loader, val_loader, test_loader = make_loaders(args, spec, device)
+    train_loader, val_loader, test_loader, has_val = make_loaders(args, spec, device)
     model = build_model(args, device)
     ddp_model = distributed.wrap(model)
     optimizer = build_optimizer(model, args)
@@ -51,7 +53,7 @@ def main() -> None:
     if saved:
         run.restore(saved)
         saved.clear()  # frees its memory
-    split = "test" if val_loader is test_loader else "validation"
+    split = "validation" if has_val else "test"
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} {split} images, on {device}")
     run.open_folder()
 
@@ -61,7 +63,7 @@ def main() -> None:
             metrics = evaluate_model(run.eval_model, val_loader, device, args.amp)
             run.finish_epoch(metrics, len(train_loader.dataset))
         print(f"\n{run.report()}")
-        if val_loader is not test_loader:  # the test images have chosen nothing
+        if has_val:  # the test images have chosen nothing
             metrics = evaluate_model(run.load_best(), test_loader, device, args.amp)
             print(f"\n{run.finish(metrics)}")
 
@@ -75,7 +77,7 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: 
     args, model, optimizer, scaler, ema = run.args, run.model, run.optimizer, run.scaler, run.ema
     ddp_model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have the same shape
-    loader.batch_sampler.epoch, loader.batch_sampler.start = run.epoch, run.step
+    loader.set_epoch(run.epoch, start=run.step)
     with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
         bar.update(min(run.step * args.batch_size, bar.total))
         for images, targets, _ in loader:

@@ -12,8 +12,10 @@ import torch
 from pipeline.network import Network
 from utils.checkpoint import load_model_for
 from utils.commands import options
-from utils.data.datasets import dataset_spec, load_split, make_loader
+from utils.data.datasets import dataset_spec
 from utils.data.label_files import fingerprint
+from utils.data.loaders import EvaluationLoader
+from utils.data.samples import load_split
 from utils.inference.outputs import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
 from utils.inference.sweep import axis, format_sweep, sweep
 from utils.metrics.report import by_class, format_report
@@ -36,7 +38,7 @@ def main() -> None:
         model.features = torch.compile(model.features)
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
-    loader = make_loader(dataset, args.batch_size, args.num_workers, device)
+    loader = EvaluationLoader(dataset, args.batch_size, args.num_workers, device)
     print(options.summary(parser, args))
     print(f"{len(dataset)} {args.split} images, on {device}")
     if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):

@@ -20,7 +20,7 @@ from benchmarks import gpu, network, scripts, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row, Settings, Variant
 from utils.commands.options import add_run_options
-from utils.data.transforms import load_image
+from utils.data.decoding import load_image
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import check_file, nan_to_none, write_json

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.data.datasets import LabelledImages
-from utils.data.label_files import Labels, class_names
+from utils.data.classes import class_names
+from utils.data.label_files import Labels
+from utils.data.samples import LabelledImages
 
 PHOTO_SIZES = ((500, 375), (640, 480))  # of VOC and COCO, width x height
 NUM_CLASSES = 80

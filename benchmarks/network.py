@@ -9,7 +9,6 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -25,8 +24,8 @@ from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
 from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
-from utils.data.datasets import make_loader
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
+from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.inference.outputs import compute_outputs, sigmoid
 from utils.runtime.device import choose_device
 from utils.training.run import Run
@@ -147,6 +146,7 @@ def textbook_loader(settings: Settings, train: bool) -> DataLoader:
 
 def our_loader(settings: Settings, train: bool) -> DataLoader:
     dataset = our_images(files(settings), settings.img_size, train)
+    make_loader = TrainingLoader if train else EvaluationLoader
     return make_loader(dataset, settings.batch_size, settings.num_workers, settings.device)
 
 
@@ -199,7 +199,7 @@ def check_batch(settings: Settings) -> tuple[Tensor, Tensor]:
     """
     count = settings.batch_size if settings.device.type == "cuda" else 2
     dataset = our_images(files(settings)[:count], settings.img_size, train=False)
-    images, targets, _ = next(iter(make_loader(dataset, count, 0, torch.device("cpu"))))
+    images, targets, _ = next(iter(EvaluationLoader(dataset, count, 0, torch.device("cpu"))))
     return images.to(settings.device), targets.to(settings.device)
 
 
@@ -240,11 +240,14 @@ class InMemory:
     """Stands in for a loader: it yields the same batch `num_steps` times."""
 
     def __init__(self, loader: DataLoader, batch: tuple, num_steps: int):
-        self.dataset, self.batch_sampler = loader.dataset, SimpleNamespace()
+        self.dataset = loader.dataset
         self.batch, self.num_steps = batch, num_steps
 
     def __len__(self) -> int:
         return self.num_steps
+
+    def set_epoch(self, epoch: int, start: int) -> None:
+        """Change nothing: all epochs are the same."""
 
     def __iter__(self) -> Iterator[tuple]:
         return itertools.repeat(self.batch, self.num_steps)

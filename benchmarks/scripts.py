@@ -16,7 +16,7 @@ from benchmarks.inputs import NUM_CLASSES
 from benchmarks.network import call, judge, our_validation, scale_down_branches, textbook_model
 from benchmarks.timing import REPOSITORY, Row, Settings, Variant, find_target, run_measured
 from pipeline.resnet_csra import ResNet_CSRA
-from utils.prepare_shapes import make_shapes
+from utils.data.shapes import ShapesOptions, make_shapes
 from utils.training.log import read_log
 
 LABEL = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from benchmarks.textbook import label_folder; "
@@ -54,7 +54,8 @@ def compare_shapes(settings: Settings) -> Iterator[Row]:
     """Compare the mAP that main.py reaches on shapes in lower precision with that in float32."""
     num_train, seeds = settings.num_shapes, range(settings.num_seeds)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
-        make_shapes(settings.folder / "data" / "shapes", num_train, num_train // 3, 64, "easy", seed=0)
+        options = ShapesOptions(num_train=num_train, num_test=num_train // 3)
+        make_shapes(settings.folder / "data" / "shapes", options)
     amps = ["off", *(amp for amp in settings.amps if amp != "off")]
     runs = [(amp, seed) for amp in amps for seed in seeds]
     with ThreadPoolExecutor(len(runs) if settings.device.type == "cuda" else 1) as pool:

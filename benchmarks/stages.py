@@ -29,8 +29,10 @@ from benchmarks.timing import (
     without_tf32,
 )
 from pipeline.csra import MHA
-from utils.data.datasets import LabelledImages, make_loader
-from utils.data.transforms import load_image, random_crop, train_transform
+from utils.data.decoding import load_image
+from utils.data.loaders import EvaluationLoader, TrainingLoader
+from utils.data.samples import LabelledImages
+from utils.data.transforms import random_crop, train_transform
 from utils.evaluation import evaluate
 from utils.runtime.device import AMP_DTYPES, autocast
 
@@ -46,6 +48,7 @@ def time_loader(settings: Settings) -> Iterator[Row]:
         plain = textbook.Photos(photos, random_targets(num_photos), settings.img_size, train)
         ours = our_images(photos, settings.img_size, train)
         plain_loader = DataLoader(plain, BATCH_SIZE, shuffle=train)
+        make_loader = TrainingLoader if train else EvaluationLoader
         our_loader = make_loader(ours, BATCH_SIZE, 0, torch.device("cpu"))
         seconds = in_turns(
             settings.num_rounds,

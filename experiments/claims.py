@@ -14,8 +14,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from experiments.pointing import by_size, pointing_game, read_boxes
-from utils.data.datasets import DatasetSpec, dataset_spec, label_file, load_split
-from utils.data.label_files import class_names, write_labels
+from utils.data.classes import class_names
+from utils.data.datasets import DatasetSpec, dataset_spec, label_file
+from utils.data.preparing import write_labels
+from utils.data.samples import load_split
 from utils.plot import PALETTE, make_figure
 from utils.prepare_csv import stratify
 from utils.runtime.cli import Parser, UserError, given_path, number, run_script

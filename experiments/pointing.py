@@ -13,7 +13,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.checkpoint import load_model
-from utils.data.datasets import dataset_spec, label_file, load_split, make_loader, to_float
+from utils.data.datasets import dataset_spec, label_file
+from utils.data.loaders import EvaluationLoader
+from utils.data.samples import load_split, to_float
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import read_json
 
@@ -60,7 +62,7 @@ def pointing_game(path: Path, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """
     spec, model = dataset_spec(dataset), load_model(path, dataset, device="cpu")
     entries = read_json(label_file(spec, "test"))
-    loader = make_loader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
+    loader = EvaluationLoader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
     hits, areas = [], []
     for images, _, indices in loader:
         maps = model.classifier.attention_maps(model.features(to_float(images, CPU))).numpy()

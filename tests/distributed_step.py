@@ -14,8 +14,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 import val
-from utils.data.datasets import DATASETS, load_split, make_loader
-from utils.data.label_files import Labels, class_names
+from utils.data.classes import class_names
+from utils.data.datasets import DATASETS
+from utils.data.label_files import Labels
+from utils.data.loaders import TrainingLoader
+from utils.data.samples import load_split
 from utils.runtime import distributed
 from utils.runtime.cli import run_script
 from utils.training.run import Run
@@ -32,7 +35,7 @@ def train() -> dict:
         # Batches of 6, 6 and 1: only the first process has a share of the last one.
         dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
         dataset.labels = Labels(dataset.labels.paths[:13], dataset.labels.targets[:13], None)
-        loader = make_loader(dataset, args.batch_size, 0, CPU)
+        loader = TrainingLoader(dataset, args.batch_size, 0, CPU)
         # float32 rounds some inputs of ReLU to the other side of 0, which would hide small mistakes.
         patch.setattr(main, "to_float", lambda images, device: images.double() / 255)
         model = main.build_model(args, CPU).double()

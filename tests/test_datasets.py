@@ -10,31 +10,15 @@ import pytest
 import torch
 
 from helpers import REPOSITORY, make_own
-from utils.data.datasets import (
-    DATASETS,
-    IGNORED,
-    VALUES,
-    DatasetSpec,
-    EpochBatches,
-    LabelledImages,
-    dataset_spec,
-    load_split,
-    make_loader,
-    to_float,
-)
-from utils.data.label_files import Labels, class_names, read_labels
+from utils.data.classes import class_names
+from utils.data.datasets import DATASETS, VALUES, DatasetSpec, dataset_spec
+from utils.data.label_files import IGNORED, read_labels
+from utils.data.loaders import EvaluationLoader, TrainingLoader
+from utils.data.order import EvaluationBatches, SampleKey, TrainingBatches
+from utils.data.samples import LabelledImages, load_split, to_float
 from utils.runtime.cli import UserError
 
 CPU = torch.device("cpu")
-
-
-def batches_of(
-    num_samples: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
-) -> EpochBatches:
-    """Return the batches of a data set of blank samples; with a seed, it is for training."""
-    labels = Labels(np.zeros(num_samples, "S1"), np.zeros((num_samples, 1), np.int8), None)
-    dataset = LabelledImages(labels, 32, train=seed is not None, seed=seed or 0)
-    return EpochBatches(dataset, batch_size, rank, world_size)
 
 
 def write_labels(path: Path, *targets: list[int]) -> Path:
@@ -152,22 +136,22 @@ def test_a_sample_depends_only_on_seed_epoch_and_index(shapes):
 
 
 def test_the_order_depends_only_on_seed_and_epoch():
-    def order(seed: int, epoch: int) -> list[tuple[int, int, bool]]:
-        batches = batches_of(50, 16, seed)
-        batches.epoch = epoch
+    def order(seed: int, epoch: int) -> list[SampleKey]:
+        batches = TrainingBatches(50, 16, seed)
+        batches.set_epoch(epoch)
         return sum(batches, [])
 
     assert order(0, 3) == order(0, 3)
     assert sorted(order(0, 3)) == [(3, index, True) for index in range(50)]
     assert [i for _, i, _ in order(0, 3)] != [i for _, i, _ in order(0, 4)]
     assert order(0, 3) != order(1, 3)
-    assert list(batches_of(3, 2)) == [[(0, 0, True), (0, 1, True)], [(0, 2, True)]]
+    assert list(EvaluationBatches(3, 2)) == [[(0, 0, True), (0, 1, True)], [(0, 2, True)]]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_processes_share_each_batch_of_training(world_size):
-    alone = list(batches_of(14, 12, seed=0))
-    shares = [batches_of(14, 12, 0, rank, world_size) for rank in range(world_size)]
+    alone = list(TrainingBatches(14, 12, seed=0))
+    shares = [TrainingBatches(14, 12, 0, rank, world_size) for rank in range(world_size)]
     assert [len(share) for share in shares] == [2] * world_size
     for batch, *parts in zip(alone, *shares):
         assert all(parts)
@@ -178,8 +162,8 @@ def test_processes_share_each_batch_of_training(world_size):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_processes_take_whole_batches_of_evaluation(world_size):
-    alone = list(batches_of(14, 5))
-    shares = [batches_of(14, 5, None, rank, world_size) for rank in range(world_size)]
+    alone = list(EvaluationBatches(14, 5))
+    shares = [EvaluationBatches(14, 5, rank, world_size) for rank in range(world_size)]
     dealt = [batch for share in shares for batch in share]
     assert sorted(dealt) == sorted(alone)
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
@@ -193,7 +177,7 @@ def test_a_sample_that_does_not_count_has_no_labels(shapes):
 
 def test_batches_are_in_channels_last_memory(shapes):
     dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
-    images, targets, indices = next(iter(make_loader(dataset, 8, 0, CPU)))
+    images, targets, indices = next(iter(TrainingLoader(dataset, 8, 0, CPU)))
     assert images.is_contiguous(memory_format=torch.channels_last)
     for image, target, index in zip(images, targets, indices.tolist()):
         expected = dataset[0, index, True]
@@ -202,7 +186,7 @@ def test_batches_are_in_channels_last_memory(shapes):
 
 
 def test_no_sample_is_dropped(shapes):
-    loader = make_loader(load_split(DATASETS["shapes"], "train", 40, train=True), 8, 0, CPU)
+    loader = TrainingLoader(load_split(DATASETS["shapes"], "train", 40, train=True), 8, 0, CPU)
     batches = [index.tolist() for _, _, index in loader]
     assert [len(batch) for batch in batches] == [8, 8, 4]
     assert sorted(sum(batches, [])) == list(range(20))
@@ -210,8 +194,8 @@ def test_no_sample_is_dropped(shapes):
 
 def test_only_the_workers_of_training_stay(shapes):
     others, stay = set(multiprocessing.active_children()), []
-    for train in (False, True):
-        loader = make_loader(load_split(DATASETS["shapes"], "train", 40, train=train), 8, 1, CPU)
+    for make_loader in (EvaluationLoader, TrainingLoader):
+        loader = make_loader(load_split(DATASETS["shapes"], "train", 40), 8, 1, CPU)
         list(loader)
         stay.append(bool(set(multiprocessing.active_children()) - others))
         del loader  # ends its worker

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 import demo
 import val
 from helpers import SHAPES
-from utils.data.photos import find_photos
+from utils.data.search import find_photos
 from utils.inference.heatmap import ClassMap, contact_sheet, overlay, panel
 
 CPU = ["--num_workers", "0", "--device", "cpu"]

@@ -15,7 +15,7 @@ from helpers import REPOSITORY
 from pipeline import vit_csra
 from pipeline.models import build
 from utils.checkpoint import load_model
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
 from utils.weights.contents import load_checkpoint
 
 

@@ -8,8 +8,11 @@ from torch.utils.data import DataLoader
 
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
-from utils.data.datasets import DATASETS, LabelledImages, load_split, make_loader
-from utils.data.label_files import Labels, class_names
+from utils.data.classes import class_names
+from utils.data.datasets import DATASETS
+from utils.data.label_files import Labels
+from utils.data.loaders import EvaluationLoader
+from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
 from utils.inference.outputs import compute_outputs, evaluate_model
 from utils.runtime.cli import UserError
@@ -21,7 +24,7 @@ CPU = torch.device("cpu")
 def test_scores_are_ordered_by_index(shapes):
     dataset = load_split(DATASETS["shapes"], "test", 40)
     model = ResNet_CSRA(1, 0.1, 8, depth=18)
-    in_order = compute_outputs(model, make_loader(dataset, 4, 0, CPU), CPU)
+    in_order = compute_outputs(model, EvaluationLoader(dataset, 4, 0, CPU), CPU)
     # Shuffled; the last batch repeats two images.
     padded = [(0, i, True) for i in [7, 2, 9, 0, 5, 1, 8, 3, 6, 4, 7, 2]]
     loader = DataLoader(dataset, batch_size=4, sampler=padded)
@@ -48,7 +51,7 @@ def test_difficult_labels_are_ignored_in_evaluation():
             return torch.full((3, 2, 2), 50 * key[1], dtype=torch.uint8), self.labels.targets[key[1]], key[1]
 
     targets = np.array([[1, -1, 0], [0, -1, 1], [-1, 1, 1]], np.int8)
-    loader = make_loader(Images(Labels(np.array([b"a", b"b", b"c"]), targets, None), 2), 2, 0, CPU)
+    loader = EvaluationLoader(Images(Labels(np.array([b"a", b"b", b"c"]), targets, None), 2), 2, 0, CPU)
     metrics = evaluate_model(Logits(), loader, CPU)
     # Class 0: without image 2, the positive ranks last. Class 1: only image 2 counts. Class 2: all count.
     assert metrics["AP"] == [0.5, 1, 1]

@@ -179,7 +179,7 @@ def test_a_killed_worker_is_reported(workdir, fails, monkeypatch):
     def killed(*args) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("utils.data.datasets.load_image", killed)
+    monkeypatch.setattr("utils.data.samples.load_image", killed)
     # PyTorch checks every 5 s whether its workers are alive.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     says = ["worker (pid", "memory", "--num_workers"]

@@ -18,8 +18,9 @@ import val
 from helpers import RUN, SHAPES, assert_same, signal_at, train_in
 from utils.checkpoint import load_model
 from utils.commands.options import summary
-from utils.data.datasets import IGNORED
-from utils.data.transforms import eval_transform, load_image
+from utils.data.decoding import load_image
+from utils.data.label_files import IGNORED
+from utils.data.transforms import eval_transform
 from utils.runtime.cli import UserError
 from utils.training.losses import asl_loss
 

@@ -16,8 +16,8 @@ from helpers import SHAPES, TINY
 from pipeline import csra
 from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model
+from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
-from utils.data.label_files import class_names
 from utils.runtime import device
 from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device

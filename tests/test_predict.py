@@ -18,7 +18,7 @@ import demo
 from helpers import REPOSITORY
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
 from utils.runtime.cli import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")

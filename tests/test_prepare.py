@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from utils import prepare_coco, prepare_voc
-from utils.data.datasets import DATASETS, load_split
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
+from utils.data.datasets import DATASETS
+from utils.data.samples import load_split
 
 VOC_IMAGES = {
     # image id: split and objects (class, difficult)

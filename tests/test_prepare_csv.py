@@ -11,8 +11,10 @@ from PIL import Image
 import main
 from helpers import TINY
 from utils import prepare_csv
-from utils.data import label_files
-from utils.data.datasets import DATASETS, IGNORED, dataset_spec, load_split
+from utils.data import preparing
+from utils.data.datasets import DATASETS, dataset_spec
+from utils.data.label_files import IGNORED
+from utils.data.samples import load_split
 from utils.runtime.cli import UserError
 
 LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"
@@ -44,10 +46,6 @@ def read_entries(name: str = "mine") -> dict[str, list[int]]:
 def images_of(split: str) -> list[str]:
     """Return the names of the images of a split."""
     return [Path(entry["img_path"]).stem for entry in json.loads(Path(f"data/mine/{split}.json").read_text())]
-
-
-def test_the_names_of_the_built_in_data_sets_are_taken():
-    assert tuple(DATASETS) == prepare_csv.BUILT_IN
 
 
 def test_a_column_of_label_lists(table, command):
@@ -129,7 +127,7 @@ def test_a_column_split_decides_which_images_are_held_out(table, command, column
 
 
 def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monkeypatch):
-    path, write = table(LISTS), label_files.write_json_list
+    path, write = table(LISTS), preparing.write_json_list
     assert command(prepare_csv, path, "--dataset", "mine").status == 0
 
     def interrupted(file: Path, entries: list) -> None:
@@ -137,7 +135,7 @@ def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monke
             raise KeyboardInterrupt
         write(file, entries)
 
-    monkeypatch.setattr(label_files, "write_json_list", interrupted)
+    monkeypatch.setattr(preparing, "write_json_list", interrupted)
     path.write_text(LISTS.replace("bird", "horse"))
     assert command(prepare_csv, path, "--dataset", "mine", "--overwrite").status == 130
     assert sorted(path.name for path in Path("data/mine").iterdir()) == ["classes.json", "train.json"]
@@ -195,7 +193,7 @@ def test_other_errors_are_reported(table, fails, command, workdir):
     (workdir / "photos" / "latin.csv").write_bytes("image,labels\nä.png,x\n".encode("latin-1"))
     fails(prepare_csv, "photos/latin.csv", "--dataset", "mine", says=["latin.csv", "UTF-8"])
     fails(prepare_csv, "none.csv", "--dataset", "mine", says=["none.csv", "No such file"])
-    for name in ("voc07", "coco", "a/b", "..", ""):
+    for name in (*DATASETS, "a/b", "..", ""):
         says = [f"--dataset {name}", "choose a folder name"]
         fails(prepare_csv, path, "--dataset", name, says=says)
     fails(prepare_csv, path, "--dataset", "mine", "--val_fraction", 1.5, says=["--val_fraction", "1.5"])

@@ -8,6 +8,8 @@ from PIL import Image
 
 from helpers import REPOSITORY
 from utils import prepare_shapes
+from utils.data import shapes
+from utils.data.drawing import DIFFICULTIES
 
 
 def test_the_same_seed_makes_the_same_shapes(workdir, command):
@@ -30,7 +32,7 @@ def test_the_same_seed_makes_the_same_shapes(workdir, command):
     assert len(set(images)) == len(images)
 
 
-@pytest.mark.parametrize("difficulty", prepare_shapes.DIFFICULTIES)
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_shapes_labels_match_the_objects(workdir, command, difficulty):
     assert command(prepare_shapes, "--difficulty", difficulty, "--num_train", 60, "--num_test", 1).status == 0
     entries = json.loads(Path("data/shapes/train.json").read_text())
@@ -69,7 +71,7 @@ def test_interrupted_shapes_leave_no_partial_images(workdir, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_shapes, "draw_scene", interrupt)
+    monkeypatch.setattr(shapes, "draw_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_shapes.main([])
     assert not Path("data/shapes/images.part").exists()

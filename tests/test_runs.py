@@ -13,8 +13,10 @@ import torch
 import main
 import val
 from helpers import OWN, REPOSITORY, SHAPES, TINY, make_own
-from utils import prepare_shapes
-from utils.data.datasets import DATASETS, EpochBatches, load_split
+from utils.data import shapes as shapes_files
+from utils.data.datasets import DATASETS
+from utils.data.order import TrainingBatches
+from utils.data.samples import load_split
 from utils.runtime.cli import UserError
 from utils.training.run import make_folder
 from utils.weights.writing import save_checkpoint
@@ -136,8 +138,8 @@ def test_training_equals_a_simple_loop(trained, shapes, monkeypatch):
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     model.train()
     for epoch in range(2):
-        batches = EpochBatches(dataset, 16)
-        batches.epoch = epoch
+        batches = TrainingBatches(len(dataset), 16, seed=0)
+        batches.set_epoch(epoch)
         total = 0
         for k, batch in enumerate(batches):
             for group, base in zip(optimizer.param_groups, (0.01, 0.1)):
@@ -200,7 +202,7 @@ def test_a_run_replaces_another_only_with_overwrite(trained, shapes, command, fa
 
 def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
     made = []
-    monkeypatch.setattr(prepare_shapes, "make_shapes", lambda *args: made.append(args))
+    monkeypatch.setattr(shapes_files, "make_shapes", lambda *args: made.append(args))
     result = command(main, "--dataset", "shapes", *TINY)
     assert made[0][0] == Path("data/shapes")
     assert "making it with utils/prepare_shapes.py" in result.out

@@ -14,8 +14,7 @@ import main
 import val
 from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
-from utils.data.datasets import IGNORED
-from utils.data.label_files import Labels
+from utils.data.label_files import IGNORED, Labels
 from utils.evaluation import evaluate
 from utils.inference.sweep import axis, format_sweep
 from utils.metrics.score_files import read_scores, write_scores

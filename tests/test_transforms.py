@@ -15,8 +15,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
 from helpers import REPOSITORY, make_own
-from utils.data.datasets import DATASETS, dataset_spec, load_split
-from utils.data.transforms import eval_transform, load_image, random_crop, train_transform
+from utils.data.datasets import DATASETS, dataset_spec
+from utils.data.decoding import load_image
+from utils.data.samples import load_split
+from utils.data.transforms import eval_transform, random_crop, train_transform
 from utils.runtime.cli import UserError
 
 
@@ -56,7 +58,7 @@ CASES = [
 @pytest.mark.parametrize("decoder", ["torchvision", "Pillow"])
 def test_pixels_match_pillow(tmp_path, monkeypatch, mode, name, options, size, decoder):
     if decoder == "Pillow":
-        monkeypatch.setattr("utils.data.transforms.decode_jpeg", None)
+        monkeypatch.setattr("utils.data.decoding.decode_jpeg", None)
     photo(mode).save(tmp_path / name, **options)
     ours = eval_transform(load_image(str(tmp_path / name)), size)
     assert (ours.shape, ours.dtype) == ((3, size, size), torch.uint8)
@@ -109,7 +111,7 @@ def test_both_decoders_turn_a_photograph_as_pillow_does(tmp_path, monkeypatch, o
         upright, stored = ImageOps.exif_transpose(image).convert("RGB"), image.convert("RGB")
     for decoder in ("torchvision", "Pillow"):
         if decoder == "Pillow":
-            monkeypatch.setattr("utils.data.transforms.decode_jpeg", None)
+            monkeypatch.setattr("utils.data.decoding.decode_jpeg", None)
         assert (load_image(path, exif=True) == tensor(upright)).all()
         assert (load_image(path) == tensor(stored)).all()
         expected = tensor(upright.resize((32, 32), Image.Resampling.BILINEAR)).int()
@@ -257,10 +259,12 @@ import sys, torchvision.io
 if sys.argv[1] == "without":
     del torchvision.io.decode_jpeg
 from torch import device
-from utils.data.datasets import DATASETS, load_split, make_loader
+from utils.data.datasets import DATASETS
+from utils.data.loaders import EvaluationLoader
+from utils.data.samples import load_split
 for split in ("train", "test"):
     dataset = load_split(DATASETS["shapes"], split, 40)
-    loader = make_loader(dataset, 4, 0, device("cpu"))
+    loader = EvaluationLoader(dataset, 4, 0, device("cpu"))
     print(split, sum(images.sum().item() for images, _, _ in loader))
 """
     printed = {}

@@ -15,8 +15,9 @@ import main
 import val
 from helpers import TINY
 from utils import evaluation, prepare_wider
-from utils.data.datasets import DATASETS, IGNORED, load_split
-from utils.data.label_files import read_labels
+from utils.data.datasets import DATASETS
+from utils.data.label_files import IGNORED, read_labels
+from utils.data.samples import load_split
 from utils.data.transforms import cut_out
 from utils.inference.outputs import evaluate_scores
 from utils.metrics.score_files import read_scores

@@ -6,8 +6,8 @@ from types import MethodType
 
 from pipeline.models import build, read_architecture
 from pipeline.network import NORMALIZATION, Network
+from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, OWN, dataset_spec
-from utils.data.label_files import class_names
 from utils.inference.predict import attention, predict
 from utils.runtime.cli import UserError, check_torch, reporting_errors, reporting_value_errors
 from utils.runtime.device import choose_device

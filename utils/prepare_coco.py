@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.data.label_files import class_names, listed_file, parse_args, write_labels
+from utils.data.classes import class_names
+from utils.data.preparing import listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
@@ -27,7 +28,9 @@ def main() -> None:
     splits = {}
     for split in ("train", "val"):
         splits[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
-    write_labels(Path("data/coco"), classes, splits, args)
+    if args.verify:
+        verify(splits, args.max_pixels)
+    write_labels(Path("data/coco"), classes, splits)
 
 
 def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:

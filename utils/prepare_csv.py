@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.data.label_files import UNKNOWN, check_names, parse_args, verify, write_labels
+from utils.data.classes import check_names
+from utils.data.datasets import DATASETS
+from utils.data.label_files import UNKNOWN
+from utils.data.preparing import parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
-BUILT_IN = ("voc07", "voc12", "coco", "coco2017", "wider", "shapes")  # as in utils.data.datasets
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 SPLITS = ("train", "val", "test")
 Row = tuple[int, list[str]]  # line number and cells
@@ -37,8 +39,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     args = parse_args(parser)
     folder, name = Path("data", args.dataset), args.dataset
-    if name in BUILT_IN or name.startswith(".") or folder.name != name:
-        raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(BUILT_IN)}")
+    if name in DATASETS or name.startswith(".") or folder.name != name:
+        raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(DATASETS)}")
     check_folder(folder, "--dataset")
     header, rows = read_table(args.csv)
     if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.data.label_files import class_names, listed_file, parse_args, write_labels
+from utils.data.classes import class_names
+from utils.data.preparing import listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
@@ -45,7 +46,10 @@ def main() -> None:
     for split in splits.keys() - {test}:
         for entry in splits[split]:  # here, a class with only difficult objects counts as absent
             entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
-    write_labels(Path("data", name), classes, {f"{s}_{name}.json": splits[s] for s in splits}, args)
+    label_files = {f"{split}_{name}.json": entries for split, entries in splits.items()}
+    if args.verify:
+        verify(label_files, args.max_pixels)
+    write_labels(Path("data", name), classes, label_files)
     num_difficult = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
     print(f"no images left out; {num_difficult} {test} labels with only difficult objects count in no metric")
 

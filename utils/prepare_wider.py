@@ -10,7 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.data.label_files import UNKNOWN, box_edges, class_names, listed_file, parse_args, write_labels
+from utils.data.classes import class_names
+from utils.data.label_files import UNKNOWN, box_edges
+from utils.data.preparing import listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder, read_json
 
@@ -26,7 +28,9 @@ def main() -> None:
     classes, splits = class_names("wider"), {}
     for split in ("trainval", "test"):
         splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
-    write_labels(Path("data/wider"), classes, splits, args)
+    if args.verify:
+        verify(splits, args.max_pixels)
+    write_labels(Path("data/wider"), classes, splits)
 
 
 def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[dict]:

@@ -26,8 +26,9 @@ import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
-from utils.data.label_files import class_names, read_labels
-from utils.data.transforms import load_image
+from utils.data.classes import class_names
+from utils.data.decoding import load_image
+from utils.data.label_files import read_labels
 from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
 from utils.runtime import cli

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.csra import attended_scores
 from pipeline.network import Network
-from utils.data.datasets import to_float
 from utils.data.label_files import IGNORED, Labels
+from utils.data.samples import to_float
 from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors

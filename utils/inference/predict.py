@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.network import Network
-from utils.data.datasets import to_float
-from utils.data.transforms import eval_transform, load_image, rgb_pixels, upright
+from utils.data.decoding import load_image, rgb_pixels, upright
+from utils.data.samples import to_float
+from utils.data.transforms import eval_transform
 from utils.inference.outputs import sigmoid
 from utils.metrics.thresholds import read_thresholds
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.network import rename
-from utils.data.label_files import check_names
+from utils.data.classes import check_names
 from utils.runtime.cli import UserError, number, reporting_errors
 from utils.weights.reading import read_file
 

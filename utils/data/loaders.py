@@ -1,0 +1,89 @@
+"""The loaders of training and evaluation."""
+
+from argparse import Namespace
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.data.datasets import DatasetSpec, label_file
+from utils.data.decoding import report_slow_decoder
+from utils.data.order import EvaluationBatches, TrainingBatches
+from utils.data.samples import LabelledImages, collate, load_split
+from utils.data.shapes import make_missing_shapes
+from utils.runtime import distributed, interrupt
+
+MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
+
+
+class Loader(DataLoader):
+    """A DataLoader of given batches, with no more workers than batches; the workers ignore signals."""
+
+    def __init__(self, dataset: Dataset, batches: Sampler, num_workers: int, **options: Any):
+        report_slow_decoder()
+        options["num_workers"] = min(num_workers, len(batches))
+        options["worker_init_fn"] = interrupt.ignore_signals
+        super().__init__(dataset, batch_sampler=batches, **options)
+
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn: the user may choose more workers than there are cores."""
+
+
+class TrainingLoader(Loader):
+    """Loads the samples of an epoch in random order, a Batch at a time; see TrainingBatches."""
+
+    dataset: LabelledImages
+    batch_sampler: TrainingBatches
+
+    def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
+        batches = TrainingBatches(len(dataset), batch_size, dataset.seed)
+        options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
+        super().__init__(dataset, batches, num_workers, persistent_workers=num_workers > 0, **options)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
+        self.batch_sampler.set_epoch(epoch, start)
+
+
+class EvaluationLoader(Loader):
+    """Loads the samples in order, a Batch at a time; each process gets its part, see EvaluationBatches."""
+
+    dataset: LabelledImages
+
+    def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
+        # A worker that starts after the first step of training holds a copy of its memory until it ends, so
+        # the workers of an evaluation end with it.
+        batches = EvaluationBatches(len(dataset), batch_size)
+        options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
+        super().__init__(dataset, batches, num_workers, **options)
+
+
+class Loaders(NamedTuple):
+    """What main.py trains on, chooses the best epoch on, and reports at the end.
+
+    Without a val.json the best epoch is chosen on the test images, and `val` is the same loader as `test`.
+    """
+
+    train: TrainingLoader
+    val: EvaluationLoader
+    test: EvaluationLoader
+    has_val: bool
+
+
+def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> Loaders:
+    """Return the loaders of main.py's options, and make the data set shapes if it is missing."""
+    if args.dataset == "shapes":
+        distributed.first_process_first(make_missing_shapes)
+
+    def evaluation_loader(split: str) -> EvaluationLoader:
+        images = load_split(spec, split, args.img_size, max_pixels=args.max_pixels)
+        # In evaluation each process takes whole batches.
+        batch_size = min(args.batch_size, MAX_EVALUATION_BATCH)
+        return EvaluationLoader(images, batch_size, args.num_workers, device)
+
+    images = load_split(spec, "train", args.img_size, True, args.seed, args.max_pixels)
+    train = TrainingLoader(images, args.batch_size, args.num_workers, device)
+    has_val = label_file(spec, "val").exists()
+    val = evaluation_loader("val") if has_val else None
+    test = evaluation_loader("test")
+    return Loaders(train, val or test, test, has_val)

@@ -1,0 +1,79 @@
+"""The order of an epoch: which samples make up each batch, and which process takes them."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from utils.runtime.distributed import RANK, WORLD_SIZE
+
+ORDER = 0  # the stream of random numbers under a seed; 1 is augmentation, see samples.py
+
+
+class SampleKey(NamedTuple):
+    """Which sample a data set is asked for: the epoch (from 0), its index, and whether its labels count."""
+
+    epoch: int
+    index: int
+    counted: bool
+
+
+class TrainingBatches(Sampler[list[SampleKey]]):
+    """The batches of a training epoch, in an order that depends on (seed, epoch) alone.
+
+    Each process takes its share of every batch. If a share is empty, the process gets an image that does not
+    count, so that all processes take the same number of steps.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = RANK, world_size: int = WORLD_SIZE
+    ):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
+        self.epoch = epoch
+        self.start = start
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return math.ceil(self.num_samples / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.arange(self.num_samples)
+        np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
+        for batch in split_into_batches(order, self.batch_size)[self.start :]:
+            share = batch[self.rank :: self.world_size]
+            if share:
+                yield [SampleKey(self.epoch, index, counted=True) for index in share]
+            else:
+                yield [SampleKey(self.epoch, batch[0], counted=False)]
+
+
+class EvaluationBatches(Sampler[list[SampleKey]]):
+    """The batches of an evaluation, in order; the processes take whole batches in turns."""
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE):
+        batches = split_into_batches(np.arange(num_samples), batch_size)
+        self.batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        """Return the number of batches that this process takes."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for batch in self.batches:
+            yield [SampleKey(0, index, counted=True) for index in batch]
+
+
+def split_into_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Split the indices (N,) of samples into lists of batch_size; the last one may be shorter."""
+    starts = range(0, len(order), batch_size)
+    return [order[start : start + batch_size].tolist() for start in starts]

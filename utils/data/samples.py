@@ -1,0 +1,121 @@
+"""The samples of a data set: its images and targets, one by one, and joined to batches."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from utils.data.classes import class_names
+from utils.data.datasets import VALUES, DatasetSpec, label_file
+from utils.data.decoding import load_image
+from utils.data.label_files import FORM, IGNORED, Labels, read_labels
+from utils.data.order import SampleKey
+from utils.data.transforms import cut_out, eval_transform, train_transform
+from utils.runtime.cli import UserError
+
+AUGMENTATION = 1  # the stream of random numbers under a seed; 0 is the order of an epoch, see order.py
+
+
+class Sample(NamedTuple):
+    """An image (3, S, S) uint8, its target (C,) int8 of 1, 0 or IGNORED, and its index in the data set."""
+
+    image: Tensor
+    target: Tensor
+    index: int
+
+
+class Batch(NamedTuple):
+    """Images (B, 3, S, S) uint8 in channels_last memory, their targets (B, C) int8 and indices (B,)."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+@dataclass(eq=False)
+class LabelledImages(Dataset[Sample]):
+    """Images and targets of one split, indexed by SampleKey.
+
+    train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
+    workers nor an interruption changes it; else use the test transform. crop, exif: see DatasetSpec.
+    """
+
+    labels: Labels
+    img_size: int
+    train: bool = False
+    seed: int = 0
+    crop: bool = True
+    exif: bool = False
+    max_pixels: float = math.inf
+
+    def __len__(self) -> int:
+        return len(self.labels.paths)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Return a sample; its target is IGNORED unless it counts."""
+        epoch, index, counted = key
+        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels, self.exif)
+        if self.labels.boxes is not None:
+            image = cut_out(image, *self.labels.boxes[index].tolist())
+        if self.train:
+            rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
+            image = train_transform(image, self.img_size, rng, self.crop)
+        else:
+            image = eval_transform(image, self.img_size)
+        target = torch.from_numpy(self.labels.targets[index])
+        if not counted:
+            target = torch.full_like(target, IGNORED)
+        return Sample(image, target, index)
+
+
+def load_split(
+    spec: DatasetSpec,
+    split: str,
+    img_size: int,
+    train: bool = False,
+    seed: int = 0,
+    max_pixels: float = math.inf,
+) -> LabelledImages:
+    """Load "train", "val" or "test"; train, seed and max_pixels as in LabelledImages.
+
+    Raises UserError if the label file is missing or malformed, or an image is missing.
+    """
+    path = label_file(spec, split)
+    if not path.exists():
+        way_out = f"it is a JSON list of {FORM}"
+        if spec.prepare and split != "val":
+            way_out = f"make it with: python utils/{spec.prepare}"
+        raise UserError(f"{path} is missing; {way_out}")
+    values = spec.test_values if split == "test" else VALUES
+    labels = read_labels(path, len(class_names(spec.folder)), values, max_pixels)
+    check_images_exist(labels, path)
+    labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
+    return LabelledImages(labels, img_size, train, seed, spec.crop, spec.exif, max_pixels)
+
+
+def check_images_exist(labels: Labels, path: Path) -> None:
+    """Raise UserError if an image is missing that the label file at `path` names."""
+    images = [os.fsdecode(image) for image in labels.paths]
+    missing = [image for image in images if not os.path.isfile(image)]
+    if missing:
+        which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(images)} are)"
+        raise UserError(f"{which}: run the command where the label files were made, or make them again")
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Join samples to a batch."""
+    # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.
+    rows = [(image.permute(1, 2, 0), target, index) for image, target, index in samples]
+    images, targets, indices = default_collate(rows)
+    return Batch(images.permute(0, 3, 1, 2), targets, indices)
+
+
+def to_float(images: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images (B, 3, S, S) to the device, and there to float32 in [0, 1]."""
+    return images.to(device, non_blocking=True).float().div_(255)

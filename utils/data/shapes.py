@@ -1,0 +1,94 @@
+"""The files of the built-in data set shapes: images, label files, and a record of its options."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.data.datasets import DATASETS, label_file
+from utils.data.drawing import DIFFICULTIES, SHAPES, draw_scene
+from utils.data.preparing import Entry, Splits, write_labels
+from utils.runtime.cli import UserError
+from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
+
+FOLDER = Path("data/shapes")
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """What the images depend on; size: side of an image in pixels. difficulty: a key of DIFFICULTIES."""
+
+    difficulty: str = "easy"
+    num_train: int = 3000
+    num_test: int = 1000
+    size: int = 64
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+
+
+def make_missing_shapes() -> None:
+    """Make the data set shapes unless it exists."""
+    if not label_file(DATASETS["shapes"], "test").exists():
+        print("The data set shapes is missing: making it with utils/prepare_shapes.py")
+        make_shapes(FOLDER, ShapesOptions())
+
+
+def make_shapes(folder: Path, options: ShapesOptions, overwrite: bool = False) -> None:
+    """Make the data set in a folder; replace one that was made with the same options.
+
+    Writes images/, classes.json, train.json, test.json and options.txt. Raises UserError if the folder holds
+    something else, or with other options (unless overwrite).
+    """
+    record = folder / "options.txt"
+    if (folder / "train.json").exists() and not overwrite:
+        before = record.read_text() if record.exists() else "unknown options"
+        if before != str(options):
+            raise UserError(f"--out_dir {folder} holds shapes with {before}: add --overwrite")
+    check_folder(folder, "--out_dir")
+    classes = folder / "classes.json"
+    if any(folder.glob("*")) and not (classes.exists() and read_json(classes) == list(SHAPES)):
+        raise UserError(f"--out_dir {folder} holds something other than a data set of shapes: name another")
+    write_json_list(classes, SHAPES)
+    splits = write_images(folder, options)
+    write_labels(folder, list(SHAPES), splits)
+    with atomic_write(record) as file:
+        file.write(str(options))
+    print(f"made shapes in {folder} with {options}")
+
+
+def write_images(folder: Path, options: ShapesOptions) -> Splits:
+    """Write images/ at once, after the label files of an earlier one are gone; return the new label files."""
+    images, part = folder / "images", folder / "images.part"
+    shutil.rmtree(part, ignore_errors=True)  # a killed call left it
+    counts = {"train": options.num_train, "test": options.num_test}
+    splits = {}
+    try:
+        for stream, (split, count) in enumerate(counts.items()):
+            (part / split).mkdir(parents=True)
+            entries = []
+            for index in tqdm(range(count), desc=f"shapes {split}", unit="img", disable=None):
+                name = f"{split}/{index:05d}.jpg"
+                seeds = (options.seed, stream, index)
+                entries.append(write_scene(part / name, images / name, seeds, options))
+            splits[f"{split}.json"] = entries
+        for name in splits:  # never leave labels beside the images of another seed
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(images, ignore_errors=True)
+        part.rename(images)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return splits
+
+
+def write_scene(path: Path, final_path: Path, seeds: tuple[int, int, int], options: ShapesOptions) -> Entry:
+    """Draw a scene from random seeds and write it to `path`; return its entry, which names `final_path`."""
+    rng = np.random.default_rng(seeds)
+    image, objects = draw_scene(rng, options.size, DIFFICULTIES[options.difficulty])
+    image.save(path, quality=95, subsampling=0)
+    names = {item["name"] for item in objects}
+    target = [int(shape in names) for shape in SHAPES]
+    return {"target": target, "img_path": final_path.as_posix(), "objects": objects}
