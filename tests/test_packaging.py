@@ -36,7 +36,7 @@ import site, sys
 site.addsitedir(sys.argv[1])
 import utils
 from utils.checkpoint import load_model
-from utils.data.label_files import class_names
+from utils.data.classes import class_names
 print(utils.__file__, class_names("voc07")[0], load_model(sys.argv[2], device="cpu").classes[0])
 """
 
