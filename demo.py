@@ -126,10 +126,16 @@ def write_tables(args: argparse.Namespace, classes: list[str], results: dict[str
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Label images. Exit status 1: some files were skipped; 2: a mistake.")
-    group = options.add_data_options(parser, options.TRAINED, "images per step", foreign=True)
+    group = parser.add_argument_group("data")
+    options.add_dataset_of_checkpoint(group)
+    options.add_image_options(group, from_checkpoint=True)
+    options.add_loader_options(group, batch_help="images per step")
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
-    options.add_checkpoint_options(parser)
+    group = parser.add_argument_group("model")
+    options.add_model_options(group, from_checkpoint=True)
+    options.add_checkpoint(group)
+    options.add_tta(group)
     group = parser.add_argument_group("output")
     least = "lowest score to show, or a .json file with one per class [default: 0.5, or 0 if --top is given]"
     group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=least)
@@ -138,7 +144,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
-    options.add_run_options(parser)
+    options.add_run_options(parser.add_argument_group("run"))
     args = parser.parse_args()
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5

@@ -79,8 +79,12 @@ FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
-    options.add_data_options(parser, options.TRAINED, foreign=True)
-    options.add_checkpoint_options(parser, tta=False)
+    group = parser.add_argument_group("data")
+    options.add_dataset_of_checkpoint(group)
+    options.add_image_options(group, from_checkpoint=True)
+    group = parser.add_argument_group("model")
+    options.add_model_options(group, from_checkpoint=True)
+    options.add_checkpoint(group)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=given_path, required=True, metavar="FILE", help="an .onnx or .pt2 file")
     group.add_argument("--dynamic_batch", action="store_true", help="accept batches of any size, not just 1")

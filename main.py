@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.models import MODELS, build, check_img_size
 from utils.commands import options
+from utils.commands.summary import summary
 from utils.data.classes import class_names
 from utils.data.datasets import dataset_spec
 from utils.data.loaders import make_loaders
@@ -49,7 +50,7 @@ def main() -> None:
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
     run = Run(args, class_names(spec.folder), model, optimizer, scaler, ema)
     run.set_data(train_loader, val_loader, test_loader)
-    print(options.summary(make_parser(), args))
+    print(summary(make_parser(), args))
     if saved:
         run.restore(saved)
         saved.clear()  # frees its memory
@@ -152,8 +153,13 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
 def make_parser() -> Parser:
     own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe, with one head and λ = 0.1.")
-    options.add_data_options(parser, "the data set's", "images per step, of all processes together")
-    group = options.add_model_options(parser, "the data set's", "1", "0.1, without heads 0")
+    group = parser.add_argument_group("data")
+    options.add_dataset(group)
+    options.add_image_options(group, from_checkpoint=False)
+    options.add_loader_options(group, batch_help="images per step, of all processes together")
+
+    group = parser.add_argument_group("model")
+    options.add_model_options(group, from_checkpoint=False)
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
@@ -173,7 +179,8 @@ def make_parser() -> Parser:
     ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
     group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema_help)
 
-    group = options.add_run_options(parser)
+    group = parser.add_argument_group("run")
+    options.add_run_options(group)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of all random choices")
     options.add_folder_options(group)

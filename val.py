@@ -12,6 +12,7 @@ import torch
 from pipeline.network import Network
 from utils.checkpoint import load_model_for
 from utils.commands import options
+from utils.commands.summary import summary
 from utils.data.datasets import dataset_spec
 from utils.data.label_files import fingerprint
 from utils.data.loaders import EvaluationLoader
@@ -39,7 +40,7 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = EvaluationLoader(dataset, args.batch_size, args.num_workers, device)
-    print(options.summary(parser, args))
+    print(summary(parser, args))
     print(f"{len(dataset)} {args.split} images, on {device}")
     if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):
         print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
@@ -81,11 +82,18 @@ def load_checked_model(args: argparse.Namespace) -> Network:
 
 def parse_args() -> tuple[Parser, argparse.Namespace]:
     parser = Parser(description="Evaluate a checkpoint.")
-    group = options.add_data_options(parser, options.TRAINED, "images per step and process")
+    group = parser.add_argument_group("data")
+    options.add_dataset(group)
+    options.add_image_options(group, from_checkpoint=True)
+    options.add_loader_options(group, batch_help="images per step and process")
     splits = ["train", "val", "test"]
     group.add_argument("--split", choices=splits, default="test", help="images to evaluate on")
-    options.add_checkpoint_options(parser)
-    group = options.add_run_options(parser)
+    group = parser.add_argument_group("model")
+    options.add_model_options(group, from_checkpoint=True)
+    options.add_checkpoint(group)
+    options.add_tta(group)
+    group = parser.add_argument_group("run")
+    options.add_run_options(group)
     least = "lowest score that is a prediction, or a .json file with one per class"
     group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=least)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")

@@ -17,7 +17,7 @@ import main
 import val
 from helpers import RUN, SHAPES, assert_same, signal_at, train_in
 from utils.checkpoint import load_model
-from utils.commands.options import summary
+from utils.commands.summary import SUMMARY, summary
 from utils.data.decoding import load_image
 from utils.data.label_files import IGNORED
 from utils.data.transforms import eval_transform
@@ -235,6 +235,15 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
     assert run == "run           sync_bn, save_every 5"
     assert "pretrained" not in printed("--cutmix", "FILE")[1]
     assert "normalize none" in printed("--dataset", "wider", "--normalize", "none")[0]  # not the default
+
+
+def test_the_lines_of_options_leave_out_only_what_other_lines_say(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["val.py", "--load_from", "FILE"])
+    main_options = vars(main.make_parser().parse_args([]))
+    val_options = vars(val.parse_args()[1])
+    not_shown = {"head_lr_factor", "list_models", "output_dir", "overwrite", "resume", "sweep"}
+    shown = [name for names in SUMMARY.values() for name in names]
+    assert sorted(shown) == sorted((main_options | val_options).keys() - not_shown)
 
 
 def test_val_says_when_lambda_is_not_the_trained_one(trained, shapes, command, tmp_path):
