@@ -1,6 +1,7 @@
 """Files of scores: .npz with scores, targets, ignore, names, paths and unknown_is_negative."""
 
-import zipfile
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from utils.data.label_files import IGNORED, Labels
 from utils.metrics.multilabel import check_inputs
+from utils.runtime.archive import ENTRY_START, check_archive
 from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write
 
@@ -40,6 +42,20 @@ def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str
         )
 
 
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an .npz file, after checking that it is whole: a damaged one can seem to lack optional arrays."""
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    with open(path, "rb") as content:
+        if content.read(len(ENTRY_START)) != ENTRY_START:
+            raise ValueError("it is not an .npz file")
+        check_archive(content, compressed=True)
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:  # a pickle could run code
+            yield arrays
+
+
 def read_scores(path: Path) -> SavedScores:
     """Read a file that `write_scores` or another program wrote; only scores and targets must be in it.
 
@@ -48,9 +64,7 @@ def read_scores(path: Path) -> SavedScores:
     with reporting_errors(f"{path} must hold scores and targets (N, C) as val.py --save_scores writes them"):
         if not path.exists():
             raise ValueError("there is no such file")
-        if not path.is_file() or not zipfile.is_zipfile(path):
-            raise ValueError("it is not an .npz file")
-        with np.load(path, allow_pickle=False) as file:  # a pickle could run code
+        with open_archive(path) as file:
             scores = file["scores"].astype(float)
             targets = file["targets"]
             ignore = file.get("ignore", np.zeros(targets.shape)).astype(bool)

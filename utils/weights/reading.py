@@ -1,69 +1,155 @@
-"""Read what torch.save wrote, without running code in the file."""
+"""Read a file that torch.save wrote, without running code in it.
+
+Such a file holds a pickle, and the numbers of the tensors beside it. A pickle is a program: it can name any
+function of any installed module and have it called, os.system too. torch.load with weights_only=True runs no
+other functions than those on a list: PyTorch's own, which put tensors together, and what SAFE adds.
+
+SAFE is what else is commonly stored beside weights: the options of argparse, the version of torch, and NumPy
+numbers, such as the best mAP. NumPy's own functions are not safe to call. They believe what the pickle gives
+them, and made-up arguments let them use memory that is not theirs. So where a pickle asks for numpy.dtype, it
+gets a NumpyType, which only stores two words, and where it asks for NumPy's scalar(), it gets python_number,
+which accepts the numbers in NUMBER_CODES and returns a number of Python.
+"""
 
 import argparse
+import contextlib
+import io
+import os
+import threading
 import warnings
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch.torch_version import TorchVersion
 
-from utils.runtime.cli import UserError, reporting_errors
+from utils.runtime.archive import ENTRY_START, ArchiveError, check_archive
+from utils.runtime.cli import UserError, out_of_memory_message
+
+# How a file of torch before 1.6 starts after its first two bytes, which are the version of the pickle.
+OLD_START = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+WEB_PAGE_STARTS = (b"<!doctype html", b"<html", b"<head")
+NUMBER_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+BYTE_ORDERS = ("", "<", ">", "|", "=")
+SETTINGS_LOCK = threading.Lock()
 
 
 class NumpyType:
-    """Stands for a NumPy type in a pickle: a code such as "f8", then a state that holds the byte order."""
+    """Stands for numpy.dtype in a pickle: a code such as "f8", then a state that holds the byte order."""
 
-    def __init__(self, code: str, *_):
-        self.code, self.order = code, ""
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+        self.order: object = ""
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         self.order = state[1]
 
 
-def python_number(kind: NumpyType, data: bytes) -> float | int:
+def python_number(kind: object, data: bytes) -> float | int:
     """Return the number that a NumPy scalar in a pickle holds; TypeError if it is no number."""
-    is_type = isinstance(kind, NumpyType) and kind.order in ("", *"<>|=")
-    value = np.frombuffer(data, kind.order + kind.code, count=1).item() if is_type else None
-    if not isinstance(value, int | float):
+    if not isinstance(kind, NumpyType) or kind.code not in NUMBER_CODES or kind.order not in BYTE_ORDERS:
         raise TypeError("not a number")
-    return value
+    number: float | int = np.frombuffer(data, f"{kind.order}{kind.code}", count=1).item()
+    return number
 
 
-# What a pickle may hold besides PyTorch's own. NumPy's own functions can be made to crash, or worse.
-SCALARS = [(python_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-SAFE = [*SCALARS, (NumpyType, "numpy.dtype"), TorchVersion, argparse.Namespace]
+SAFE: list[Any] = [
+    (python_number, "numpy.core.multiarray.scalar"),  # NumPy 1
+    (python_number, "numpy._core.multiarray.scalar"),  # NumPy 2
+    (NumpyType, "numpy.dtype"),
+    TorchVersion,
+    argparse.Namespace,
+]
 
 
 def read_file(path: Path) -> Any:
-    """Read a file that torch.save wrote: nothing in the file is run.
+    """Return what a file holds that torch.save wrote: tensors on the CPU, and plain values.
 
-    Raises UserError if the file is missing, damaged, or holds more than tensors and plain values.
+    Raises UserError if the file is missing or damaged, or holds anything else. Files of torch before 1.6 hold
+    no checksums: in these, a wrong number is not noticed.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {'not a file: name best.pth in it' if path.exists() else 'no such file'}")
-    check_intact(path)
+        problem = "not a file: name best.pth in it" if path.exists() else "no such file"
+        raise UserError(f"{path}: {problem}")
     try:
-        # The warnings are about unusual tensors, which load_weights refuses.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SAFE):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the type depends on the bytes, and the message can advise to run the file
-        fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
-        raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from None
-
-
-def check_intact(path: Path) -> None:
-    """Raise UserError for a web page or a wrong checksum in the file, which torch.load does not check."""
-    with open(path, "rb") as file:
-        start = file.read(500).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        with open(path, "rb") as file:
+            # The first bytes decide. torch.load decides by the name too, and tries formats one after another.
+            start = file.read(500)
+            if start.startswith(ENTRY_START):
+                return read_archive(file, path)
+            if start[2:].startswith(OLD_START):
+                return read_old_file(file, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE_STARTS):
         raise UserError(f"{path} is a web page, not a checkpoint: download it again in a browser")
-    with reporting_errors(f"{path} is damaged"):
-        if not zipfile.is_zipfile(path):
-            return  # from before PyTorch 1.6, or not a checkpoint: torch.load finds out
-        with zipfile.ZipFile(path) as file:
-            # torch.save does not compress. A compressed file could expand to fill the memory.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()) or file.testzip():
-                raise UserError(f"{path} is damaged, or not from torch.save: copy or download it again")
+    raise damaged(path, "it does not start as such a file")
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """Return the error for a file whose bytes are not those that torch.save writes."""
+    return UserError(f"{path} is damaged or not from torch.save ({reason}): copy or download it again")
+
+
+def read_archive(file: BinaryIO, path: Path) -> Any:
+    """Return what an archive holds, which torch.save writes since torch 1.6."""
+    try:
+        check_archive(file)
+    except ArchiveError as error:
+        raise damaged(path, str(error)) from error
+    return unpickle(file, path)
+
+
+def read_old_file(file: BinaryIO, path: Path) -> Any:
+    """Return what a file of torch before 1.6 holds: pickles, then the numbers of the tensors."""
+    content = unpickle(file, path)
+    position = file.tell()
+    if position != file.seek(0, os.SEEK_END):
+        # torch.load reads the tensors that the file lists, and leaves the others as the memory was.
+        raise damaged(path, "it does not end with its last tensor")
+    return content
+
+
+def unpickle(file: BinaryIO, path: Path) -> Any:
+    """Return what torch.load reads with functions of SAFE alone; UserError if the file holds other things."""
+    file.seek(0)
+    with safe_settings():
+        try:
+            return load_safely(file)
+        except OSError:
+            raise
+        except Exception as error:  # the type depends on the bytes
+            check_reading_works()
+            if out_of_memory_message(error):
+                raise UserError(f"{path} cannot be read: memory ran out, or the file is damaged") from error
+            # The message of torch.load can advise to run the file.
+            fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
+            raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from error
+
+
+def load_safely(file: BinaryIO) -> Any:
+    """Call torch.load so that it runs nothing in the file, inside a block of safe_settings."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+
+
+def check_reading_works() -> None:
+    """Read a small file written here: an error that this raises is not the fault of another file."""
+    file = io.BytesIO()
+    torch.save({"weights": torch.zeros(1), "number": np.float64(0.5)}, file)
+    file.seek(0)
+    load_safely(file)
+
+
+@contextlib.contextmanager
+def safe_settings() -> Iterator[None]:
+    """Inside the block, torch.load accepts SAFE, and does not warn of unusual tensors.
+
+    Both are settings of the whole process: one thread at a time changes them, and puts them back.
+    """
+    with SETTINGS_LOCK:
+        # safe_globals would also remove at the end what the program itself had declared safe.
+        missing = [kind for kind in SAFE if kind not in torch.serialization.get_safe_globals()]
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(missing):
+            yield
