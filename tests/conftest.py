@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from helpers import RUN, TINY, train_in
+from helpers import REPOSITORY, RUN, TINY, train_in
 from utils import prepare_shapes
 from utils.runtime.cli import run_script
 
@@ -42,6 +42,7 @@ def fails(command):
     """Run a script that must exit with 2, write no file, and print one line that contains all of `says`."""
 
     def call(script: ModuleType, *arguments, says: list[str]) -> None:
+        assert Path.cwd() != REPOSITORY, "other tests write into the repository: use the fixture workdir"
         before = sorted(Path().rglob("*"))
         result = command(script, *arguments)
         assert sorted(Path().rglob("*")) == before

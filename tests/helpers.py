@@ -49,7 +49,7 @@ def train_in(shapes_folder: Path, name: str, *options: str) -> Path:
     return folder
 
 
-def start(processes: int, script: str, *arguments, **options) -> subprocess.Popen:
+def start(processes: int, script: str | Path, *arguments, **options) -> subprocess.Popen:
     """Start a script in one process, or by torchrun in several."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), REPOSITORY / script, *arguments]

@@ -14,7 +14,7 @@ import torch
 import distributed_step
 import main
 import val
-from helpers import RUN, SHAPES, finish, start, wait_until
+from helpers import REPOSITORY, RUN, SHAPES, finish, start, wait_until
 from utils.runtime import distributed
 from utils.training.log import read_log
 
@@ -116,6 +116,37 @@ def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypat
         printed = capsys.readouterr().out
         assert printed.endswith(out)
         assert printed.count("\n") == out.count("\n")
+
+
+SLOW_DOWNLOAD = """
+import sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from utils.runtime import distributed
+
+def download():
+    if distributed.RANK == 0:
+        time.sleep(6)
+        open("file", "x").close()
+    return open("file").name
+
+join = dist.init_process_group
+dist.init_process_group = lambda *args, **kwargs: join(*args, timeout=timedelta(seconds=3), **kwargs)
+distributed.connect(torch.device("cpu"))
+print(distributed.first_process_first(download), file=sys.stderr)
+distributed.disconnect()
+"""
+
+
+def test_the_others_wait_for_a_download_longer_than_for_a_barrier(tmp_path):
+    """Shorten the time limit of barriers to 3 s, and let the download take 6 s."""
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_DOWNLOAD)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    status, _, err = finish(start(2, script, cwd=tmp_path, env=environment))
+    assert status == 0, err
+    assert err.splitlines()[-2:] == ["file", "file"]
 
 
 def test_an_error_is_reported_by_one_process(shapes, tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 import main
 from helpers import REPOSITORY, RUN, assert_same, finish, make_own, signal_at, start, wait_until
-from utils.runtime import interrupt
+from utils.runtime import interrupt, workers
 from utils.training.log import log_epoch
 from utils.weights.contents import load_checkpoint
 
@@ -89,7 +89,7 @@ def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trai
 def test_signals_save_and_end_the_run(shapes, tmp_path):
     """Check the other signals on separate processes: a terminal sends them to the DataLoader workers, too."""
     statuses = {signal.SIGINT: 130, signal.SIGUSR1: 143}
-    if signal.SIGHUP in interrupt.SIGNALS:  # not under nohup
+    if signal.SIGHUP in workers.SIGNALS:  # not under nohup
         statuses[signal.SIGHUP] = 143
     options = [*RUN, "--num_workers", 2, "--total_epoch", 1000, "--output_dir"]
     runs = {
@@ -111,7 +111,7 @@ def test_signals_save_and_end_the_run(shapes, tmp_path):
 def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
     with interrupt.deferring_signals("saving"):
         signal.raise_signal(signal.SIGTERM)
-        handlers = {number.name: signal.getsignal(number) for number in interrupt.SIGNALS}
+        handlers = {number.name: signal.getsignal(number) for number in workers.SIGNALS}
         assert interrupt.received == [signal.SIGTERM]
     assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
     assert handlers.pop("SIGINT") == signal.default_int_handler  # it removes the file that is half written
@@ -121,7 +121,7 @@ def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
 
 def test_nohup_is_respected():
     program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    program += "from utils.runtime import interrupt; print([number.name for number in interrupt.SIGNALS])"
+    program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"
     result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
 

@@ -1,6 +1,7 @@
 """The loaders of training and evaluation."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +12,23 @@ from utils.data.decoding import report_slow_decoder
 from utils.data.order import EvaluationBatches, TrainingBatches
 from utils.data.samples import LabelledImages, collate, load_split
 from utils.data.shapes import make_missing_shapes
-from utils.runtime import distributed, interrupt
+from utils.runtime import distributed, workers
 
 MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
 
 
 class Loader(DataLoader):
-    """A DataLoader of given batches, with no more workers than batches; the workers ignore signals."""
+    """A DataLoader of given batches, with no more workers than batches; the workers see no signals."""
 
     def __init__(self, dataset: Dataset, batches: Sampler, num_workers: int, **options: Any):
         report_slow_decoder()
         options["num_workers"] = min(num_workers, len(batches))
-        options["worker_init_fn"] = interrupt.ignore_signals
+        options["worker_init_fn"] = workers.ignore_signals
         super().__init__(dataset, batch_sampler=batches, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        with workers.sheltering_children():
+            return super().__iter__()
 
     def check_worker_number_rationality(self) -> None:
         """Do not warn: the user may choose more workers than there are cores."""

@@ -2,18 +2,21 @@
 
 import argparse
 import contextlib
-import multiprocessing
+import io
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
+
+from utils.runtime.workers import kill_workers, start_resource_tracker
 
 # The first words of "can't allocate memory" and "couldn't allocate memory" differ.
 OUT_OF_MEMORY = "t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited)"
 OLDEST_TORCH = (2, 5)  # the first with torch.serialization.safe_globals, which reading a checkpoint needs
+CLOSED_PIPE_STATUS = 128 + 13  # as a shell reports a command that SIGPIPE (13) ended
 
 
 class UserError(Exception):
@@ -51,18 +54,20 @@ class HelpFormatter(argparse.HelpFormatter):
     """Adds the default to every help text that does not explain it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
         has_default = not isinstance(action.default, bool | None) and action.dest != "help"
-        explained = not has_default or "[default" in action.help
-        return action.help if explained else f"{action.help} [default: %(default)s]"
+        if has_default and "[default" not in text:
+            text += " [default: %(default)s]"
+        return text
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str) -> None:
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -107,33 +112,53 @@ def run_script(main: Callable[[], None]) -> None:
     Under torchrun only the first process prints to stdout, and the first of each machine reports an error;
     the others wait for torchrun to end them.
     """
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot encode, print lines at once
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    prepare_output()
+    start_resource_tracker()
     try:
-        check_torch()
-        main()
-        return
-    except UserError as error:
-        # A DataLoader worker's error arrives as a traceback that ends with the message.
-        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
+        try:
+            check_torch()
+            main()
+        finally:
+            kill_workers()
     except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        sys.exit(CLOSED_PIPE_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (message := out_of_memory_message(error)) is None:
-            time.sleep(5 if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0)  # the cause reports first
+        message = user_message(error)
+        if message is None:
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                wait_for_torchrun()  # this may be the consequence of an error in another process
             raise
-    finally:
-        kill_workers()
-    time.sleep(5 if int(os.environ.get("LOCAL_RANK", 0)) else 0)
-    print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            wait_for_torchrun()  # the first process of this machine may report the same error
+        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def prepare_output() -> None:
+    """Let the first process alone print to stdout, line by line, and escape what a terminal cannot encode."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def wait_for_torchrun() -> None:
+    """Wait until torchrun has ended this process, as it does when another one has failed, or for 5 s."""
+    time.sleep(5)
+
+
+def user_message(error: Exception) -> str | None:
+    """Return what to print about an error that the user can mend, None for an error of the program."""
+    if isinstance(error, UserError):
+        # A DataLoader worker's error arrives as a traceback that ends with the message.
+        return str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return out_of_memory_message(error)
 
 
 def check_torch() -> None:
@@ -165,11 +190,3 @@ def one_line(message: str) -> str:
     message = " ".join(message.splitlines())
     message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     return message if len(message) <= 2000 else f"{message[:1000]} … {message[-500:]}"
-
-
-def kill_workers() -> None:
-    """Kill the DataLoader workers: they ignore SIGTERM, so Python would wait for them at exit forever."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler reports their end as a failure
-    for process in multiprocessing.active_children():
-        process.kill()

@@ -1,12 +1,14 @@
 """Reading JSON with errors that name the file, and writing files completely or not at all."""
 
+import io
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from utils.runtime.cli import UserError, reporting_errors
 
@@ -31,24 +33,52 @@ def check_file(path: Path | None, option: str, *endings: str) -> None:
     check_folder(path.parent, option)
 
 
+class PartFile(io.FileIO):
+    """A new file that is to replace `path`; if a write fails (a full disk), a UserError names `path`."""
+
+    def __init__(self, part: Path, path: Path) -> None:
+        super().__init__(part, "x")
+        self.path = path
+
+    def write(self, data: Any, /) -> int:
+        with reporting_write_errors(self.path):
+            return super().write(data)
+
+
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that replaces `path` only once it is complete; UserError if it cannot be written."""
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Open a file that replaces `path` only once it is complete; UserError if it cannot be written.
+
+    Other errors inside the block pass unchanged. Threads, processes and machines may write the same path:
+    each writes a part file of its own, and the last one to finish replaces the others' file.
+    """
     path = Path(os.path.realpath(path))  # write through a link
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    with reporting_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: IO[Any] = io.BufferedWriter(PartFile(part, path))
     try:
-        # surrogateescape: file names may hold any bytes.
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
-        with open(part, mode, **text) as file:
+        if mode == "w":
+            # surrogateescape: file names may hold any bytes.
+            file = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")
+        with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+            with reporting_write_errors(path):
+                os.fsync(file.fileno())
+        with reporting_write_errors(path):
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def reporting_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a UserError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

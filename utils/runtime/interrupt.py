@@ -11,10 +11,8 @@ import torch
 
 from utils.runtime.cli import Interrupted, UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE, average
+from utils.runtime.workers import SIGNALS
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-    SIGNALS.append(signal.SIGHUP)
 received: list[int] = []
 
 
@@ -57,9 +55,3 @@ def stop_requested() -> bool:
 def stop() -> NoReturn:
     """Raise Interrupted with the exit status of the signal; schedulers send SIGUSR1 before SIGTERM."""
     raise Interrupted(130 if signal.SIGINT in received else 143)
-
-
-def ignore_signals(worker: int) -> None:
-    """Make a DataLoader worker ignore the signals; terminals and schedulers send them to its parent too."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
