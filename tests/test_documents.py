@@ -13,7 +13,7 @@ from utils.runtime.cli import Parser
 
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("[bet]*/**/README.md")]
 TORCHRUN_OPTIONS = {"--nproc_per_node", "--nnodes", "--max_restarts", "--rdzv_backend", "--rdzv_endpoint"}
-PIP_OPTIONS = {"--index"}  # the start of --index-url
+OTHER_OPTIONS = {"--index", "--check"}  # of pip, where it is the start of --index-url, and of ruff
 
 
 def document_name(path: Path) -> str:
@@ -75,7 +75,7 @@ def test_options_exist(document):
     sources = [path for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts]
     defined = set(re.findall(r'"(--[a-z_]+)"', "".join(path.read_text() for path in sources)))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", document.read_text()))
-    assert named <= defined | TORCHRUN_OPTIONS | PIP_OPTIONS
+    assert named <= defined | TORCHRUN_OPTIONS | OTHER_OPTIONS
 
 
 def test_the_readme_is_short_and_starts_with_two_commands():
