@@ -6,112 +6,143 @@ python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 import argparse
 import math
 import shlex
-import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from pipeline.models import MODELS, build, check_img_size
+from pipeline.network import Network
 from utils.commands import options
 from utils.commands.summary import summary
 from utils.data.classes import class_names
 from utils.data.datasets import dataset_spec
-from utils.data.loaders import make_loaders
+from utils.data.label_files import fingerprint
+from utils.data.loaders import Loaders, TrainingLoader, make_loaders
 from utils.data.samples import to_float
 from utils.inference.outputs import evaluate_model
+from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
-from utils.runtime.progress import progress
+from utils.runtime.progress import progress as progress_bar
+from utils.training import messages, resume, saving
+from utils.training.average import MovingAverage
+from utils.training.folder import RunFolder, holds_run
 from utils.training.losses import LOSSES
-from utils.training.run import Run, check_run_folder, check_same_start, find_saved, resumed_options
+from utils.training.meter import EpochMeter
+from utils.training.run import Run
+from utils.training.seeds import step_seed
+from utils.training.state import Progress, TrainingState
 from utils.weights.fitting import load_backbone
 
 
 def main() -> None:
-    args, saved = parse_args()
-    spec = dataset_spec(args.dataset)
-    device = choose_device(args.device, args.amp, args.compile)
-    if args.sync_bn and device.type != "cuda":
-        raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
-    if distributed.RANK == 0 and not saved:
-        check_run_folder(args.output_dir, args.overwrite)
-    distributed.connect(device, args.batch_size)
-    check_same_start(saved)
-    train_loader, val_loader, test_loader, has_val = make_loaders(args, spec, device)
-    model = build_model(args, device)
-    ddp_model = distributed.wrap(model)
-    optimizer = build_optimizer(model, args)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
-    run = Run(args, class_names(spec.folder), model, optimizer, scaler, ema)
-    run.set_data(train_loader, val_loader, test_loader)
-    print(summary(make_parser(), args))
-    if saved:
-        run.restore(saved)
-        saved.clear()  # frees its memory
-    split = "validation" if has_val else "test"
-    print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} {split} images, on {device}")
-    run.open_folder()
+    given = make_parser().parse_args()
+    if given.list_models:
+        print("\n".join(MODELS))
+        return
+    path = resume.named_folder(given)
+    with RunFolder() as folder:
+        saved = None
+        if path and given.resume and holds_run(path):
+            folder.open(path)
+            saved = folder.read_last()
+            args = resumed_args(saved, path)
+        else:
+            args = resolve(given)
+            folder.make(path, args)
+        device = choose_device(args.device, args.amp, args.compile)
+        if args.sync_bn and device.type != "cuda":
+            raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
+        distributed.connect(device, args.batch_size)
+        resume.check_same_start(distributed.gather(saved and saved["position"]))
+        folder.broadcast_path()
 
-    with run.stoppable():
-        while run.epoch < args.total_epoch:
-            train_one_epoch(run, ddp_model, train_loader, device)
-            metrics = evaluate_model(run.eval_model, val_loader, device, args.amp)
-            run.finish_epoch(metrics, len(train_loader.dataset))
-        print(f"\n{run.report()}")
-        if has_val:  # the test images have chosen nothing
-            metrics = evaluate_model(run.load_best(), test_loader, device, args.amp)
-            print(f"\n{run.finish(metrics)}")
-
-    validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{run.folder}/best.pth"]
-    print(f"\nvalidate it with: {shlex.join(validate)}")
+        loaders = make_loaders(args, dataset_spec(args.dataset), device)
+        network = build_model(args, device, start_weights=saved is None)
+        ddp_model = distributed.wrap(network)  # before a saved state is loaded: it copies the first process's
+        run = build_run(args, folder, network, loaders)
+        print(summary(make_parser(), args))
+        if saved is not None:
+            restore(run, saved)
+        print(messages.data_line(run, loaders))
+        print(messages.start_line(run, is_resumed=saved is not None))
+        del saved  # frees its memory
+        folder.remove_leftovers()
+        train(run, ddp_model, loaders)
+        validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{folder.path}/best.pth"]
+        print(f"\nvalidate it with: {shlex.join(validate)}")
     distributed.disconnect()
 
 
-def train_one_epoch(run: Run, ddp_model: nn.Module, loader: DataLoader, device: torch.device) -> None:
-    """Train the remaining steps of the current epoch, then save the run."""
-    args, model, optimizer, scaler, ema = run.args, run.model, run.optimizer, run.scaler, run.ema
+def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
+    """Train the epochs that are left, and evaluate and save each; then test the best one."""
+    device = run.state.device
+    amp = run.args.amp
+    with saving.saying_how_to_resume(run):
+        while run.progress.epoch < run.args.total_epoch:
+            meter = train_one_epoch(run, ddp_model, loaders.train)
+            metrics = evaluate_model(run.state.evaluated, loaders.val, device, amp)
+            saving.finish_epoch(run, metrics, meter.seconds())
+            saving.gather_and_save(run)
+        print(f"\n{messages.report(run)}")
+        if loaders.has_val:  # the test images have chosen nothing
+            metrics = evaluate_model(saving.broadcast_best(run), loaders.test, device, amp)
+            saving.write_test_results(run, metrics)
+            print(f"\nbest.pth on the test images:\n{format_report(metrics, run.classes)}")
+
+
+def train_one_epoch(run: Run, ddp_model: nn.Module, loader: TrainingLoader) -> EpochMeter:
+    """Train the steps that are left of the current epoch, and save the run; return its loss and time."""
+    args = run.args
+    state = run.state
+    progress = run.progress
+    device = state.device
+    meter = EpochMeter(progress, device)
     ddp_model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have the same shape
-    loader.set_epoch(run.epoch, start=run.step)
-    with progress(len(loader.dataset), f"epoch {run.epoch + 1}/{args.total_epoch}") as bar:
-        bar.update(min(run.step * args.batch_size, bar.total))
+    loader.set_epoch(progress.epoch, start=progress.step)
+    with progress_bar(run.num_images, f"epoch {progress.epoch + 1}/{args.total_epoch}") as bar:
+        bar.update(min(progress.step * args.batch_size, bar.total))
         for images, targets, _ in loader:
-            iteration, warmup = run.epoch * len(loader) + run.step, args.warmup_epoch * len(loader)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(group["base_lr"], iteration, run.epoch, warmup, args.decay_step)
-            torch.manual_seed(hash((args.seed, iteration, distributed.RANK)))  # makes dropout resumable
+            iteration = progress.epoch * len(loader) + progress.step
+            warmup = args.warmup_epoch * len(loader)
+            for group in state.optimizer.param_groups:
+                base = group["base_lr"]
+                group["lr"] = learning_rate(base, iteration, progress.epoch, warmup, args.decay_step)
+            torch.manual_seed(step_seed(args.seed, iteration, distributed.RANK))  # dropout can be resumed
+
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
             # DDP averages gradients, so divide by the mean label count over the processes, which may be 0.
             loss = loss_sum / distributed.average(num_labels).clamp(min=1 / distributed.WORLD_SIZE)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            if ema:
-                ema.update_parameters(model)
+            state.optimizer.zero_grad()
+            state.scaler.scale(loss).backward()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            if state.average:
+                state.average.update(state.network, iteration)
+            meter.add(loss_sum, num_labels)
+            progress.step += 1
 
-            run.totals += torch.stack([loss_sum.detach(), num_labels])  # does not wait for the GPU
-            run.step += 1
             stop = interrupt.stop_requested()
-            if stop or (args.save_every and run.step % args.save_every == 0):
-                run.save()
+            if stop or (args.save_every and progress.step % args.save_every == 0):
+                saving.average_losses(run, meter)
+                saving.gather_and_save(run)
             if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
             bar.update(min(args.batch_size, bar.total - bar.n))
-            if run.step % args.print_freq == 0:  # reading the loss waits for the GPU
-                bar.write(run.progress_line(loader))
-    distributed.average_buffers(model)
-    if ema:
-        distributed.average_buffers(ema)
-    run.save()
+            if progress.step % args.print_freq == 0:
+                saving.average_losses(run, meter)  # waits for the GPU
+                bar.write(messages.progress_line(run))
+    saving.average_losses(run, meter)
+    state.average_buffers()
+    saving.gather_and_save(run)
+    return meter
 
 
 def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: int, decay_step: int) -> float:
@@ -120,13 +151,48 @@ def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: in
     return base * warmup * 0.1 ** (epoch // decay_step)
 
 
-def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """Return the network, initialised from --seed and the backbone weights that the options ask for."""
+def build_run(args: argparse.Namespace, folder: RunFolder, network: Network, loaders: Loaders) -> Run:
+    """Return a run that has done nothing yet."""
+    datasets = loaders.train.dataset, loaders.val.dataset, loaders.test.dataset
+    return Run(
+        args=args,
+        classes=class_names(dataset_spec(args.dataset).folder),
+        labels=" ".join(fingerprint(dataset.labels) for dataset in datasets),
+        num_images=len(loaders.train.dataset),
+        steps_per_epoch=len(loaders.train),
+        state=build_state(network, args),
+        folder=folder,
+    )
+
+
+def build_state(network: Network, args: argparse.Namespace) -> TrainingState:
+    """Return the state of a run that has done nothing yet."""
+    average = None
+    if args.ema:
+        average = MovingAverage(network, args.ema)
+        if args.compile:
+            average.network.compile()
+    device = next(network.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    return TrainingState(network, build_optimizer(network, args), scaler, average, Progress())
+
+
+def restore(run: Run, saved: dict[str, Any]) -> None:
+    """Load the state of last.pth into a run; UserError if it does not fit."""
+    resume.check_resumable(saved, saving.last_checkpoint(run), f"{run.folder.path}/last.pth")
+    state = resume.share_among(saved, distributed.WORLD_SIZE)
+    run.state.load_state_dict({**state, "buffers": state["buffers"][distributed.RANK]})
+    if len(saved["buffers"]) != distributed.WORLD_SIZE:
+        print(messages.processes_line(len(saved["buffers"])))
+
+
+def build_model(args: argparse.Namespace, device: torch.device, start_weights: bool = True) -> Network:
+    """Return the network, initialised from --seed, and with start_weights from --pretrained or --cutmix."""
     torch.manual_seed(args.seed)
     with reporting_value_errors(f"--img_size {args.img_size}"):
         model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     model.normalization = args.normalize
-    if not args.resume:  # a resumed run loads its own weights
+    if start_weights:
         load_backbone(model, args)
     if args.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -135,7 +201,7 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def build_optimizer(model: nn.Module, args: argparse.Namespace) -> SGD:
+def build_optimizer(model: Network, args: argparse.Namespace) -> SGD:
     """Return SGD; `base_lr` is --lr for the backbone, and --head_lr_factor times that for the classifier."""
     backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
     head_lr = args.head_lr_factor * args.lr
@@ -188,41 +254,51 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse_args() -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """Return the options, and the checkpoint to resume or None."""
-    parser = make_parser()
-    args = parser.parse_args()
-    if args.list_models:
-        print("\n".join(MODELS))
-        sys.exit(0)
-    if (saved := find_saved(args)) is None:
-        return resolve(args), None
+def resumed_args(saved: dict[str, Any], folder: Path) -> argparse.Namespace:
+    """Return the options of a saved run, with those of the command line that may change."""
     try:
-        return resolve(resumed_options(parser, args, saved)), saved
+        return resolve(resume.resumed_options(make_parser(), saved))
     except UserError as error:
-        raise UserError(f"{args.output_dir}/last.pth cannot be resumed: {error}") from None
+        raise UserError(f"{folder}/last.pth cannot be resumed: {error}") from error
 
 
-def resolve(args: argparse.Namespace) -> argparse.Namespace:
+def resolve(given: argparse.Namespace) -> argparse.Namespace:
     """Return the options with the data set's defaults for None; UserError for options that conflict."""
-    spec = dataset_spec(args.dataset)
+    spec = dataset_spec(given.dataset)
     num_classes = len(class_names(spec.folder))
-    defaults = vars(spec) | {"num_cls": num_classes, "lam": 0.1 if args.num_heads else 0.0}
-    defaults |= {"pretrained": None} if args.cutmix else {}
-    resolved = {name: defaults.get(name) if value is None else value for name, value in vars(args).items()}
-    del resolved["list_models"]  # not part of a run
-    args = argparse.Namespace(**resolved)
-    args.decay_step = args.decay_step or math.ceil(args.total_epoch * 2 / 3)
+    defaults = {
+        "model": spec.model,
+        "pretrained": None if given.cutmix else spec.pretrained,
+        "img_size": spec.img_size,
+        "normalize": spec.normalize,
+        "total_epoch": spec.total_epoch,
+        "decay_step": spec.decay_step,
+        "num_cls": num_classes,
+        "lam": 0.1 if given.num_heads else 0.0,
+    }
+    args = argparse.Namespace(**vars(given))
+    del args.list_models  # not part of a run
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if args.decay_step is None:
+        args.decay_step = math.ceil(args.total_epoch * 2 / 3)
+    check_options(args, num_classes)
+    return args
+
+
+def check_options(args: argparse.Namespace, num_classes: int) -> None:
+    """Raise UserError for options that conflict."""
     if args.num_cls != num_classes:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
     with reporting_value_errors(f"--img_size {args.img_size}"):
         check_img_size(args.model, args.img_size)
-    if args.batch_size % (processes := distributed.WORLD_SIZE):
+    processes = distributed.WORLD_SIZE
+    if args.batch_size % processes:
         share = f"--batch_size {args.batch_size} cannot be shared equally among {processes} processes"
         raise UserError(f"{share}: use a multiple of {processes}, or another --nproc_per_node")
-    return args
 
 
 if __name__ == "__main__":

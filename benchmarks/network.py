@@ -28,7 +28,9 @@ from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.inference.outputs import compute_outputs, sigmoid
 from utils.runtime.device import choose_device
+from utils.training.folder import RunFolder
 from utils.training.run import Run
+from utils.training.state import Progress
 
 LR = 1e-4
 # The largest difference, as a share of what varies, in float32 and in lower precision. The gradients of an
@@ -106,7 +108,7 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Modul
     words += ["--lr", str(LR), "--warmup_epoch", "0", "--device", settings.device.type]
     words += ["--amp", variant.amp, *(["--compile"] if variant.compile else [])]
     with mock.patch.object(sys, "argv", ["main.py", *words]):
-        options, _ = main.parse_args()
+        options = main.resolve(main.make_parser().parse_args())
     model = scale_down_branches(main.build_model(options, choose_device(options.device)))
     if variant.compile not in ("", "default"):
         model.compile(mode=variant.compile)  # main.py has no option for it
@@ -181,13 +183,17 @@ def our_training(settings: Settings, variant: Variant) -> Timed:
 def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable[[Any], None]]:
     """Return main.py's network, and main.py's training of it for one epoch of a loader."""
     options, model = our_model(settings, variant)
-    optimizer = main.build_optimizer(model, options)
-    scaler = torch.amp.GradScaler(settings.device.type, init_scale=2.0**10, enabled=options.amp == "fp16")
+    state = main.build_state(model, options)
+    fp16 = options.amp == "fp16"
+    state.scaler = torch.amp.GradScaler(settings.device.type, init_scale=2.0**10, enabled=fp16)
 
     def epoch(loader: DataLoader | InMemory) -> None:
-        run = Run(options, class_names("coco"), model, optimizer, scaler)
-        run.save = lambda: None  # the time to write files is not of interest
-        main.train_one_epoch(run, model, loader, settings.device)
+        state.progress = Progress()
+        num_images = len(loader.dataset)
+        run = Run(options, class_names("coco"), "", num_images, len(loader), state, RunFolder())
+        # The time to write files is not of interest.
+        with mock.patch("utils.training.saving.gather_and_save"):
+            main.train_one_epoch(run, model, loader)
 
     return model, epoch
 

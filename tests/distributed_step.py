@@ -14,14 +14,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 import val
-from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
 from utils.data.label_files import Labels
-from utils.data.loaders import TrainingLoader
+from utils.data.loaders import Loaders, TrainingLoader
 from utils.data.samples import load_split
 from utils.runtime import distributed
 from utils.runtime.cli import run_script
-from utils.training.run import Run
+from utils.training import saving
+from utils.training.folder import RunFolder
 
 CPU = torch.device("cpu")
 OPTIONS = ["--dataset", "shapes", "--batch_size", "6", "--warmup_epoch", "0", "--lr", "1e-3"]
@@ -31,7 +31,7 @@ def train() -> dict:
     """Train for two epochs with batch-norm in eval mode; return the losses, gradients and weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *OPTIONS])
-        args, _ = main.parse_args()
+        args = main.resolve(main.make_parser().parse_args())
         # Batches of 6, 6 and 1: only the first process has a share of the last one.
         dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
         dataset.labels = Labels(dataset.labels.paths[:13], dataset.labels.targets[:13], None)
@@ -40,16 +40,14 @@ def train() -> dict:
         patch.setattr(main, "to_float", lambda images, device: images.double() / 255)
         model = main.build_model(args, CPU).double()
         model.train = lambda mode=True: nn.Module.train(model, False)
-        ddp_model, optimizer = distributed.wrap(model), main.build_optimizer(model, args)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        ddp_model = distributed.wrap(model)
+        run = main.build_run(args, RunFolder(), model, Loaders(loader, loader, loader, has_val=False))
+        patch.setattr(saving, "gather_and_save", lambda run: None)
         losses = []
-        for epoch in range(2):
-            run = Run(args, class_names("shapes"), model, optimizer, scaler)
-            run.epoch = epoch
-            run.save = lambda: None
-            main.train_one_epoch(run, ddp_model, loader, CPU)
-            run.measure()
-            losses.append(run.train_loss)
+        for _ in range(2):
+            main.train_one_epoch(run, ddp_model, loader)
+            losses.append(run.progress.train_loss)
+            run.progress.next_epoch()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return {"losses": losses, "gradients": gradients, "weights": model.state_dict()}
 

@@ -217,7 +217,7 @@ def test_val_says_when_the_labels_are_not_the_trained_ones(trained, shapes, comm
 def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes, monkeypatch):
     def printed(*options) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *options])
-        return summary(main.make_parser(), main.parse_args()[0]).splitlines()
+        return summary(main.make_parser(), main.resolve(main.make_parser().parse_args())).splitlines()
 
     assert printed("--dataset", "shapes") == [
         "data          dataset shapes, num_cls 8, img_size 64, normalize none, batch_size 16",

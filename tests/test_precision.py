@@ -21,7 +21,8 @@ from utils.data.datasets import DATASETS
 from utils.runtime import device
 from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device
-from utils.training.run import Run
+from utils.training import saving
+from utils.training.folder import RunFolder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -160,7 +161,7 @@ class SmallNetwork(Network):
 def test_the_compiled_network_has_the_same_outputs_and_names(shapes, monkeypatch):
     monkeypatch.setattr(main, "build", lambda model, *options: SmallNetwork(*options))
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--compile"])
-    args, _ = main.parse_args()
+    args = main.resolve(main.make_parser().parse_args())
     model = main.build_model(args, torch.device("cpu")).eval()
     images = torch.rand(2, 3, 40, 40)
     with torch.inference_mode():
@@ -185,7 +186,7 @@ def test_training_and_validation_on_a_gpu(shapes, command, tmp_path, options):
 def test_momentum_is_zero_after_a_first_step_that_overflows(monkeypatch):
     """The scaler of fp16 skips such a step; without our zeros, fused SGD then uses uninitialised memory."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes"])
-    args, _ = main.parse_args()
+    args = main.resolve(main.make_parser().parse_args())
     model = main.build_model(args, torch.device("cpu"))
     optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cpu")
     before = model.conv1.weight.detach().clone()
@@ -200,12 +201,11 @@ def test_momentum_is_zero_after_a_first_step_that_overflows(monkeypatch):
 @needs_gpu
 def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--batch_size", "4"])
-    (args, _), gpu = main.parse_args(), choose_device("cuda")
+    args, gpu = main.resolve(main.make_parser().parse_args()), choose_device("cuda")
     model = main.build_model(args, gpu)
-    loader, *_ = main.make_loaders(args, DATASETS["shapes"], gpu)
-    optimizer, scaler = main.build_optimizer(model, args), torch.amp.GradScaler("cuda", enabled=False)
-    run = Run(args, class_names("shapes"), model, optimizer, scaler)
-    run.save = lambda: None
+    loaders = main.make_loaders(args, DATASETS["shapes"], gpu)
+    run = main.build_run(args, RunFolder(), model, loaders)
+    monkeypatch.setattr(saving, "gather_and_save", lambda run: None)
     forward = model.forward
     steps = iter(range(1000))
 
@@ -214,7 +214,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
         return forward(images)
 
     model.forward = watched
-    main.train_one_epoch(run, model, loader, gpu)
+    main.train_one_epoch(run, model, loaders.train)
     torch.cuda.set_sync_debug_mode("default")
 
 

@@ -25,7 +25,7 @@ def test_cutmix_weights_are_loaded_into_the_trunk(shapes, tmp_path, monkeypatch)
     monkeypatch.setattr(
         sys, "argv", ["main.py", "--dataset", "shapes", "--cutmix", str(tmp_path / "cutmix.pth")]
     )
-    state = main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()
+    state = main.build_model(main.resolve(main.make_parser().parse_args()), torch.device("cpu")).state_dict()
     for name, tensor in resnet.state_dict().items():
         assert name.startswith("fc.") or torch.equal(state[name], tensor)
 
@@ -73,7 +73,7 @@ def test_imagenet_weights_are_read_from_the_cache(published, monkeypatch, fails,
     content = bytearray(published.read_bytes())
     cached.write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
-    state = main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()
+    state = main.build_model(main.resolve(main.make_parser().parse_args()), torch.device("cpu")).state_dict()
     expected = torch.load(published, weights_only=True)
     assert torch.equal(state["conv1.weight"], expected["conv1.weight"])
     # A wrong bit in the numbers of the last tensor: nothing in a file of the old format tells.
@@ -121,7 +121,9 @@ VIT = ["--dataset", "shapes", *TINY, "--model", "vit_B16_224", "--pretrained", "
 def test_timms_weights_are_downloaded_once_and_fit_any_image_size(timm_file, monkeypatch, img_size):
     monkeypatch.setattr(sys, "argv", ["main.py", *VIT, "--img_size", str(img_size)])
     for _ in range(2):
-        state = main.build_model(main.parse_args()[0], torch.device("cpu")).state_dict()
+        state = main.build_model(
+            main.resolve(main.make_parser().parse_args()), torch.device("cpu")
+        ).state_dict()
         expected = timm_weights(grid=14)
         assert torch.equal(state["conv_proj.weight"], expected["patch_embed.proj.weight"].float())
         assert state["encoder.pos_embedding"].shape == (1, (img_size // 16) ** 2 + 1, WIDTH)

@@ -18,7 +18,7 @@ from utils.data.datasets import DATASETS
 from utils.data.order import TrainingBatches
 from utils.data.samples import load_split
 from utils.runtime.cli import UserError
-from utils.training.run import make_folder
+from utils.training.folder import make_new_folder
 from utils.weights.writing import save_checkpoint
 
 
@@ -131,7 +131,7 @@ def test_two_threads_give_the_same_weights_each_time(shapes, command, tmp_path):
 def test_training_equals_a_simple_loop(trained, shapes, monkeypatch):
     """Train again with plain PyTorch: SGD on the mean loss of each batch, with the rate of the formula."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY])
-    model = main.build_model(main.parse_args()[0], torch.device("cpu"))
+    model = main.build_model(main.resolve(main.make_parser().parse_args()), torch.device("cpu"))
     dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
     *backbone, head = model.parameters()
     groups = [{"params": backbone}, {"params": [head]}]
@@ -183,7 +183,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 def test_runs_with_the_same_options_get_different_folders(workdir):
     args = Namespace(output_dir=None, dataset="voc07", model="resnet18", num_heads=1, lam=0.1)
     name = "checkpoint/voc07_resnet18_h1_lam0.1"
-    assert [str(make_folder(args)) for _ in range(3)] == [f"{name}{s}" for s in ("", "-2", "-3")]
+    assert [str(make_new_folder(args)) for _ in range(3)] == [f"{name}{s}" for s in ("", "-2", "-3")]
 
 
 def test_a_run_replaces_another_only_with_overwrite(trained, shapes, command, fails):
@@ -214,7 +214,7 @@ def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
 def test_the_defaults_are_the_papers_recipe(monkeypatch):
     def values(*arguments: str) -> dict:
         monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        return vars(main.parse_args()[0])
+        return vars(main.resolve(main.make_parser().parse_args()))
 
     paper = {"batch_size": 16, "lr": 0.01, "momentum": 0.9, "w_d": 1e-4, "warmup_epoch": 2, "total_epoch": 30}
     paper |= {"img_size": 448, "model": "resnet101", "pretrained": "imagenet", "cutmix": None}
@@ -235,7 +235,7 @@ def test_the_defaults_are_the_papers_recipe(monkeypatch):
 )
 def test_the_classifier_has_ten_times_the_learning_rate_or_another(monkeypatch, options, rates):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--lr", "0.02", *options])
-    args, _ = main.parse_args()
+    args = main.resolve(main.make_parser().parse_args())
     optimizer = main.build_optimizer(main.build_model(args, torch.device("cpu")), args)
     backbone, classifier = optimizer.param_groups
     assert [backbone["base_lr"], classifier["base_lr"]] == pytest.approx(rates)

@@ -108,5 +108,5 @@ def test_a_missing_val_json_is_reported(trained, shapes, fails):
 )
 def test_the_rate_of_an_own_data_set_drops_at_two_thirds_of_the_run(own, monkeypatch, options, expected):
     monkeypatch.setattr(sys, "argv", ["main.py", *OWN, *options])
-    args, _ = main.parse_args()
+    args = main.resolve(main.make_parser().parse_args())
     assert (args.decay_step, args.warmup_epoch) == (expected, 2)

@@ -32,7 +32,10 @@ from utils.data.label_files import read_labels
 from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
 from utils.runtime import cli
+from utils.training.folder import RunFolder
 from utils.training.run import Run
+from utils.training.saving import last_checkpoint
+from utils.training.state import Progress, TrainingState
 
 MAX_SECONDS = 20  # a parser that takes longer hangs
 
@@ -126,8 +129,12 @@ def read_checkpoint(path: Path) -> None:
 
 def read_run(path: Path) -> None:
     """Read last.pth as main.py --resume does, but into a small network."""
-    args, saved = parse_args(main, "--resume", "--output_dir", path.parent)
-    small_run(args).restore(saved)
+    with RunFolder() as folder:
+        folder.open(path.parent)
+        saved = folder.read_last()
+        with mock.patch.object(sys, "argv", ["main.py", "--resume", str(path.parent)]):
+            args = main.resumed_args(saved, path.parent)
+        main.restore(small_run(args, folder), saved)
 
 
 def parse_args(script: Any, *words: object) -> Any:
@@ -136,26 +143,27 @@ def parse_args(script: Any, *words: object) -> Any:
         return script.parse_args()
 
 
-def small_run(args: argparse.Namespace) -> Run:
+def small_run(args: argparse.Namespace, folder: RunFolder) -> Run:
     """Return a run with a small network in place of a ResNet."""
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for parameter in model.parameters():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for parameter in network.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    run = Run(args, class_names("shapes"), model, optimizer, scaler)
-    run.epoch, run.step = 1, 2
-    return run
+    progress = Progress(epoch=1, step=2, seconds=0.5, loss_sum=0.5, num_labels=16.0)
+    state = TrainingState(network, optimizer, scaler, None, progress)
+    return Run(args, class_names("shapes"), "labels", 40, 3, state, folder)
 
 
 def good_run() -> dict[str, Any]:
     """Return the content of a last.pth of main.py, for a small network."""
-    args, _ = parse_args(main, "--dataset", "shapes", "--device", "cpu")
-    run = small_run(args)
-    run.totals += torch.tensor([0.5, 16.0])
+    args = main.resolve(main.make_parser().parse_args(["--dataset", "shapes", "--device", "cpu"]))
+    run = small_run(args, RunFolder())
     metrics = evaluate(torch.rand(4, 8, generator=torch.manual_seed(0)).numpy(), [[1, 0] * 4] * 4)
-    run.record = run.best = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
-    return run.contents() | run.resume_state()
+    run.progress.best = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
+    run.progress.record = run.progress.best
+    checkpoint = last_checkpoint(run)
+    return {**checkpoint, "buffers": [checkpoint["buffers"]]}
 
 
 def good_checkpoint() -> dict[str, Any]:

@@ -2,29 +2,50 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from utils.runtime.cli import reporting_errors
 from utils.runtime.files import atomic_write, nan_to_none
 
 
-def read_log(folder: Path) -> list[dict]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log.jsonl, [] if it is missing; UserError if one is malformed."""
-    path, records = folder / "log.jsonl", []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+    path = folder / "log.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
         with reporting_errors(f"{path}, line {number} is not the record of an epoch: delete the line"):
-            records.append(json.loads(line.decode("utf-8-sig")))
-            if not isinstance(records[-1]["epoch"], int):
-                raise TypeError("its epoch is not a whole number")
+            records.append(parse_record(line))
     return records
 
 
-def log_epoch(folder: Path, record: dict) -> None:
-    """Add an epoch to log.jsonl by rewriting the file, and print its summary."""
+def parse_record(line: bytes) -> dict[str, Any]:
+    """Return the record in a line of a log; an exception if it holds none."""
+    record = json.loads(line.decode("utf-8-sig"))
+    if not isinstance(record["epoch"], int):
+        raise TypeError("its epoch is not a whole number")
+    return record
+
+
+def log_epoch(folder: Path, record: dict[str, Any]) -> None:
+    """Add an epoch to log.jsonl by rewriting the file."""
     # A resumed run can repeat an epoch, which replaces the earlier line.
     earlier = [entry for entry in read_log(folder) if entry["epoch"] < record["epoch"]]
     with atomic_write(folder / "log.jsonl") as file:
-        file.writelines(json.dumps(nan_to_none(entry)) + "\n" for entry in [*earlier, record])
-    rates = " (head ".join(f"{rate:.2g}" for rate in record["lr"].values()) + ")" * (len(record["lr"]) - 1)
-    results = f"loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %  lr {rates}"
+        for entry in [*earlier, record]:
+            file.write(json.dumps(nan_to_none(entry)) + "\n")
+
+
+def format_record(record: dict[str, Any]) -> str:
+    """Return the line that is printed for an epoch."""
+    results = f"loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %"
     speed = f"{record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
-    print(f"epoch {record['epoch']:3}  {results}  {speed}")
+    return f"epoch {record['epoch']:3}  {results}  lr {format_rates(record['lr'])}  {speed}"
+
+
+def format_rates(rates: dict[str, float]) -> str:
+    """Return the learning rate of the backbone, and that of the head in parentheses."""
+    backbone = f"{rates['backbone']:.2g}"
+    if "classifier" not in rates:
+        return backbone
+    return f"{backbone} (head {rates['classifier']:.2g})"

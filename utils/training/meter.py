@@ -1,0 +1,35 @@
+"""The loss of an epoch so far, and the time that it took."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from utils.runtime import distributed
+from utils.training.state import Progress
+
+
+class EpochMeter:
+    """Adds up the losses of this process on the device, so that no step waits for a GPU, and takes the time.
+
+    progress: where the epoch stands, which is not at its start if the run was stopped within the epoch.
+    """
+
+    def __init__(self, progress: Progress, device: torch.device):
+        self.totals = torch.tensor([progress.loss_sum, progress.num_labels], device=device)
+        self.started = time.perf_counter() - progress.seconds
+
+    def add(self, loss_sum: Tensor, num_labels: Tensor) -> None:
+        """Add the sum of a step's losses and the number of labels that it sums over."""
+        self.totals += torch.stack([loss_sum.detach(), num_labels])
+
+    def seconds(self) -> float:
+        """Return the seconds since the epoch began, without those while the run was stopped."""
+        return time.perf_counter() - self.started
+
+    def average_into(self, progress: Progress) -> None:
+        """Store the means over the processes, and the time, in `progress`; all processes call this."""
+        totals = distributed.average(self.totals).tolist()  # waits for the GPU
+        progress.loss_sum = totals[0]
+        progress.num_labels = totals[1]
+        progress.seconds = self.seconds()

@@ -1,0 +1,231 @@
+"""What makes a run resumable: a folder and options from the command line, and a saved state that fits."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.metrics.report import TOTALS
+from utils.runtime.cli import Parser, UserError
+from utils.training.folder import holds_run
+from utils.weights.fitting import check_names, check_weights, without_batch_counters
+
+# Options of the command, not of the run; and options that may differ when a run is resumed.
+COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
+FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
+
+
+def named_folder(given: argparse.Namespace) -> Path | None:
+    """Return the folder that --resume or --output_dir names, also by its last.pth, or None.
+
+    Raises UserError if an option needs a folder and has none, if the two options name two folders, or if
+    --resume names one without a run.
+    """
+    resumed = given.resume if isinstance(given.resume, Path) else None
+    path = resumed or given.output_dir
+    if path is None:
+        if given.resume or given.overwrite:
+            raise UserError("--resume and --overwrite need the folder of the run: add --output_dir FOLDER")
+        return None
+    if not given.resume:
+        return path
+    folder = path.parent if path.name == "last.pth" else path
+    if folder.is_file():
+        raise UserError(f"--resume {path} is not the folder of a run: write --resume {folder.parent}")
+    if resumed and given.output_dir not in (None, path, folder):
+        raise UserError(f"--resume {path} and --output_dir {given.output_dir} name two runs: leave one out")
+    if resumed and not holds_run(folder):
+        raise UserError(f"{folder} holds no last.pth to resume; to start: --output_dir {folder} --resume")
+    return folder
+
+
+def resumed_options(parser: Parser, saved: dict[str, Any]) -> argparse.Namespace:
+    """Parse the command line with the options of a saved run as the defaults.
+
+    Raises UserError if the command line changes an option that matters, or if the file holds no run.
+    """
+    if "position" not in saved:
+        raise UserError("it holds no run to resume, as only last.pth does")
+    own = vars(saved_options(parser, saved["config"]))
+    parser.set_defaults(**own)
+    args = parser.parse_args()
+    changed = []
+    for name, value in own.items():
+        now = getattr(args, name)
+        if name not in FREE_OPTIONS and now != value:
+            changed.append(f"--{name} {now} (it has {value})")
+    if changed:
+        raise UserError(f"leave out {', '.join(changed)}")
+    return args
+
+
+def saved_options(parser: Parser, config: dict[str, Any]) -> argparse.Namespace:
+    """Return the options of a saved run, checked as if the command line gave them, without COMMAND_OPTIONS.
+
+    Options added since the run was saved take their defaults.
+    """
+    words = []
+    names = vars(parser.parse_args([])).keys() - COMMAND_OPTIONS
+    for name in sorted(names):
+        value = config.get(name)
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words.append(f"--{name}={value}")
+    args = parser.parse_args(words)
+    return argparse.Namespace(**{name: getattr(args, name) for name in names})
+
+
+def check_same_start(positions: list[dict[str, Any] | None]) -> None:
+    """Raise UserError unless all processes resume from the same position, or all start a new run."""
+    if len({repr(position) for position in positions}) > 1:
+        raise UserError("the machines hold different files last.pth: copy the run's folder to all of them")
+
+
+def check_resumable(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
+    """Raise UserError unless a saved run can go on as the run that was set up; nothing is changed.
+
+    saved: the content of last.pth, which can be anything that `load_checkpoint` accepts.
+    expected: what last.pth would hold if the run that was set up were saved now, by a single process.
+    source: the name of the file.
+    """
+    check_data(saved, expected, source)
+    check_networks(saved, expected, source)
+    part = first_that_does_not_fit(saved, expected)
+    if part is not None:
+        raise unusable(source, f"{part} does not fit")
+
+
+def unusable(source: str, reason: str) -> UserError:
+    """Return the error for a file that is not, or not any more, a complete save of this run."""
+    return UserError(f"{source} holds no run to resume ({reason}): start a new run")
+
+
+def check_data(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
+    """Raise UserError if the classes or the label files are not those of the saved run."""
+    labels = expected["config"]["labels"]
+    # Runs of early versions do not know their label files.
+    same_labels = saved["config"].get("labels", labels) == labels
+    if saved["classes"] != expected["classes"] or not same_labels:
+        data = f"--dataset {expected['config']['dataset']} has now: restore its files, or start a new run"
+        raise UserError(f"{source} was trained on other classes or label files than {data}")
+
+
+def check_networks(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
+    """Raise UserError unless the weights, and with --ema those behind the average, fit the network."""
+    for part in ("model", "raw"):
+        if part in expected:
+            check_state_dict(part, saved.get(part), expected[part], source)
+
+
+def check_state_dict(part: str, weights: Any, expected: dict[str, Tensor], source: str) -> None:
+    """Raise UserError unless a part of a saved run is a state dict that fits the network."""
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise unusable(source, f"{part} is missing")
+    check_names(without_batch_counters(weights), without_batch_counters(expected), source)
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise unusable(source, f"{part} holds more than tensors")
+    check_weights(weights, expected, source)
+
+
+def first_that_does_not_fit(saved: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Return the name of a part of a saved state that is unlike that of the run that was set up, or None."""
+    for part in ("position", "scaler"):
+        if not fits(saved.get(part), expected[part]):
+            return part
+    if not optimizer_fits(saved.get("optimizer"), expected["optimizer"]):
+        return "optimizer"
+    if not buffers_fit(saved.get("buffers"), expected["buffers"]):
+        return "buffers"
+    if not is_plain(saved.get("record")):
+        return "record"
+    num_classes = len(expected["classes"])
+    in_first_epoch = saved["position"]["epoch"] == 0
+    if not best_fits(saved.get("best"), num_classes) and not (in_first_epoch and saved.get("best") is None):
+        return "best"
+    return None
+
+
+def fits(saved: Any, own: Any) -> bool:
+    """Return whether a saved value has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
+    if type(saved) is not type(own):
+        return False
+    if isinstance(own, Tensor):
+        return tensor_fits(saved, own)
+    if isinstance(own, dict):
+        return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return len(saved) == len(own) and all(map(fits, saved, own))
+    if isinstance(own, int | float):
+        return 0 <= saved < math.inf
+    return True
+
+
+def tensor_fits(saved: Tensor, own: Tensor) -> bool:
+    """Return whether a saved tensor is a finite, ordinary one of the type and shape of our own."""
+    # The shape first: a hostile file may hold a tensor too large to measure.
+    same = saved.layout == own.layout and saved.shape == own.shape and saved.dtype == own.dtype
+    return same and saved.device.type == "cpu" and bool(saved.isfinite().all())
+
+
+def optimizer_fits(saved: Any, own: dict[str, Any]) -> bool:
+    """Return whether a saved optimizer has our momentum, and a learning rate for each of our groups."""
+    if not isinstance(saved, dict) or not fits(saved.get("state"), own["state"]):
+        return False
+    groups = saved.get("param_groups")
+    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
+        return False
+    return all(isinstance(group, dict) and fits(group.get("lr"), 1.0) for group in groups)
+
+
+def buffers_fit(saved: Any, own: list[Tensor]) -> bool:
+    """Return whether there is a list of buffers like our own for each of one or more processes."""
+    return isinstance(saved, list) and len(saved) > 0 and all(fits(buffers, own) for buffers in saved)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value, nested or not, can be written as JSON."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def best_fits(best: Any, num_classes: int) -> bool:
+    """Return whether the record of the best epoch has what a report shows."""
+    if not isinstance(best, dict) or not isinstance(best.get("epoch"), int):
+        return False
+    names = ["mAP", *TOTALS, *(f"{name}_3" for name in TOTALS)]
+    if not all(is_number(best.get(name)) for name in names) or "AP" not in best:
+        return False
+    # Lists have a number for each class; runs of older versions have fewer lists.
+    lists = [best["AP"], *(value for value in best.values() if isinstance(value, list))]
+    return is_plain(best) and all(is_list_of_numbers(values, num_classes) for values in lists)
+
+
+def is_list_of_numbers(values: Any, length: int) -> bool:
+    return isinstance(values, list) and len(values) == length and all(map(is_number, values))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number; NaN is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def share_among(saved: dict[str, Any], num_processes: int) -> dict[str, Any]:
+    """Return a saved state for another number of processes: its buffers and sums are means over them."""
+    saved_by = len(saved["buffers"])
+    if saved_by == num_processes:
+        return saved
+    means = []
+    for copies in zip(*saved["buffers"]):
+        mean = torch.stack(copies).double().mean(dim=0)
+        means.append(mean.to(copies[0].dtype))
+    position = dict(saved["position"])
+    for name in ("loss_sum", "labels"):
+        position[name] *= saved_by / num_processes
+    return {**saved, "buffers": [means] * num_processes, "position": position}

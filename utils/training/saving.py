@@ -1,0 +1,115 @@
+"""What a training run writes, and when: checkpoints, the log, the results on the test images."""
+
+import contextlib
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from utils.metrics.multilabel import Metrics
+from utils.metrics.report import by_class
+from utils.runtime import distributed, interrupt
+from utils.runtime.cli import Interrupted
+from utils.runtime.distributed import RANK, WORLD_SIZE
+from utils.runtime.files import nan_to_none, write_json
+from utils.training.log import format_record, log_epoch
+from utils.training.messages import diverged, place
+from utils.training.meter import EpochMeter
+from utils.training.run import Run
+from utils.weights.contents import load_checkpoint
+from utils.weights.fitting import first_not_finite, load_weights
+
+
+def average_losses(run: Run, meter: EpochMeter) -> None:
+    """Update the progress from the meter; UserError if the loss is not finite. All processes call this."""
+    meter.average_into(run.progress)
+    if not math.isfinite(run.progress.loss_sum):
+        raise diverged(run, f"the loss became {run.progress.loss_sum}")
+
+
+def gather_and_save(run: Run) -> None:
+    """Write last.pth; UserError if the weights diverged. All processes call this."""
+    name = first_not_finite(run.state.network.state_dict())
+    if name is not None:
+        raise diverged(run, f"the weights of {name} became NaN or infinite")
+    checkpoint = last_checkpoint(run)
+    checkpoint["buffers"] = distributed.gather(checkpoint["buffers"])
+    if RANK == 0:
+        run.folder.write_last(checkpoint)
+    distributed.barrier()  # the other processes wait until it is written
+
+
+def last_checkpoint(run: Run) -> dict[str, Any]:
+    """Return the content of last.pth, except that "buffers" are those of this process alone."""
+    return {**run.state.state_dict(), **description(run)}
+
+
+def best_checkpoint(run: Run) -> dict[str, Any]:
+    """Return the content of best.pth."""
+    return {**run.state.networks(), **description(run), "record": run.progress.record}
+
+
+def description(run: Run) -> dict[str, Any]:
+    """Return what each checkpoint holds about its run: the options and the names of the classes."""
+    config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(run.args).items()}
+    return {"config": {**config, "labels": run.labels}, "classes": run.classes}
+
+
+def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
+    """Log the epoch, write best.pth if it is the best one so far, and count it; seconds: what it took."""
+    progress = run.progress
+    progress.record = {
+        "epoch": progress.epoch + 1,
+        "lr": {group["name"]: group["lr"] for group in run.state.optimizer.param_groups},
+        "train_loss": progress.train_loss,
+        **metrics,
+        "seconds": seconds,
+        "images_per_second": run.num_images / progress.seconds,
+    }
+    is_best = progress.best is None or not progress.record["mAP"] <= progress.best["mAP"]  # also if NaN
+    if is_best:
+        progress.best = progress.record
+    if RANK == 0:
+        if is_best:
+            run.folder.write_best(best_checkpoint(run))
+        log_epoch(run.folder.path, progress.record)
+        print(format_record(progress.record))
+    progress.next_epoch()
+
+
+def broadcast_best(run: Run) -> nn.Module:
+    """Load best.pth into the evaluated network of all processes, which cannot train on after this.
+
+    Only the first process reads the file, because other machines lack the folder.
+    """
+    if RANK == 0:
+        file = run.folder.path / "best.pth"
+        load_weights(run.state.evaluated, load_checkpoint(file)["model"], str(file))
+    network = run.state.evaluated
+    distributed.broadcast([*network.parameters(), *network.buffers()])
+    return network
+
+
+def write_test_results(run: Run, metrics: Metrics) -> None:
+    """Write test_results.json, in the form of val.py --out."""
+    assert run.progress.best is not None  # an epoch is done
+    results = {**by_class(metrics, run.classes), "epoch": run.progress.best["epoch"]}
+    if RANK == 0:
+        write_json(run.folder.path / "test_results.json", nan_to_none(results))
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(run: Run) -> Iterator[None]:
+    """Inside the block, a signal makes the run finish its step, save, and say how to resume."""
+    try:
+        with interrupt.deferring_signals("saving and stopping"):
+            yield
+    except Interrupted:
+        launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
+        command = shlex.join(["main.py", "--resume", str(run.folder.path)])
+        with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
+            print(f"stopped at {place(run)}; resume with: {launcher} {command}")
+        raise
