@@ -1,5 +1,6 @@
 """Options beyond the paper: asymmetric loss, moving average, mirror images, normalisation, other lambdas."""
 
+import itertools
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from utils.data.decoding import load_image
 from utils.data.label_files import IGNORED
 from utils.data.transforms import eval_transform
 from utils.runtime.cli import UserError
+from utils.training.average import MovingAverage, warmed_up
 from utils.training.losses import asl_loss
 
 
@@ -63,16 +65,22 @@ def test_asl_trains(uninterrupted, shapes_folder):
 @pytest.fixture(scope="module")
 def averaged(shapes_folder) -> tuple[Path, dict[int, torch.Tensor]]:
     """Train with --ema 0.9; return the folder and an average computed here, by parameter number."""
-    average = {}
+    average: dict[int, torch.Tensor] = {}
+    steps = itertools.count()
     build_optimizer = main.build_optimizer
 
+    def parameters(optimizer) -> list[torch.Tensor]:
+        return [p.detach().double() for group in optimizer.param_groups for p in group["params"]]
+
     def update(optimizer, *args) -> None:
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            now = parameter.detach().double()
-            average[index] = average[index] * 0.9 + now * 0.1 if index in average else now.clone()
+        n = next(steps)
+        decay = min(0.9, (1 + n) / (10 + n))
+        for index, now in enumerate(parameters(optimizer)):
+            average[index] = average[index] * decay + now * (1 - decay)
 
     def build_watched(*args) -> torch.optim.Optimizer:
         optimizer = build_optimizer(*args)
+        average.update(enumerate(p.clone() for p in parameters(optimizer)))
         optimizer.register_step_post_hook(update)
         return optimizer
 
@@ -90,6 +98,29 @@ def test_ema_saves_and_evaluates_the_average_of_the_weights(averaged, shapes, co
     assert not torch.equal(saved["raw"]["conv1.weight"], first)
     command(val, *SHAPES, "--load_from", folder / "last.pth", "--out", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["mAP"] == saved["record"]["mAP"]
+
+
+def test_the_average_of_an_epoch_does_not_hold_the_start_weights():
+    """Train on VOC2007 for an epoch, which has 313 steps, with the decay that the documents name."""
+    start, end = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(start.weight)
+    torch.nn.init.ones_(end.weight)
+    average = MovingAverage(start, 0.9997)
+    for step in range(313):
+        average.update(end, step)
+    assert average.network.weight.item() > 0.999
+    assert start.weight.item() == 0
+    assert warmed_up(0.9997, 10**6) == 0.9997
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_average_is_compiled_like_the_network(shapes):
+    for options, is_compiled in (([], False), (["--compile"], True)):
+        words = ["--dataset", "shapes", "--ema", "0.9", "--device", "cpu", *options]
+        args = main.resolve(main.make_parser().parse_args(words))
+        state = main.build_state(main.build_model(args, torch.device("cpu")), args)
+        for network in (state.network, state.evaluated):
+            assert (network._compiled_call_impl is not None) == is_compiled
 
 
 def test_a_resumed_run_continues_the_average(averaged, shapes, command, tmp_path):
