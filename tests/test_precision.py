@@ -16,7 +16,6 @@ from helpers import SHAPES, TINY
 from pipeline import csra
 from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model
-from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
 from utils.runtime import device
 from utils.runtime.cli import UserError
