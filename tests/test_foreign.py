@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import struct
+import warnings
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ import val
 from helpers import SHAPES
 from utils.checkpoint import load_model
 from utils.runtime.cli import UserError
+from utils.weights import reading
 from utils.weights.contents import load_checkpoint
-from utils.weights.reading import NumpyType, python_number
+from utils.weights.reading import NumpyType, python_number, read_file
 
 
 @pytest.fixture
@@ -117,3 +120,62 @@ def test_a_file_that_misuses_numpy_is_refused(workdir, value):
         with pytest.raises(UserError, match="hostile.pth is not a checkpoint that can be read safely"):
             load_checkpoint("hostile.pth")
     assert not Path("ran").exists()
+
+
+def without_mmap(file, map_location, weights_only):
+    raise AssertionError("never called: the arguments do not fit")
+
+
+def broken_number(kind, data):
+    return undefined_name  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "broken", "error"),
+    [
+        (torch.serialization, "safe_globals", None, TypeError),
+        (torch, "load", without_mmap, TypeError),
+        (reading, "SAFE", [(broken_number, "numpy._core.multiarray.scalar"), *reading.SAFE[2:]], NameError),
+    ],
+)
+def test_a_fault_of_the_program_is_not_blamed_on_the_file(workdir, monkeypatch, place, name, broken, error):
+    torch.save({"weights": torch.zeros(1), "best_mAP": np.float64(0.5)}, "good.pth")
+    read_file(Path("good.pth"))
+    monkeypatch.setattr(place, name, broken)
+    with pytest.raises(error):
+        read_file(Path("good.pth"))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(5, "Input/output error"), "good.pth cannot be read: Input/output error"),
+        (MemoryError(), "good.pth cannot be read: memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cannot be read: memory ran out"),
+    ],
+)
+def test_a_disk_or_memory_that_fails_is_named(workdir, monkeypatch, error, says):
+    torch.save({"weights": torch.zeros(1)}, "good.pth")
+    load = torch.load
+
+    def fail_once(*args, **options):
+        monkeypatch.setattr(torch, "load", load)
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail_once)
+    with pytest.raises(UserError, match=says):
+        read_file(Path("good.pth"))
+
+
+def test_reading_in_threads_leaves_the_settings_of_the_process(workdir):
+    torch.save(
+        {"weights": torch.zeros(1), "best_mAP": np.float64(0.5), "args": argparse.Namespace()}, "a.pth"
+    )
+    filters = list(warnings.filters)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        before = set(torch.serialization.get_safe_globals())
+        with ThreadPool(4) as pool:
+            contents = pool.map(read_file, [Path("a.pth")] * 40)
+        assert set(torch.serialization.get_safe_globals()) == before
+    assert warnings.filters == filters
+    assert [content["best_mAP"] for content in contents] == [0.5] * 40
