@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+import utils.runtime.passive_waiting  # noqa: F401  before torch
+
 import numpy as np
 import torch
 from PIL import Image

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import utils.runtime.passive_waiting  # noqa: F401  before torch
+
 import torch
 from torch import Tensor, nn
 

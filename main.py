@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import utils.runtime.passive_waiting  # noqa: F401  before torch
+
 import torch
 from torch import nn
 from torch.optim import SGD

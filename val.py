@@ -6,6 +6,8 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 import argparse
 import functools
 
+import utils.runtime.passive_waiting  # noqa: F401  before torch
+
 import numpy as np
 import torch
 

@@ -3,19 +3,22 @@
 python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|prepare|all|gpu] [--quick]
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 import argparse
 import platform
-import sys
 import tempfile
 from datetime import date
-from pathlib import Path
+
+import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy
 import PIL
 import torch
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from benchmarks import gpu, network, scripts, stages
 from benchmarks.inputs import make_photos
 from benchmarks.timing import Row, Settings, Variant

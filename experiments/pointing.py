@@ -4,14 +4,17 @@ python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...
 """
 
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+import xml.etree.ElementTree as ET
+
+import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.checkpoint import load_model
 from utils.data.datasets import dataset_spec, label_file
 from utils.data.loaders import EvaluationLoader

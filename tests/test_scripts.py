@@ -1,5 +1,6 @@
 """The scripts as a user runs them: in separate processes, from another folder."""
 
+import os
 import subprocess
 import sys
 
@@ -21,6 +22,29 @@ def test_preparers_run_without_torch(tmp_path, script):
         command = [sys.executable, REPOSITORY / script, option]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert (result.returncode, result.stderr.count("\n")) == expected, result.stderr
+
+
+@pytest.mark.parametrize(
+    "script", ["main.py", "val.py", "demo.py", "export.py", "benchmarks/bench.py", "experiments/claims.py"]
+)
+def test_commands_wait_passively_unless_the_user_says_otherwise(tmp_path, script):
+    """Replace torch, whose OpenMP reads the variable at its import, by a module that shows the variable."""
+    (tmp_path / "torch.py").write_text("import os; raise ImportError(os.environ['OMP_WAIT_POLICY'])")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment.pop("OMP_WAIT_POLICY", None)
+    for own_value, seen in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        command = [sys.executable, REPOSITORY / script, "--help"]
+        result = subprocess.run(command, env=environment | own_value, capture_output=True, text=True)
+        assert result.stderr.splitlines()[-1] == f"ImportError: {seen}", result.stderr
+
+
+def test_the_library_leaves_the_environment_as_it_is():
+    program = "import os; before = dict(os.environ); import pipeline.models, utils.checkpoint, hubconf; "
+    program += "print('OMP_WAIT_POLICY' in os.environ, os.environ == before)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.stdout == "False True\n", result.stderr
 
 
 @pytest.mark.parametrize("script", [main, val, demo, export])

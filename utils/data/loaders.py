@@ -1,7 +1,6 @@
 """The loaders of training and evaluation."""
 
 from argparse import Namespace
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ class Loader(DataLoader):
         options["worker_init_fn"] = workers.ignore_signals
         super().__init__(dataset, batch_sampler=batches, **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         with workers.sheltering_children():
             return super().__iter__()
 

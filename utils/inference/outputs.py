@@ -16,7 +16,7 @@ from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
-from utils.runtime.progress import progress
+from utils.runtime.progress import ProgressLines, progress
 
 
 @torch.inference_mode()
@@ -32,6 +32,7 @@ def compute_outputs(
     model.eval()
     torch.backends.cudnn.benchmark = False  # it picks algorithms by timing, so scores could differ by process
     batches = []
+    lines = ProgressLines(every=100, first_after=5)
     with progress(len(loader.dataset), "evaluate") as bar:
         for images, _, index in loader:
             if interrupt.received:
@@ -40,7 +41,8 @@ def compute_outputs(
                 rows = (call or model)(to_float(images, device))
             batches.append((index, rows))  # fetching the rows from a GPU here would wait for it
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
-            if bar.disable and len(batches) % 100 == 0:
+            if bar.disable and lines.due(len(batches)):
+                lines.printed()
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
     all_rows = sum(gather(own_rows), [])

@@ -60,6 +60,12 @@ def average(tensor: Tensor) -> Tensor:
     return total / WORLD_SIZE
 
 
+def any_process(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set in any process; all processes must call this."""
+    shares = average(torch.tensor(flags, dtype=torch.float32))
+    return (shares > 0).tolist()
+
+
 def gather(value: Result) -> list[Result]:
     """Return the values of all processes, ordered by rank, to each of them."""
     values = [value] * WORLD_SIZE

@@ -7,10 +7,8 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-import torch
-
 from utils.runtime.cli import Interrupted, UserError
-from utils.runtime.distributed import RANK, WORLD_SIZE, average
+from utils.runtime.distributed import RANK, WORLD_SIZE, any_process
 from utils.runtime.workers import SIGNALS
 
 received: list[int] = []
@@ -49,7 +47,8 @@ def record_signal(message: str, number: int, frame: object) -> None:
 
 def stop_requested() -> bool:
     """Return whether any process received a signal; all processes must call this."""
-    return bool(average(torch.tensor(float(len(received)))) > 0)
+    (requested,) = any_process(bool(received))
+    return requested
 
 
 def stop() -> NoReturn:

@@ -1,11 +1,35 @@
-"""Progress bars."""
+"""Progress bars in a terminal, and when to print a line of progress elsewhere."""
+
+import time
 
 from tqdm import tqdm
 
 from utils.runtime.distributed import RANK
+
+SECONDS_BETWEEN_LINES = 60.0
 
 
 def progress(total: int, description: str) -> tqdm:
     """Return a bar over `total` images on stderr; it shows in a terminal and in the first process alone."""
     hidden = True if RANK else None  # None: hidden unless stderr is a terminal
     return tqdm(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=hidden)
+
+
+class ProgressLines:
+    """Says when a line of progress is due: every so many steps, and once a minute if the steps are slow.
+
+    every: the number of steps between two lines. first_after: seconds until the first line, which is due at
+    the first step after them, so that a user soon sees that the command works, and how fast.
+    """
+
+    def __init__(self, every: int, first_after: float = 0.0) -> None:
+        self.every = every
+        self.next_time = time.monotonic() + first_after
+
+    def due(self, step: int) -> bool:
+        """Return whether to print a line after this step, counted from 1; the clocks of processes differ."""
+        return step % self.every == 0 or time.monotonic() >= self.next_time
+
+    def printed(self) -> None:
+        """Note that a line was printed just now."""
+        self.next_time = time.monotonic() + SECONDS_BETWEEN_LINES
