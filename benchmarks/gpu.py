@@ -50,7 +50,7 @@ def time_gpu(settings: Settings) -> Iterator[Row]:
         elif variants:
             try:
                 yield from part(replace(sizes, variants=variants))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (a fault of one part must not lose the others' rows)
                 traceback.print_exc()
                 yield Row(name, "", None, same=False, check=f"{type(error).__name__}: {error}")
 

@@ -91,7 +91,7 @@ def call(function: Timer, settings: Settings, *arguments) -> Timed:
     torch.backends.cudnn.benchmark = False  # the default; main.py turns it on
     try:
         return function(settings, *arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001 (a fault must not end the measurements; it is printed)
         traceback.print_exc()
         return Timed(math.nan, math.nan, np.array(math.nan))
 

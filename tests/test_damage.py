@@ -1,6 +1,7 @@
 """A damaged checkpoint or file of scores is refused, or gives what the whole file gives."""
 
 import io
+import itertools
 import pickle
 import random
 import re
@@ -85,7 +86,7 @@ def entries_of(content: bytes) -> list[bytes]:
     """Return the entries of an archive of torch.save, each with its header and trailer."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         starts = [entry.header_offset for entry in archive.infolist()] + [archive.start_dir]
-    return [content[start:end] for start, end in zip(starts[:-1], starts[1:])]
+    return [content[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def rewritten(names: list[str]) -> bytes:

@@ -1,5 +1,6 @@
 """Label files, samples, their order, and the memory of worker processes."""
 
+import itertools
 import json
 import multiprocessing
 import sys
@@ -139,7 +140,7 @@ def test_the_order_depends_only_on_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[SampleKey]:
         batches = TrainingBatches(50, 16, seed)
         batches.set_epoch(epoch)
-        return sum(batches, [])
+        return list(itertools.chain(*batches))
 
     assert order(0, 3) == order(0, 3)
     assert sorted(order(0, 3)) == [(3, index, True) for index in range(50)]
@@ -189,7 +190,7 @@ def test_no_sample_is_dropped(shapes):
     loader = TrainingLoader(load_split(DATASETS["shapes"], "train", 40, train=True), 8, 0, CPU)
     batches = [index.tolist() for _, _, index in loader]
     assert [len(batch) for batch in batches] == [8, 8, 4]
-    assert sorted(sum(batches, [])) == list(range(20))
+    assert sorted(itertools.chain(*batches)) == list(range(20))
 
 
 def test_only_the_workers_of_training_stay(shapes):

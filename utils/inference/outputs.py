@@ -1,5 +1,6 @@
 """Running a network: from a loader's images to scores and metrics."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +46,7 @@ def compute_outputs(
                 lines.printed()
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
     own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    all_rows = sum(gather(own_rows), [])
+    all_rows = list(itertools.chain.from_iterable(gather(own_rows)))
     outputs = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
     for index, rows in all_rows:
         outputs[index] = rows
