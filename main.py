@@ -29,6 +29,7 @@ from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
+from utils.runtime.progress import ProgressLines
 from utils.runtime.progress import progress as progress_bar
 from utils.training import messages, resume, saving
 from utils.training.average import MovingAverage
@@ -84,9 +85,10 @@ def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
     """Train the epochs that are left, and evaluate and save each; then test the best one."""
     device = run.state.device
     amp = run.args.amp
+    lines = ProgressLines(run.args.print_freq)
     with saving.saying_how_to_resume(run):
         while run.progress.epoch < run.args.total_epoch:
-            meter = train_one_epoch(run, ddp_model, loaders.train)
+            meter = train_one_epoch(run, ddp_model, loaders.train, lines)
             metrics = evaluate_model(run.state.evaluated, loaders.val, device, amp)
             saving.finish_epoch(run, metrics, meter.seconds())
             saving.gather_and_save(run)
@@ -97,7 +99,9 @@ def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
             print(f"\nbest.pth on the test images:\n{format_report(metrics, run.classes)}")
 
 
-def train_one_epoch(run: Run, ddp_model: nn.Module, loader: TrainingLoader) -> EpochMeter:
+def train_one_epoch(
+    run: Run, ddp_model: nn.Module, loader: TrainingLoader, lines: ProgressLines
+) -> EpochMeter:
     """Train the steps that are left of the current epoch, and save the run; return its loss and time."""
     args = run.args
     state = run.state
@@ -131,16 +135,17 @@ def train_one_epoch(run: Run, ddp_model: nn.Module, loader: TrainingLoader) -> E
             meter.add(loss_sum, num_labels)
             progress.step += 1
 
-            stop = interrupt.stop_requested()
+            stop, show = distributed.any_process(bool(interrupt.received), lines.due(progress.step))
             if stop or (args.save_every and progress.step % args.save_every == 0):
                 saving.average_losses(run, meter)
                 saving.gather_and_save(run)
             if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
             bar.update(min(args.batch_size, bar.total - bar.n))
-            if progress.step % args.print_freq == 0:
+            if show:
                 saving.average_losses(run, meter)  # waits for the GPU
                 bar.write(messages.progress_line(run))
+                lines.printed()
     saving.average_losses(run, meter)
     state.average_buffers()
     saving.gather_and_save(run)

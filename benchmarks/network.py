@@ -28,6 +28,7 @@ from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.inference.outputs import compute_outputs, sigmoid
 from utils.runtime.device import choose_device
+from utils.runtime.progress import ProgressLines
 from utils.training.folder import RunFolder
 from utils.training.run import Run
 from utils.training.state import Progress
@@ -193,7 +194,7 @@ def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable
         run = Run(options, class_names("coco"), "", num_images, len(loader), state, RunFolder())
         # The time to write files is not of interest.
         with mock.patch("utils.training.saving.gather_and_save"):
-            main.train_one_epoch(run, model, loader)
+            main.train_one_epoch(run, model, loader, ProgressLines(options.print_freq, math.inf))
 
     return model, epoch
 

@@ -20,6 +20,7 @@ from utils.data.loaders import Loaders, TrainingLoader
 from utils.data.samples import load_split
 from utils.runtime import distributed
 from utils.runtime.cli import run_script
+from utils.runtime.progress import ProgressLines
 from utils.training import saving
 from utils.training.folder import RunFolder
 
@@ -45,7 +46,7 @@ def train() -> dict:
         patch.setattr(saving, "gather_and_save", lambda run: None)
         losses = []
         for _ in range(2):
-            main.train_one_epoch(run, ddp_model, loader)
+            main.train_one_epoch(run, ddp_model, loader, ProgressLines(100))
             losses.append(run.progress.train_loss)
             run.progress.next_epoch()
     gradients = {name: p.grad for name, p in model.named_parameters()}

@@ -1,5 +1,6 @@
 """Mixed precision, --compile and --sync_bn; what needs a GPU is tested only where there is one."""
 
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from utils.data.datasets import DATASETS
 from utils.runtime import device
 from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device
+from utils.runtime.progress import ProgressLines
 from utils.training import saving
 from utils.training.folder import RunFolder
 
@@ -213,7 +215,7 @@ def test_training_steps_do_not_wait_for_the_gpu(shapes, monkeypatch):
         return forward(images)
 
     model.forward = watched
-    main.train_one_epoch(run, model, loaders.train)
+    main.train_one_epoch(run, model, loaders.train, ProgressLines(100, first_after=math.inf))
     torch.cuda.set_sync_debug_mode("default")
 
 

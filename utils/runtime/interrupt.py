@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from utils.runtime.cli import Interrupted, UserError
-from utils.runtime.distributed import RANK, WORLD_SIZE, any_process
+from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.workers import SIGNALS
 
 received: list[int] = []
@@ -43,12 +43,6 @@ def record_signal(message: str, number: int, frame: object) -> None:
         if other.name != "SIGHUP":  # a closed terminal can send it twice
             # KeyboardInterrupt lets the command remove what it has half written.
             signal.signal(other, signal.default_int_handler if other.name == "SIGINT" else signal.SIG_DFL)
-
-
-def stop_requested() -> bool:
-    """Return whether any process received a signal; all processes must call this."""
-    (requested,) = any_process(bool(received))
-    return requested
 
 
 def stop() -> NoReturn:
