@@ -4,35 +4,26 @@ python demo.py --load_from MODEL.pth --img_dir photos [--heatmap]
 """
 
 import argparse
-import csv
-import os
-import re
 import sys
 from pathlib import Path
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import BatchSampler
 
-from pipeline.csra import AveragePooling
-from utils.checkpoint import load_model_for
 from utils.commands import options
-from utils.data.decoding import load_image
-from utils.data.loaders import Loader
-from utils.data.photos import Photos, collate_readable
-from utils.data.samples import to_float
+from utils.commands.checkpoint import load_model_for
+from utils.data.decoding import report_slow_decoder
 from utils.data.search import find_photos
-from utils.inference.heatmap import ClassMap, contact_sheet, panel
-from utils.inference.predict import best_classes
+from utils.inference.heatmap_files import class_maps, heatmap_folders, write_heatmaps
+from utils.inference.photographs import Unreadable
+from utils.inference.predictor import Labelling, best_classes
+from utils.inference.tables import write_csv_table, write_json_table
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
-from utils.runtime.device import autocast, choose_device
-from utils.runtime.files import atomic_write, check_file, check_folder, write_json
+from utils.runtime.device import choose_device
+from utils.runtime.files import check_file
 from utils.runtime.progress import progress
 
 
@@ -44,86 +35,44 @@ def main() -> None:
     thresholds = read_thresholds(args.threshold, model.classes)
     device = choose_device(args.device, args.amp, args.compile)
     if args.compile:
-        model.features = torch.compile(model.features)
-    model.to(device, memory_format=torch.channels_last)
-    dataset = Photos(paths, model.options["img_size"], args.max_pixels)
-    batches = BatchSampler(range(len(paths)), args.batch_size, drop_last=False)
-    loader = Loader(dataset, batches, args.num_workers, collate_fn=collate_readable)
+        model.compile()
+    model.to(device)
+    report_slow_decoder()
+    how = Labelling(args.batch_size, args.num_workers, args.max_pixels, args.tta, args.amp, args.heatmap)
 
-    results, signals = {}, interrupt.deferring_signals("stopping")
-    with signals, progress(len(paths), "label") as bar, torch.inference_mode():
-        for indices, images, faults in loader:
+    scores = {}
+    with interrupt.deferring_signals("stopping"), progress(len(paths), "label") as bar:
+        for path, result in zip(paths, model.label(paths, how)):
             if interrupt.received:
                 interrupt.stop()
-            for fault in faults:
-                bar.write(f"skipped: {one_line(fault)}", file=sys.stderr)
-            if indices:
-                with autocast(device, args.amp):
-                    features = model.features(to_float(images, device))
-                    logits = model.classifier(features)
-                    if args.tta == "flip":
-                        logits = (logits + model(to_float(images.flip(3), device))) / 2
-                    maps = model.classifier.attention_maps(features).cpu().numpy() if args.heatmap else None
-                scores = logits.cpu().double().sigmoid().numpy()
-            for row, index in enumerate(indices):
-                path = paths[index]
-                results[path] = scores[row]
-                best = best_classes(scores[row], thresholds, args.top)
-                found = ", ".join(f"{model.classes[c]} {scores[row, c]:.2f}" for c in best)
-                bar.write(one_line(f"{path}: {found or '-'}"))
-                if args.heatmap:
-                    class_maps = [class_map(model, c, scores[row, c], maps[row, c]) for c in best]
-                    write_heatmaps(folders[path], path, args.max_pixels, class_maps)
-            bar.update(len(indices) + len(faults))
-    write_tables(args, model.classes, results)
-    for written in filter(None, (args.heatmap and args.out_dir, args.json, args.csv)):
-        print(f"written to {written}")
-    if skipped := len(paths) - len(results):
-        print(f"skipped {skipped} of {len(paths)} files: not readable as images", file=sys.stderr)
+            bar.update(1)
+            if isinstance(result, Unreadable):
+                bar.write(f"skipped: {one_line(str(result.error))}", file=sys.stderr)
+                continue
+            scores[path] = result.scores
+            best = best_classes(result.scores, thresholds, args.top)
+            bar.write(one_line(f"{path}: {describe(result.scores, model.classes, best)}"))
+            if args.heatmap:
+                write_heatmaps(folders[path], path, args.max_pixels, class_maps(model, result, best))
+
+    if args.heatmap:
+        print(f"written to {args.out_dir}")
+    if args.json:
+        write_json_table(args.json, model.classes, scores)
+        print(f"written to {args.json}")
+    if args.csv:
+        write_csv_table(args.csv, model.classes, scores)
+        print(f"written to {args.csv}")
+    num_skipped = len(paths) - len(scores)
+    if num_skipped:
+        print(f"skipped {num_skipped} of {len(paths)} files: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 
-def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
-    """Return a folder for the pictures of each image, in the same subfolders of out_dir as the image."""
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    folders = {path: out_dir / os.path.relpath(path, common) for path in paths}
-    for folder in folders.values():
-        check_folder(folder, "--out_dir")
-    return folders
-
-
-def class_map(model: nn.Module, c: int, score: float, values: np.ndarray) -> ClassMap:
-    """Return the ClassMap of class c; it holds shares for CSRA and scores for average pooling."""
-    is_score = isinstance(model.classifier, AveragePooling)
-    maximum = f"{max(0, values.max()):.1f}" if is_score else f"{100 * values.max():.0f} %"
-    measure = "score of the place" if is_score else "share of attention"
-    return ClassMap(model.classes[c], float(score), values, maximum, measure)
-
-
-def write_heatmaps(folder: Path, path: str, max_pixels: int, class_maps: list[ClassMap]) -> None:
-    """Write a picture for each class to a folder, and a sheet of them all."""
-    image = Image.fromarray(load_image(path, max_pixels, exif=True).permute(1, 2, 0).numpy())
-    for earlier in folder.glob("*_*.png"):
-        earlier.unlink()
-    pictures = {"sheet": contact_sheet(image, class_maps, os.path.basename(path))}
-    for rank, found in enumerate(class_maps, start=1):
-        name = re.sub(r"\W+", "_", found.name)[:50]
-        pictures[f"{rank}_{name}"] = panel(image, found)
-    for name, picture in pictures.items():
-        with atomic_write(folder / f"{name}.png", "wb") as file:
-            picture.save(file, "PNG")
-
-
-def write_tables(args: argparse.Namespace, classes: list[str], results: dict[str, np.ndarray]) -> None:
-    """Write all scores of all images to the files that --json and --csv name."""
-    if args.json:
-        rows = [{"image": path, "scores": dict(zip(classes, row.tolist()))} for path, row in results.items()]
-        write_json(args.json, rows, indent=1)
-    if args.csv:
-        with atomic_write(args.csv) as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["image", *classes])
-            table.writerows([path, *(f"{score:.6g}" for score in row)] for path, row in results.items())
+def describe(scores: np.ndarray, classes: list[str], best: list[int]) -> str:
+    """Return the names and scores of the best classes in words; scores: (C,)."""
+    words = [f"{classes[c]} {scores[c]:.2f}" for c in best]
+    return ", ".join(words) or "-"
 
 
 def parse_args() -> argparse.Namespace:

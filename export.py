@@ -8,7 +8,6 @@ import importlib.util
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
@@ -16,8 +15,9 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import load_model_for
 from utils.commands import options
+from utils.commands.checkpoint import load_model_for
+from utils.inference.outputs import Forward
 from utils.runtime.cli import Parser, UserError, given_path, run_script
 from utils.runtime.files import atomic_write, check_file
 
@@ -27,38 +27,56 @@ TOLERANCE = 1e-4  # largest allowed difference between the outputs of the checkp
 def main() -> None:
     args = parse_args()
     model = load_model_for(args)
-    network = nn.Sequential(model, nn.Sigmoid()).eval() if args.probabilities else model
-    output = "probabilities" if args.probabilities else "logits"
     size = model.options["img_size"]
-    # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
-    images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
-    shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else {}
+    network: nn.Module = model.network
+    output = "logits"
+    if args.probabilities:
+        network = nn.Sequential(network, nn.Sigmoid()).eval()
+        output = "probabilities"
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         part = Path(folder, f"model{args.out.suffix}")
+        # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
+        images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
+        shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else {}
         exported = FORMATS[args.out.suffix](network, images, shapes, json.dumps(model.classes), part)
-        if exported:
-            batches = [torch.rand(n, 3, size, size) for n in ((1, 3) if args.dynamic_batch else (1,))]
-            difference = torch.cat([exported(batch) - network(batch) for batch in batches]).abs().max()
-            differ = f"the exported network's outputs on random images differ by up to {difference:.2g}"
-            if not difference < TOLERANCE:  # also true for NaN
-                raise UserError(f"{differ}: nothing is written")
-            print(differ)
-        else:
+        if exported is None:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
+        else:
+            check_outputs(network, exported, size, [1, 3] if args.dynamic_batch else [1])
         with atomic_write(args.out, "wb") as file, open(part, "rb") as source:
             shutil.copyfileobj(source, file)
     batch = "any size" if args.dynamic_batch else "one"
     print(f"written to {args.out}: batches of {batch}, RGB of {size} x {size} in [0, 1] to {output}")
 
 
-def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Callable | None:
+def check_outputs(network: nn.Module, exported: Forward, size: int, batch_sizes: list[int]) -> None:
+    """Print by how much the outputs for random images differ; UserError if it is too much."""
+    differences = []
+    for batch_size in batch_sizes:
+        images = torch.rand(batch_size, 3, size, size)
+        differences.append(exported(images) - network(images))
+    difference = torch.cat(differences).abs().max()
+    differ = f"the exported network's outputs on random images differ by up to {difference:.2g}"
+    if not difference < TOLERANCE:  # also true for NaN
+        raise UserError(f"{differ}: nothing is written")
+    print(differ)
+
+
+def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Forward | None:
     """Write one ONNX file with the names in its metadata; return it as a function, or None if unchecked."""
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError("export to ONNX needs two more packages: pip install onnx onnxscript")
-    output = "probabilities" if isinstance(network, nn.Sequential) else "logits"
-    signature = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": (shapes,)}
-    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **signature)
+    program = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["probabilities" if isinstance(network, nn.Sequential) else "logits"],
+        dynamic_shapes=(shapes,),
+    )
+    assert program is not None  # dynamo=True returns one
     program.model.metadata_props["classes"] = names
     program.save(path, external_data=False)
     if importlib.util.find_spec("onnxruntime") is None:
@@ -69,7 +87,7 @@ def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, pa
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def export_pt2(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Callable:
+def export_pt2(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Forward:
     """Write a network as torch.export's file, with the class names in classes.json; return what it holds."""
     program = torch.export.export(network, (images,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={"classes.json": names})

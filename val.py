@@ -4,23 +4,19 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 """
 
 import argparse
-import functools
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
-import numpy as np
-import torch
-
-from pipeline.network import Network
-from utils.checkpoint import load_model_for
 from utils.commands import options
+from utils.commands.checkpoint import load_model_for, options_in_effect
 from utils.commands.summary import summary
 from utils.data.datasets import dataset_spec
-from utils.data.label_files import fingerprint
+from utils.data.label_files import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split
-from utils.inference.outputs import compute_outputs, evaluate_scores, logit_terms, sigmoid, with_tta
-from utils.inference.sweep import axis, format_sweep, sweep
+from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
+from utils.inference.predictor import Predictor
+from utils.inference.sweep import axis, compute_terms, format_sweep, sweep, sweep_axes, sweep_results
 from utils.metrics.report import by_class, format_report
 from utils.metrics.score_files import write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
@@ -31,55 +27,62 @@ from utils.runtime.files import check_file, nan_to_none, write_json
 
 
 def main() -> None:
-    parser, args = parse_args()
-    spec = dataset_spec(args.dataset)
-    model = load_checked_model(args)
+    parser, given = parse_args()
+    spec = dataset_spec(given.dataset)
+    model = load_model_for(given)
+    report_lam(given, model)
+    args = options_in_effect(given, model)
     thresholds = read_thresholds(args.threshold, model.classes)
     device = choose_device(args.device, args.amp, args.compile)
     distributed.connect(device)
     if args.compile:
-        model.features = torch.compile(model.features)
-    model.to(device, memory_format=torch.channels_last)
+        model.compile()
+    model.to(device)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = EvaluationLoader(dataset, args.batch_size, args.num_workers, device)
     print(summary(parser, args))
     print(f"{len(dataset)} {args.split} images, on {device}")
-    if (known := model.config.get("labels")) and fingerprint(dataset.labels) not in str(known):
-        print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
+    report_other_labels(model, dataset.labels)
 
-    axes = {"T": [None]} | dict(args.sweep or [])
-    terms = functools.partial(logit_terms, model, temperatures=[None, *axes["T"]])  # None: as trained
-    forward = with_tta(terms if args.sweep else model, args.tta)
+    terms = None
     with interrupt.deferring_signals("stopping"):
-        outputs = compute_outputs(model, loader, device, args.amp, forward)
-    # With a sweep: the mean scores, those attended as trained, and those attended with each T.
-    logits = outputs[:, 0] + args.lam * outputs[:, 1] if args.sweep else outputs
-    scores, labels = sigmoid(logits), dataset.labels
-    metrics = evaluate_scores(scores, labels, thresholds)
+        if args.sweep:
+            temperatures = args.sweep.temperatures
+            terms = compute_terms(model.network, loader, device, temperatures, args.amp, args.tta)
+            logits = terms.logits(args.lam, None)
+        else:
+            forward = with_tta(model.network, args.tta)
+            logits = compute_outputs(model.network, loader, device, args.amp, forward)
+    scores = sigmoid(logits)
+    metrics = evaluate_scores(scores, dataset.labels, thresholds)
     print(format_report(metrics, model.classes))
     results = by_class(metrics, model.classes)
-    if args.sweep:
-        points = sweep(np.delete(outputs, 1, axis=1), labels, axes["lam"], axes["T"], thresholds)
+    if terms is not None:
+        points = sweep(terms, dataset.labels, args.sweep, thresholds)
         print(f"\n{format_sweep(points)}")
-        results["sweep"] = [by_class(point, model.classes) for point in points]
+        results["sweep"] = sweep_results(points, model.classes)
     if args.out and distributed.RANK == 0:
         write_json(args.out, nan_to_none(results))
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:
-        write_scores(args.save_scores, scores, labels, model.classes)
+        write_scores(args.save_scores, scores, dataset.labels, model.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
 
 
-def load_checked_model(args: argparse.Namespace) -> Network:
-    """Return the checkpoint's network, and fill in options from it; UserError if it does not fit them."""
-    model = load_model_for(args)
-    if args.lam is None and not model.config:
-        print(f"{args.load_from} stores no lambda: using {model.options['lam']}; set another with --lam")
-    elif args.lam not in (None, model.config.get("lam", args.lam)):
-        print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {args.lam:g}")
-    vars(args).update(model.options, normalize=model.normalization)
-    return model
+def report_lam(given: argparse.Namespace, model: Predictor) -> None:
+    """Print which λ is used if the file does not store one, or stores another; given: the options."""
+    if given.lam is None and not model.config:
+        print(f"{given.load_from} stores no lambda: using {model.options['lam']}; set another with --lam")
+    elif given.lam not in (None, model.config.get("lam", given.lam)):
+        print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {given.lam:g}")
+
+
+def report_other_labels(model: Predictor, labels: Labels) -> None:
+    """Print a line if the network was trained with other label files than these labels are from."""
+    known = model.config.get("labels")
+    if known and fingerprint(labels) not in str(known):
+        print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
 
 
 def parse_args() -> tuple[Parser, argparse.Namespace]:
@@ -103,8 +106,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
     group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
     args = parser.parse_args()
-    if args.sweep and sorted(name for name, _ in args.sweep) not in (["lam"], ["T", "lam"]):
-        raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")
+    if args.sweep:
+        args.sweep = sweep_axes(args.sweep)
     check_file(args.out, "--out")
     check_file(args.save_scores, "--save_scores", ".npz")
     if args.out and args.out.exists():

@@ -68,7 +68,8 @@ def pointing_game(path: Path, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     loader = EvaluationLoader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
     hits, areas = [], []
     for images, _, indices in loader:
-        maps = model.classifier.attention_maps(model.features(to_float(images, CPU))).numpy()
+        features = model.network.features(to_float(images, CPU))
+        maps = model.network.classifier.attention_maps(features).numpy()
         for index, maps_of_image in zip(indices.tolist(), maps):
             boxes = read_boxes(entries[index])
             for c, name in enumerate(model.classes):

@@ -1,7 +1,7 @@
 """Class-specific residual attention (CSRA): a feature map in, one logit per class out."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,8 +109,9 @@ class MHA(ResidualAttention):
         self.multi_head = nn.ModuleList(Head(input_dim, num_classes, T) for T in TEMPERATURES[num_heads])
 
     def score_maps(self, x: Tensor) -> list[ScoreMap]:
-        maps = score_maps(x, [head.head.weight for head in self.multi_head])
-        return [ScoreMap(scores, head.T) for scores, head in zip(maps, self.multi_head)]
+        heads = cast(list[Head], list(self.multi_head))
+        maps = score_maps(x, [head.head.weight for head in heads])
+        return [ScoreMap(scores, head.T) for scores, head in zip(maps, heads)]
 
 
 class AveragePooling(ResidualAttention):

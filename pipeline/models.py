@@ -1,6 +1,7 @@
 """Every network by name: the paper's ResNets and Vision Transformers, and torchvision's other classifiers."""
 
 import re
+from typing import TypedDict
 
 import torch
 import torchvision
@@ -17,6 +18,25 @@ RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
 EXCLUDED = ("vit_*", "maxvit*", "squeezenet*", "regnet_y_128gf*")
 OTHERS = tuple(torchvision.models.list_models(module=torchvision.models, exclude=(*EXCLUDED, *RESNETS)))
 MODELS = (*RESNETS, *SIZES, *OTHERS)
+
+
+class BuildOptions(TypedDict):
+    """The arguments of `build`."""
+
+    model: str
+    num_heads: int
+    num_cls: int
+    img_size: int
+    lam: float
+
+
+class Architecture(TypedDict):
+    """What a state dict tells of the arguments of `build`; img_size None: it does not tell."""
+
+    model: str
+    num_heads: int
+    num_cls: int
+    img_size: int | None
 
 
 def check_img_size(model: str, img_size: int) -> None:
@@ -45,16 +65,21 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
     return network.train()
 
 
-def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> dict[str, int | str | None]:
-    """Read the arguments of `build` but lam off a state dict (img_size or None); ValueError if none fits."""
+def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> Architecture:
+    """Read the architecture off a state dict; ValueError if none fits.
+
+    model: the backbone, if it is known; of those in OTHERS, the state dict does not tell it.
+    """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
-    if (weight := state_dict.get(heads[0] if heads else "classifier.head.weight")) is None:
+    weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
+    if weight is None:
         raise ValueError("it has no CSRA head (classifier.multi_head); train from it with --backbone_weights")
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")
     img_size = None
-    if model not in OTHERS:
+    if model is None or model not in OTHERS:
         model, img_size = read_vit(state_dict)
-        model = model or f"resnet{read_depth(state_dict)}"
-    return {"model": model, "num_heads": num_heads, "num_cls": weight.shape[0], "img_size": img_size}
+    if model is None:
+        model = f"resnet{read_depth(state_dict)}"
+    return Architecture(model=model, num_heads=num_heads, num_cls=weight.shape[0], img_size=img_size)

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor, nn
 
-from pipeline.csra import MHA, AveragePooling
+from pipeline.csra import MHA, AveragePooling, ResidualAttention
 
 # mean and std by the names that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
 NORMALIZATION = {"none": (0.0, 1.0), "0.5": (0.5, 0.5)}
@@ -17,6 +17,11 @@ class Network(nn.Module):
     """
 
     normalization = "none"
+    classifier: ResidualAttention
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to the last feature map (B, D, h, w)."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""

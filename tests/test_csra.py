@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.csra import CSRA, MHA, TEMPERATURES, AveragePooling, attention, residual_attention
-from utils.inference.outputs import logit_terms
+from utils.inference.sweep import logit_terms
 
 LAM = 0.3
 

@@ -60,13 +60,13 @@ def test_difficult_labels_are_ignored_in_evaluation():
 def test_load_model_returns_the_network_as_trained(trained, shapes):
     path = trained / "best.pth"
     model = load_model(str(path))
-    assert not model.training
+    assert not model.network.training
     assert model.classes == class_names("shapes")
     options = {"model": "resnet18", "num_heads": 1, "num_cls": 8, "lam": 0.1, "img_size": 40}
     assert model.options == options
     changed = load_model(path, lam=0.5, img_size=64)
     assert changed.options == options | {"lam": 0.5, "img_size": 64}
-    assert [model.classifier.lam, changed.classifier.lam] == [0.1, 0.5]
+    assert [model.network.classifier.lam, changed.network.classifier.lam] == [0.1, 0.5]
 
 
 def test_load_model_needs_the_data_set_of_a_bare_state_dict(trained, shapes, tmp_path):
@@ -83,4 +83,4 @@ def test_load_model_sets_the_normalisation_of_the_data_set(tmp_path, dataset, no
     config = {"model": "resnet18", "dataset": dataset, "lam": 0.1, "img_size": 64}
     torch.save({"model": state, "config": config, "classes": names, "record": {}}, tmp_path / "m.pth")
     model = load_model(tmp_path / "m.pth")
-    assert model.normalization == normalization
+    assert model.network.normalization == normalization

@@ -173,8 +173,8 @@ def test_val_averages_over_mirror_images(trained, shapes, command, tmp_path):
 def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder, command, tmp_path):
     folder = train_in(shapes_folder, "normalized", *RUN, "--normalize", "0.5")
     assert last(folder)["config"]["normalize"] == "0.5"
-    assert load_model(folder / "last.pth").normalization == "0.5"
-    assert load_model(str(folder / "last.pth"), normalize="none").normalization == "none"
+    assert load_model(folder / "last.pth").network.normalization == "0.5"
+    assert load_model(str(folder / "last.pth"), normalize="none").network.normalization == "none"
 
     def evaluated(path: Path, *options) -> float:
         arguments = [*SHAPES, "--img_size", 40, "--load_from", path, "--out", tmp_path / "r.json", *options]

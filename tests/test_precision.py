@@ -89,7 +89,7 @@ def test_training_and_validation_in_bf16_on_a_cpu(bf16, shapes, command, tmp_pat
     validation = command(val, *SHAPES, "--load_from", folder / "best.pth", *options)
     assert validation.out.splitlines()[-1] in training.out
     model, images = load_model(folder / "best.pth", device="cpu"), torch.rand(4, 3, 40, 40)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
     with torch.inference_mode():
         expected = model(images)
         with device.autocast(torch.device("cpu"), "bf16"):

@@ -16,7 +16,7 @@ from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
 from utils.data.label_files import IGNORED, Labels
 from utils.evaluation import evaluate
-from utils.inference.sweep import axis, format_sweep
+from utils.inference.sweep import SweepPoint, axis, format_sweep
 from utils.metrics.score_files import read_scores, write_scores
 
 
@@ -238,7 +238,7 @@ def test_unknown_labels_are_saved_as_ignored(workdir, command):
 
 
 def test_equally_good_points_of_a_sweep_are_all_marked():
-    points = [{"lam": lam, "T": "1", "mAP": mAP} for lam, mAP in ((0, 0.5), (0.1, 0.75), (0.2, 0.75))]
+    points = [SweepPoint(lam, 1, {"mAP": mAP}) for lam, mAP in ((0, 0.5), (0.1, 0.75), (0.2, 0.75))]
     assert [line.endswith("75.0000 *") for line in format_sweep(points).splitlines()[2:5]] == [
         False,
         True,

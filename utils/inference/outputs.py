@@ -1,17 +1,16 @@
 """Running a network: from a loader's images to scores and metrics."""
 
-import itertools
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from pipeline.csra import attended_scores
-from pipeline.network import Network
 from utils.data.label_files import IGNORED, Labels
-from utils.data.samples import to_float
+from utils.data.samples import Batch, LabelledImages, to_float
 from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
@@ -19,10 +18,30 @@ from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
 from utils.runtime.progress import ProgressLines, progress
 
+Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)
+
+
+class BatchLoader(Protocol):
+    """What is needed of a loader: the batches of this process, and the data set that they are from."""
+
+    @property
+    def dataset(self) -> LabelledImages: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Rows(NamedTuple):
+    """Outputs of some samples: the indices of the samples (B,), and a row for each (B, ...)."""
+
+    indices: np.ndarray
+    values: np.ndarray
+
 
 @torch.inference_mode()
 def compute_outputs(
-    model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off", call: Callable | None = None
+    model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off", call: Forward | None = None
 ) -> np.ndarray:
     """Return a network's logits (N, C) float64 for the loader's data set; row i belongs to sample i.
 
@@ -31,44 +50,53 @@ def compute_outputs(
     so the order of the loader does not matter; the rows of missing samples are NaN.
     """
     model.eval()
-    torch.backends.cudnn.benchmark = False  # it picks algorithms by timing, so scores could differ by process
+    forward = call or model
     batches = []
     lines = ProgressLines(every=100, first_after=5)
-    with progress(len(loader.dataset), "evaluate") as bar:
-        for images, _, index in loader:
+    with without_trials(), progress(len(loader.dataset), "evaluate") as bar:
+        for images, _, indices in loader:
             if interrupt.received:
                 interrupt.stop()
             with autocast(device, amp):
-                rows = (call or model)(to_float(images, device))
-            batches.append((index, rows))  # fetching the rows from a GPU here would wait for it
+                outputs = forward(to_float(images, device))
+            batches.append((indices, outputs))  # fetching the outputs from a GPU here would wait for it
             bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
             if bar.disable and lines.due(len(batches)):
                 lines.printed()
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
-    own_rows = [(index.numpy(), rows.cpu().double().numpy()) for index, rows in batches]
-    all_rows = list(itertools.chain.from_iterable(gather(own_rows)))
-    outputs = np.full((len(loader.dataset), *all_rows[0][1].shape[1:]), np.nan)
-    for index, rows in all_rows:
-        outputs[index] = rows
-    return outputs
+    own_rows = [Rows(indices.numpy(), outputs.cpu().double().numpy()) for indices, outputs in batches]
+    return place(list(chain.from_iterable(gather(own_rows))), len(loader.dataset))
 
 
-def with_tta(forward: Callable[[Tensor], Tensor], tta: str) -> Callable[[Tensor], Tensor]:
+def place(all_rows: list[Rows], num_samples: int) -> np.ndarray:
+    """Return an array (num_samples, ...) with each row at the index of its sample, and NaN elsewhere."""
+    placed = np.full((num_samples, *all_rows[0].values.shape[1:]), np.nan)
+    for indices, values in all_rows:
+        placed[indices] = values
+    return placed
+
+
+@contextlib.contextmanager
+def without_trials() -> Iterator[None]:
+    """Keep cuDNN from choosing algorithms by timing them: scores could then differ by process."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def with_tta(forward: Forward, tta: str) -> Forward:
     """Return a function of images (B, 3, S, S); "flip" averages over images and their mirror images."""
-    return (lambda images: (forward(images) + forward(images.flip(3))) / 2) if tta == "flip" else forward
+    if tta == "off":
+        return forward
+    return lambda images: mirrored_mean(forward(images), forward, images)
 
 
-def logit_terms(model: Network, images: Tensor, temperatures: list) -> Tensor:
-    """Return the terms of the logits for any λ: the mean scores, and the attended scores for each T.
-
-    images: (B, 3, S, S). temperatures: each replaces that of all heads; None keeps the heads' own.
-    Returns (B, 1 + len(temperatures), C), summed over the heads; logits are the first + λ · another. Neither
-    λ nor T changes a score map, so no training is needed (paper, Fig. 1).
-    """
-    maps = [(scores.flatten(2), T) for scores, T in model.classifier.score_maps(model.features(images))]
-    mean = sum(scores.mean(dim=-1) for scores, _ in maps)
-    attended = (sum(attended_scores(s, own if T is None else T) for s, own in maps) for T in temperatures)
-    return torch.stack([mean, *attended], dim=1)
+def mirrored_mean(outputs: Tensor, forward: Forward, images: Tensor) -> Tensor:
+    """Return the mean of a function's outputs for images (B, 3, S, S) and of those for the mirror images."""
+    return (outputs + forward(images.flip(3))) / 2
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -76,13 +104,14 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
-def evaluate_model(model: nn.Module, loader: DataLoader, device: torch.device, amp: str = "off") -> Metrics:
+def evaluate_model(model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off") -> Metrics:
     """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
     return evaluate_scores(sigmoid(compute_outputs(model, loader, device, amp)), loader.dataset.labels)
 
 
 def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> Metrics:
     """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
-    positives, ignore, flag = labels.targets == 1, labels.targets == IGNORED, labels.unknown_is_negative
+    positives = labels.targets == 1
+    ignore = labels.targets == IGNORED
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-        return evaluate(scores, positives, ignore, threshold, flag)
+        return evaluate(scores, positives, ignore, threshold, labels.unknown_is_negative)

@@ -30,12 +30,11 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
     Each process gets its own GPU. amp: a key of AMP_DTYPES. use_compile: whether torch.compile is used.
     Raises UserError if the device is missing or cannot do what is asked.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device in available if available[device])
+        name = find_device()
         if name == "cpu":
             print("No GPU found: running on the CPU.")
-    if not available[name]:
+    if not is_available(name):
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or cpu")
     if amp == "bf16" and name == "cpu":
         check_bf16()
@@ -55,6 +54,20 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
         if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
             raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
     return torch.device(name)
+
+
+def find_device() -> str:
+    """Return the first of "cuda", "mps" and "cpu" that this machine has."""
+    return next(name for name in ("cuda", "mps", "cpu") if is_available(name))
+
+
+def is_available(name: str) -> bool:
+    """Return whether this machine has a device, "cuda", "mps" or "cpu"."""
+    if name == "cuda":
+        return torch.cuda.is_available()
+    if name == "mps":
+        return torch.backends.mps.is_available()
+    return True
 
 
 def check_bf16() -> None:

@@ -1,0 +1,188 @@
+"""The Predictor: from photographs to scores and attention maps, for Python users, torch.hub and demo.py."""
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.models import BuildOptions, build
+from pipeline.network import Network
+from utils.data.samples import to_float
+from utils.inference.outputs import mirrored_mean, sigmoid
+from utils.inference.photographs import MAX_PIXELS, Photo, Unreadable, in_batches, load_ahead, load_photo
+from utils.metrics.thresholds import read_thresholds
+from utils.runtime.cli import default_workers
+from utils.runtime.device import autocast
+
+Threshold = float | str | os.PathLike  # for all classes, or a .json file with one per class
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How `Predictor.label` works.
+
+    batch_size: photographs per step of the network. num_threads: threads that decode files ahead of it, or 0.
+    max_pixels: larger photographs are refused before they are decoded.
+    tta: "flip" averages the logits of an image and its mirror image, "off" does not.
+    amp: a key of AMP_DTYPES in utils/runtime/device.py. with_maps: whether attention maps are wanted.
+    """
+
+    batch_size: int = 16
+    num_threads: int = 0
+    max_pixels: float = MAX_PIXELS
+    tta: str = "off"
+    amp: str = "off"
+    with_maps: bool = False
+
+
+class Labelled(NamedTuple):
+    """What the network says of a photograph: scores (C,) float64, and maps (C, h, w) if they are wanted."""
+
+    scores: np.ndarray
+    maps: np.ndarray | None
+
+
+class Predictor:
+    """A trained network that labels photographs.
+
+    It is called like the network: images (B, 3, S, S) in [0, 1] on its device to logits (B, C).
+    network: in eval mode. classes: the names of its C classes. options: the arguments of `build`; S is
+    options["img_size"]. config: the options of training, {} for a file that main.py did not write.
+    max_pixels: larger photographs are refused; raise it for images that you trust.
+    """
+
+    def __init__(self, network: Network, classes: list[str], options: BuildOptions, config: dict[str, Any]):
+        self.network = network.eval()
+        self.classes = classes
+        self.options = options
+        self.config = config
+        self.max_pixels: float = MAX_PIXELS
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy store: weights, because some of the networks cannot be copied."""
+        stored = (self.network.normalization, self.network.state_dict())
+        return {**vars(self), "network": stored}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        normalization, weights = state["network"]
+        network = build_network(state["options"], normalization)
+        network.load_state_dict(weights, assign=True)
+        vars(self).update(state)
+        self.network = network.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network to a device, in the memory format that is fastest, and return this Predictor."""
+        self.network.to(device)
+        self.network.to(memory_format=torch.channels_last)
+        return self
+
+    def compile(self) -> None:
+        """Compile the layers before the classifier, whose parts are also used alone."""
+        self.network.features = torch.compile(self.network.features)  # type: ignore[method-assign]
+
+    def predict(
+        self,
+        photos: Photo | Iterable[Photo],
+        threshold: Threshold = 0.0,
+        max_pixels: float | None = None,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Return the scores of a photograph, {class: score}, best first, or of several a list of such dicts.
+
+        photos: a path, a Pillow image or a uint8 array (H, W, 3), or several of them; a generator is asked
+        for a few photographs at a time. The EXIF orientation is applied.
+        threshold: leave out lower scores; a number, or a .json file of one per class.
+        max_pixels: refuse larger photographs; None takes that of this Predictor.
+        Raises UserError for a file that cannot be read and for a photograph that is too large, ValueError for
+        another array or threshold.
+        """
+        if not isinstance(threshold, str | os.PathLike) and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold {threshold} is not from 0 to 1")
+        thresholds = read_thresholds(threshold, self.classes)
+        if isinstance(photos, str | os.PathLike | Image.Image) or (
+            isinstance(photos, np.ndarray) and photos.ndim == 3
+        ):
+            return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
+        how = Labelling(num_threads=default_workers(), max_pixels=self.limit(max_pixels))
+        results = (readable(result) for result in self.label(photos, how))
+        return [self.name_scores(result.scores, thresholds) for result in results]
+
+    def attention(self, photo: Photo, max_pixels: float | None = None) -> dict[str, np.ndarray]:
+        """Return where the network looks in a photograph, as demo.py draws it: {class: map (h, w)}.
+
+        Raises what `predict` raises.
+        """
+        maps = self.label_one(photo, max_pixels, with_maps=True).maps
+        assert maps is not None
+        return dict(zip(self.classes, maps))
+
+    def label(self, photos: Iterable[Photo], how: Labelling) -> Iterator[Labelled | Unreadable]:
+        """Yield what the network says of each photograph, in order; they are taken and loaded as needed."""
+        load = functools.partial(load_photo, img_size=self.options["img_size"], max_pixels=how.max_pixels)
+        loaded = load_ahead(photos, load, how.num_threads, how.batch_size)
+        for batch in in_batches(loaded, how.batch_size):
+            images = [image for image in batch if isinstance(image, Tensor)]
+            labelled = iter(self.label_images(torch.stack(images), how) if images else [])
+            for image in batch:
+                yield image if isinstance(image, Unreadable) else next(labelled)
+
+    def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Labelled:
+        """Return what the network says of one photograph; UserError if it cannot be read."""
+        how = Labelling(max_pixels=self.limit(max_pixels), with_maps=with_maps)
+        (result,) = self.label([photo], how)
+        return readable(result)
+
+    @torch.inference_mode()
+    def label_images(self, images: Tensor, how: Labelling) -> list[Labelled]:
+        """Return what the network says of each image; images: uint8 (B, 3, S, S)."""
+        images = to_float(images, self.device)
+        maps: Iterable[np.ndarray | None] = [None] * len(images)
+        with autocast(self.device, how.amp):
+            features = self.network.features(images)
+            logits = self.network.classifier(features)
+            if how.tta == "flip":
+                logits = mirrored_mean(logits, self.network, images)
+            if how.with_maps:
+                maps = self.network.classifier.attention_maps(features).cpu().numpy()
+        return [Labelled(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
+
+    def limit(self, max_pixels: float | None) -> float:
+        """Return the largest number of pixels that a photograph may have."""
+        return self.max_pixels if max_pixels is None else max_pixels
+
+    def name_scores(self, scores: np.ndarray, thresholds: np.ndarray) -> dict[str, float]:
+        """Return the scores (C,) that reach their thresholds (C,) as {class: score}, best first."""
+        return {self.classes[c]: float(scores[c]) for c in best_classes(scores, thresholds)}
+
+
+def readable(result: Labelled | Unreadable) -> Labelled:
+    """Return a result; raise the error of a photograph that cannot be read."""
+    if isinstance(result, Unreadable):
+        raise result.error
+    return result
+
+
+def best_classes(scores: np.ndarray, thresholds: np.ndarray, top: int | None = None) -> list[int]:
+    """Return the classes (C,) to show, best first: of the `top` ones, those that reach their threshold."""
+    best_first = np.argsort(-scores, kind="stable")[:top]
+    return [int(c) for c in best_first if scores[c] >= thresholds[c]]
+
+
+def build_network(options: BuildOptions, normalization: str) -> Network:
+    """Return a network with random weights; the caller's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        network = build(**options)
+    network.normalization = normalization
+    return network
