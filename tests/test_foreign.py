@@ -130,12 +130,15 @@ def broken_number(kind, data):
     return undefined_name  # noqa: F821
 
 
+BROKEN = reading.known_as(broken_number, "numpy._core.multiarray.scalar")
+
+
 @pytest.mark.parametrize(
     ("place", "name", "broken", "error"),
     [
         (torch.serialization, "safe_globals", None, TypeError),
         (torch, "load", without_mmap, TypeError),
-        (reading, "SAFE", [(broken_number, "numpy._core.multiarray.scalar"), *reading.SAFE[2:]], NameError),
+        (reading, "SAFE", [BROKEN, *reading.SAFE[2:]], NameError),
     ],
 )
 def test_a_fault_of_the_program_is_not_blamed_on_the_file(workdir, monkeypatch, place, name, broken, error):

@@ -13,6 +13,7 @@ which accepts the numbers in NUMBER_CODES and returns a number of Python.
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import threading
@@ -55,10 +56,22 @@ def python_number(kind: object, data: bytes) -> float | int:
     return number
 
 
+def known_as(function: Any, full_name: str) -> Any:
+    """Give a function or class the full name by which a pickle asks for it, and return it.
+
+    A pair of the two in SAFE would do the same, but torch 2.5 does not take one.
+    """
+    module, _, name = full_name.rpartition(".")
+    function.__module__ = module
+    function.__name__ = name
+    function.__qualname__ = name
+    return function
+
+
 SAFE: list[Any] = [
-    (python_number, "numpy.core.multiarray.scalar"),  # NumPy 1
-    (python_number, "numpy._core.multiarray.scalar"),  # NumPy 2
-    (NumpyType, "numpy.dtype"),
+    known_as(functools.partial(python_number), "numpy.core.multiarray.scalar"),  # NumPy 1
+    known_as(functools.partial(python_number), "numpy._core.multiarray.scalar"),  # NumPy 2
+    known_as(NumpyType, "numpy.dtype"),
     TorchVersion,
     argparse.Namespace,
 ]
