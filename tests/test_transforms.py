@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from torch.utils.data import BatchSampler
 from torchvision.transforms import RandomResizedCrop
 
+import demo
 from helpers import REPOSITORY, make_own
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.decoding import load_image
+from utils.data.loaders import Loader
+from utils.data.photos import Photos, collate_readable
 from utils.data.samples import load_split
 from utils.data.transforms import eval_transform, random_crop, train_transform
 from utils.runtime.cli import UserError
@@ -275,3 +280,71 @@ for split in ("train", "test"):
     report = "this torchvision has no decode_jpeg: Pillow decodes JPEG files, which is slower"
     assert printed["without"] == [report, *printed["with"]]
     assert len(printed["with"]) == 2
+
+
+def bomb(path: Path) -> Path:
+    """Write a small file with a picture of 200 megapixels, which is above Pillow's own limit."""
+    Image.new("1", (20000, 10000)).save(path)
+    assert path.stat().st_size < 1e6
+    return path
+
+
+def test_the_limit_is_max_pixels_and_not_pillows(tmp_path):
+    path = bomb(tmp_path / "bomb.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    assert limit < 100_000_000
+    with pytest.raises(UserError, match=r"20000 x 10000 pixels are above --max_pixels 100000000"):
+        load_image(str(path))
+    with warnings.catch_warnings(action="error"):
+        assert load_image(str(path), max_pixels=10**9).shape == (3, 10000, 20000)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_command_reads_a_picture_above_pillows_limit_if_asked(workdir, trained, command):
+    bomb(workdir / "bomb.png")
+    label = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 1]
+    label += ["--img_dir", "bomb.png"]
+    refused = command(demo, *label)
+    assert (refused.status, refused.err.count("above --max_pixels 100000000")) == (1, 1)
+    read = command(demo, *label, "--max_pixels", 10**9)
+    assert (read.status, read.err) == (0, "")
+
+
+def test_importing_and_threads_leave_pillow_and_the_warnings_as_they_are(tmp_path):
+    """A program in a process of its own: import, then decode damaged images in many threads."""
+    damaged = tmp_path / "damaged.png"
+    photo("P").save(damaged, transparency=bytes(range(256)))  # Pillow warns when it converts this
+    program = """
+import sys, warnings
+from multiprocessing.pool import ThreadPool
+from PIL import Image
+limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+import utils.checkpoint, utils.data.loaders
+from utils.data.loaders import Loader
+from utils.data.photos import Photos, collate_readable
+from utils.data.decoding import load_image
+after_import = list(warnings.filters)
+with ThreadPool(8) as pool:
+    pool.map(load_image, [sys.argv[1]] * 200)
+assert warnings.filters == after_import
+assert [f for f in after_import if f not in filters and f[3] is not None and f[3].match("PIL.Image")] == []
+assert Image.MAX_IMAGE_PIXELS == limit
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    load_image(sys.argv[1])
+print(len(caught))
+"""
+    command = [sys.executable, "-c", program, str(damaged)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.check_output(command, text=True, env=environment) == "1\n"
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
+    damaged = tmp_path / "damaged.png"
+    photo("P").save(damaged, transparency=bytes(range(256)))
+    dataset = Photos([str(damaged)] * 2, 32, max_pixels=10**6)
+    batches = BatchSampler(range(2), 1, drop_last=False)
+    loader = Loader(dataset, batches, 1, collate_fn=collate_readable, multiprocessing_context=context)
+    assert [indices for indices, _, _ in loader] == [[0], [1]]
+    assert capfd.readouterr().err == ""

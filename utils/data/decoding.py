@@ -2,23 +2,22 @@
 
 import contextlib
 import functools
-import math
 import os
-import warnings
+import struct
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from utils.runtime.cli import UserError, reporting_errors
+from utils.runtime.cli import MAX_PIXELS, UserError, reporting_errors
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # deprecated since torchvision 0.29
     decode_jpeg = None
 
-Image.MAX_IMAGE_PIXELS = None  # --max_pixels is the limit
 # Pillow also reads formats that are programs, such as PostScript, and starts an interpreter for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 # Axes of an image (3, H, W) to flip for each EXIF orientation; from 5 on, first swap height and width.
@@ -32,26 +31,54 @@ def report_slow_decoder() -> None:
         print("this torchvision has no decode_jpeg: Pillow decodes JPEG files, which is slower")
 
 
-def load_image(path: str, max_pixels: float = math.inf, exif: bool = False) -> Tensor:
-    """Decode an image, or the first picture of an animation, as Pillow's convert("RGB"): uint8 (3, H, W).
+def load_image(path: str, max_pixels: float = MAX_PIXELS, exif: bool = False) -> Tensor:
+    """Decode an image, or the first picture of an animation, as Pillow's convert("RGB").
 
-    That drops alpha and clips 16-bit grey to 8 bits. exif: whether to apply the EXIF orientation.
+    That drops alpha and clips 16-bit grey to 8 bits. max_pixels: largest width x height to decode, whatever
+    Pillow's own limit is. exif: whether to apply the EXIF orientation.
+    Returns uint8 (3, H, W). Raises UserError if the file is missing, too large or not an image.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
-    quiet = warnings.catch_warnings(action="ignore")  # decoders warn about damage that they can repair
-    with reporting_errors(fault), quiet, Image.open(path, formats=FORMATS) as image:  # reads only the header
-        tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole
-        w, h = max(image.width, int(tags.get(322, 0))), max(image.height, int(tags.get(323, 0)))
-        if w * h > max_pixels:
-            raise UserError(f"{path}: {w} x {h} pixels are above --max_pixels {max_pixels}: raise or skip it")
+    with reporting_errors(fault), open(path, "rb") as file, open_image(file, path) as image:
+        check_size(image, path, max_pixels)
         if decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
             # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
             pixels = decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
         else:
             pixels = rgb_pixels(image)
         return upright(pixels, image) if exif else pixels
+
+
+def open_image(file: IO[bytes], path: str) -> Image.Image:
+    """Read the header of an image file, as Image.open does; UnidentifiedImageError for other files.
+
+    Image.open also refuses images above Image.MAX_IMAGE_PIXELS. That limit belongs to the whole process, so
+    this function neither obeys nor changes it: see check_size.
+    """
+    Image.init()  # registers all formats, once
+    start = file.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            continue
+        read_header, accepts = Image.OPEN[name]
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            # `accepts` gives a text, the reason, if this Pillow was built without the format.
+            if accepts is not None and accepts(start) is True:
+                file.seek(0)
+                return read_header(file, path)
+    raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}")
+
+
+def check_size(image: Image.Image, path: str, max_pixels: float) -> None:
+    """Raise UserError if decoding an image would make more pixels than max_pixels."""
+    tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole
+    width = max(image.width, int(tags.get(ExifTags.Base.TileWidth, 0)))
+    height = max(image.height, int(tags.get(ExifTags.Base.TileLength, 0)))
+    if width * height > max_pixels:
+        size = f"{width} x {height} pixels"
+        raise UserError(f"{path}: {size} are above --max_pixels {max_pixels}: raise or skip it")
 
 
 def rgb_pixels(image: Image.Image) -> Tensor:
@@ -61,9 +88,11 @@ def rgb_pixels(image: Image.Image) -> Tensor:
 
 def upright(pixels: Tensor, image: Image.Image) -> Tensor:
     """Return an image's pixels (3, H, W) turned as its EXIF orientation says; a damaged one is ignored."""
+    # ImageOps.exif_transpose also writes the EXIF data anew, and so fails for some damaged ones.
     orientation = None
     with contextlib.suppress(Exception):  # the type depends on the damage
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     if orientation not in FLIPS:
         return pixels
-    return (pixels.transpose(1, 2) if orientation >= 5 else pixels).flip(FLIPS[orientation])
+    turned = pixels.transpose(1, 2) if orientation >= 5 else pixels
+    return turned.flip(FLIPS[orientation])

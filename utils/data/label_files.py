@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.runtime.cli import UserError
+from utils.runtime.cli import MAX_PIXELS, UserError
 from utils.runtime.files import read_json
 
 FORM = '{"target": [...], "img_path": "..."}'
@@ -30,7 +30,9 @@ class Labels(NamedTuple):
     unknown_is_negative: bool = False
 
 
-def read_labels(path: Path, num_classes: int, values: dict[int, int], max_pixels: float = math.inf) -> Labels:
+def read_labels(
+    path: Path, num_classes: int, values: dict[int, int], max_pixels: float = MAX_PIXELS
+) -> Labels:
     """Read a label file; `values` maps each number that its targets may hold to the target to return.
 
     Raises UserError if the file is malformed, or a box is above max_pixels.

@@ -12,8 +12,15 @@ from utils.data.order import EvaluationBatches, TrainingBatches
 from utils.data.samples import LabelledImages, collate, load_split
 from utils.data.shapes import make_missing_shapes
 from utils.runtime import distributed, workers
+from utils.runtime.cli import ignore_decoder_warnings
 
 MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
+
+
+def prepare_worker(worker: int) -> None:
+    """Prepare a worker process: its parent handles the signals, and it prints no warnings."""
+    workers.ignore_signals(worker)
+    ignore_decoder_warnings()
 
 
 class Loader(DataLoader):
@@ -22,7 +29,7 @@ class Loader(DataLoader):
     def __init__(self, dataset: Dataset, batches: Sampler, num_workers: int, **options: Any):
         report_slow_decoder()
         options["num_workers"] = min(num_workers, len(batches))
-        options["worker_init_fn"] = workers.ignore_signals
+        options["worker_init_fn"] = prepare_worker
         super().__init__(dataset, batch_sampler=batches, **options)
 
     def __iter__(self) -> Any:

@@ -1,6 +1,5 @@
 """The samples of a data set: its images and targets, one by one, and joined to batches."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from utils.data.decoding import load_image
 from utils.data.label_files import FORM, IGNORED, Labels, read_labels
 from utils.data.order import SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
-from utils.runtime.cli import UserError
+from utils.runtime.cli import MAX_PIXELS, UserError
 
 AUGMENTATION = 1  # the stream of random numbers under a seed; 0 is the order of an epoch, see order.py
 
@@ -52,7 +51,7 @@ class LabelledImages(Dataset[Sample]):
     seed: int = 0
     crop: bool = True
     exif: bool = False
-    max_pixels: float = math.inf
+    max_pixels: float = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.labels.paths)
@@ -80,7 +79,7 @@ def load_split(
     img_size: int,
     train: bool = False,
     seed: int = 0,
-    max_pixels: float = math.inf,
+    max_pixels: float = MAX_PIXELS,
 ) -> LabelledImages:
     """Load "train", "val" or "test"; train, seed and max_pixels as in LabelledImages.
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,7 @@ from utils.runtime.workers import kill_workers, start_resource_tracker
 OUT_OF_MEMORY = "t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited)"
 OLDEST_TORCH = (2, 5)  # the first with torch.serialization.safe_globals, which reading a checkpoint needs
 CLOSED_PIPE_STATUS = 128 + 13  # as a shell reports a command that SIGPIPE (13) ended
+MAX_PIXELS = 100_000_000  # of an image, unless the caller sets another limit
 
 
 class UserError(Exception):
@@ -103,7 +105,15 @@ def default_workers() -> int:
 def add_max_pixels(group: argparse._ActionsContainer) -> None:
     """Add --max_pixels, which keeps a small file from decoding to an image that fills the memory."""
     pixels_help = "refuse larger images, which take 3 to 20 bytes of memory per pixel"
-    group.add_argument("--max_pixels", type=number(int, 1), default=100_000_000, help=pixels_help)
+    group.add_argument("--max_pixels", type=number(int, 1), default=MAX_PIXELS, help=pixels_help)
+
+
+def ignore_decoder_warnings() -> None:
+    """Let Pillow not warn in this process of damage that it can repair: a command's stderr is for errors.
+
+    This is for commands and their workers; the library leaves the warnings to the program that imports it.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -114,6 +124,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     prepare_output()
     start_resource_tracker()
+    ignore_decoder_warnings()
     try:
         try:
             check_torch()
