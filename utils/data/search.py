@@ -11,20 +11,50 @@ from utils.runtime.cli import UserError
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
-    """Return the files, and in folders the visible images, that places name, each once, none in out_dir."""
-    found, extensions = [], {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+    """Return the images that places name, each once; UserError if a place names none.
+
+    places: files, which are taken as they are, folders, for all visible images below them, and patterns.
+    out_dir: the folder that a command writes to, whose images are left out.
+    """
+    found: list[str] = []
     for place in places:
-        files = []
-        for match in [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True)):
-            below = [p for p in Path(match).rglob("*") if p.suffix.lower() in extensions and p.is_file()]
-            visible = [p for p in below if not any(x.startswith(".") for x in p.relative_to(match).parts)]
-            files += sorted(map(str, visible)) if os.path.isdir(match) else [match]
-        if not files:
+        images = images_of_place(place)
+        if not images:
             raise UserError(f"--img_dir {place} names no file, or a folder without visible images")
-        found += map(os.path.normpath, files)
-    if out_dir:
-        prefix = f"{os.path.abspath(out_dir)}{os.sep}"
-        found = [path for path in found if not os.path.abspath(path).startswith(prefix)]
-    if not found:
-        raise UserError(f"--out_dir {out_dir} holds the images themselves: name another folder")
+        found += [os.path.normpath(image) for image in images]
+    if out_dir is not None:
+        found = [image for image in found if not is_below(image, out_dir)]
+        if not found:
+            raise UserError(f"--out_dir {out_dir} holds the images themselves: name another folder")
     return list(dict.fromkeys(found))
+
+
+def images_of_place(place: str) -> list[str]:
+    """Return the files that a file, folder or pattern names, sorted."""
+    if os.path.exists(place):
+        matches = [place]
+    else:
+        matches = sorted(glob.glob(place, recursive=True))
+    images = []
+    for match in matches:
+        if os.path.isdir(match):
+            images += visible_images(Path(match))
+        else:
+            images.append(match)
+    return images
+
+
+def visible_images(folder: Path) -> list[str]:
+    """Return the images below a folder, sorted; a name that starts with a dot hides a file or a folder."""
+    extensions = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+    images = []
+    for path in folder.rglob("*"):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in extensions and path.is_file() and not is_hidden:
+            images.append(str(path))
+    return sorted(images)
+
+
+def is_below(path: str, folder: Path) -> bool:
+    """Return whether a path lies in a folder or below it."""
+    return os.path.abspath(path).startswith(f"{os.path.abspath(folder)}{os.sep}")
