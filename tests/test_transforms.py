@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch.utils.data import BatchSampler
 from torchvision.transforms import RandomResizedCrop
+from utils.data.photos import Photos, collate_readable
 
 import demo
 from helpers import REPOSITORY, make_own
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.decoding import load_image
 from utils.data.loaders import Loader
-from utils.data.photos import Photos, collate_readable
 from utils.data.samples import load_split
 from utils.data.transforms import eval_transform, random_crop, train_transform
 from utils.runtime.cli import UserError
