@@ -31,9 +31,8 @@ def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
 
 def images_of_place(place: str) -> list[str]:
     """Return the files that a file, folder or pattern names, sorted."""
-    if os.path.exists(place):
-        matches = [place]
-    else:
+    matches = [place]
+    if not os.path.exists(place):
         matches = sorted(glob.glob(place, recursive=True))
     images = []
     for match in matches:
