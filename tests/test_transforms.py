@@ -13,16 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from torch.utils.data import BatchSampler
 from torchvision.transforms import RandomResizedCrop
-from utils.data.photos import Photos, collate_readable
 
 import demo
 from helpers import REPOSITORY, make_own
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.decoding import load_image
-from utils.data.loaders import Loader
-from utils.data.samples import load_split
+from utils.data.label_files import Labels
+from utils.data.loaders import EvaluationLoader
+from utils.data.samples import LabelledImages, load_split
 from utils.data.transforms import eval_transform, random_crop, train_transform
 from utils.runtime.cli import UserError
 
@@ -266,7 +265,7 @@ if sys.argv[1] == "without":
 from torch import device
 from utils.data.datasets import DATASETS
 from utils.data.loaders import EvaluationLoader
-from utils.data.samples import load_split
+from utils.data.samples import LabelledImages, load_split
 for split in ("train", "test"):
     dataset = load_split(DATASETS["shapes"], split, 40)
     loader = EvaluationLoader(dataset, 4, 0, device("cpu"))
@@ -320,8 +319,6 @@ from multiprocessing.pool import ThreadPool
 from PIL import Image
 limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
 import utils.checkpoint, utils.data.loaders
-from utils.data.loaders import Loader
-from utils.data.photos import Photos, collate_readable
 from utils.data.decoding import load_image
 after_import = list(warnings.filters)
 with ThreadPool(8) as pool:
@@ -343,8 +340,8 @@ print(len(caught))
 def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
     damaged = tmp_path / "damaged.png"
     photo("P").save(damaged, transparency=bytes(range(256)))
-    dataset = Photos([str(damaged)] * 2, 32, max_pixels=10**6)
-    batches = BatchSampler(range(2), 1, drop_last=False)
-    loader = Loader(dataset, batches, 1, collate_fn=collate_readable, multiprocessing_context=context)
-    assert [indices for indices, _, _ in loader] == [[0], [1]]
+    labels = Labels(np.array([os.fsencode(damaged)] * 2), np.zeros((2, 1), np.int8))
+    loader = EvaluationLoader(LabelledImages(labels, 32), 1, 1, torch.device("cpu"))
+    loader.multiprocessing_context = context
+    assert [batch.indices.tolist() for batch in loader] == [[0], [1]]
     assert capfd.readouterr().err == ""

@@ -7,9 +7,8 @@ from pipeline.models import BuildOptions, read_architecture
 from pipeline.network import NORMALIZATION
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, OWN, dataset_spec
-from utils.inference.photographs import MAX_PIXELS
 from utils.inference.predictor import Predictor, build_network
-from utils.runtime.cli import UserError, check_torch, reporting_errors, reporting_value_errors
+from utils.runtime.cli import MAX_PIXELS, UserError, check_torch, reporting_errors, reporting_value_errors
 from utils.runtime.device import find_device
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import load_weights

@@ -17,7 +17,6 @@ from utils.runtime.cli import UserError
 
 # A path, a Pillow image or a uint8 array (H, W, 3).
 Photo = str | os.PathLike | Image.Image | np.ndarray
-MAX_PIXELS = 100_000_000  # as the default of --max_pixels
 Item = TypeVar("Item")
 
 

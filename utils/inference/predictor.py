@@ -15,9 +15,9 @@ from pipeline.models import BuildOptions, build
 from pipeline.network import Network
 from utils.data.samples import to_float
 from utils.inference.outputs import mirrored_mean, sigmoid
-from utils.inference.photographs import MAX_PIXELS, Photo, Unreadable, in_batches, load_ahead, load_photo
+from utils.inference.photographs import Photo, Unreadable, in_batches, load_ahead, load_photo
 from utils.metrics.thresholds import read_thresholds
-from utils.runtime.cli import default_workers
+from utils.runtime.cli import MAX_PIXELS, default_workers
 from utils.runtime.device import autocast
 
 Threshold = float | str | os.PathLike  # for all classes, or a .json file with one per class
