@@ -43,16 +43,11 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
     if name == "mps" and WORLD_SIZE > 1:
         raise UserError("processes cannot share this kind of GPU: use --device cpu, or one process")
     if name == "cuda":
-        with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
-            torch.cuda.set_device(LOCAL_RANK)
-        if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-        return torch.device("cuda", LOCAL_RANK)
+        return take_gpu(amp)
     if name == "cpu":
         keep_freed_memory()
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        if use_compile and shutil.which(shlex.split(compiler)[0]) is None:
-            raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
+        if use_compile:
+            check_compiler()
     return torch.device(name)
 
 
@@ -68,6 +63,22 @@ def is_available(name: str) -> bool:
     if name == "mps":
         return torch.backends.mps.is_available()
     return True
+
+
+def take_gpu(amp: str) -> torch.device:
+    """Make a GPU of its own the current one of this process, and return it; UserError if it lacks `amp`."""
+    with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
+        torch.cuda.set_device(LOCAL_RANK)
+    if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
+    return torch.device("cuda", LOCAL_RANK)
+
+
+def check_compiler() -> None:
+    """Raise UserError unless the C++ compiler that torch.compile calls on a CPU is there."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
 
 
 def check_bf16() -> None:
