@@ -36,6 +36,7 @@ TINY = [
 ]
 # Each epoch has 3 steps of training and 2 of evaluation.
 RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]
+PATIENCE = 300  # seconds until a process counts as hanging: other programs may keep the CPU busy
 LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
 
 
@@ -54,23 +55,33 @@ def start(processes: int, script: str | Path, *arguments, **options) -> subproce
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), REPOSITORY / script, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), **pipes, **options)
+    return subprocess.Popen(list(map(str, command)), **(pipes | options))
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Wait for the end of a process; return its exit status, stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return process.returncode, out, err
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Wait until a running process makes a condition true; kill the process if it fails to."""
-    deadline = time.monotonic() + 60
+def start_method(name: str) -> dict[str, str]:
+    """Return an environment in which Python starts workers by "fork", "forkserver" or "spawn"."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "start_method"), "START_METHOD": name}
+
+
+def die(worker: int) -> None:
+    """End a DataLoader worker at its start as the system does when memory runs out; a worker_init_fn."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, ended: bool = False) -> None:
+    """Wait until a condition is true; kill the process if that takes too long, or if it ends but may not."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
+        if (not ended and process.poll() is not None) or time.monotonic() > deadline:
             raise AssertionError(finish(process))
         time.sleep(0.05)
 

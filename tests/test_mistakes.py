@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
 import val
-from helpers import OWN, SHAPES, TINY, finish, make_own, start
+from helpers import OWN, SHAPES, TINY, die, finish, make_own, start
 from utils.runtime.cli import number, out_of_memory_message
 from utils.weights.contents import load_checkpoint
 
@@ -175,11 +174,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp
 
 def test_a_killed_worker_is_reported(workdir, fails, monkeypatch):
     make_own(workdir)
-
-    def killed(*args) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr("utils.data.samples.load_image", killed)
+    monkeypatch.setattr("utils.runtime.workers.ignore_signals", die)  # each worker calls it at its start
     # PyTorch checks every 5 s whether its workers are alive.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     says = ["worker (pid", "memory", "--num_workers"]

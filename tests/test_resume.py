@@ -2,21 +2,15 @@
 
 import gzip
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import main
-from helpers import REPOSITORY, RUN, assert_same, finish, make_own, signal_at, start, wait_until
-from utils.runtime import interrupt, workers
+from helpers import REPOSITORY, RUN, assert_same, make_own, signal_at, start, wait_until
 from utils.training.log import log_epoch
-from utils.weights.contents import load_checkpoint
 
 
 def results(folder: Path) -> tuple[list[dict], dict, dict]:
@@ -84,46 +78,6 @@ def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trai
         main, *RUN, "--cutmix", trained / "missing.pth", "--resume", "--output_dir", tmp_path / "run"
     )
     assert (result.status, "missing.pth: no such file" in result.err) == (2, True)
-
-
-def test_signals_save_and_end_the_run(shapes, tmp_path):
-    """Check the other signals on separate processes: a terminal sends them to the DataLoader workers, too."""
-    statuses = {signal.SIGINT: 130, signal.SIGUSR1: 143}
-    if signal.SIGHUP in workers.SIGNALS:  # not under nohup
-        statuses[signal.SIGHUP] = 143
-    options = [*RUN, "--num_workers", 2, "--total_epoch", 1000, "--output_dir"]
-    runs = {
-        number: start(1, "main.py", *options, tmp_path / number.name, start_new_session=True)
-        for number in statuses
-    }
-    for number, run in runs.items():
-        wait_until((tmp_path / number.name / "log.jsonl").exists, run)
-        os.killpg(run.pid, number)
-        status, _, err = finish(run)
-        assert status == statuses[number]
-        assert "Traceback" not in err
-        assert number.name in err
-        with pytest.raises(ProcessLookupError):  # no process of its group is left
-            os.killpg(run.pid, 0)
-        assert load_checkpoint(tmp_path / number.name / "last.pth")["position"]["epoch"] >= 1
-
-
-def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
-    with interrupt.deferring_signals("saving"):
-        signal.raise_signal(signal.SIGTERM)
-        handlers = {number.name: signal.getsignal(number) for number in workers.SIGNALS}
-        assert interrupt.received == [signal.SIGTERM]
-    assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
-    assert handlers.pop("SIGINT") == signal.default_int_handler  # it removes the file that is half written
-    assert set(handlers.values()) == {signal.SIG_DFL}
-    assert "SIGTERM: saving; a second signal ends it at once" in capfd.readouterr().err
-
-
-def test_nohup_is_respected():
-    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"
-    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
 
 
 def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path, command):

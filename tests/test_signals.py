@@ -1,0 +1,115 @@
+"""A signal to all processes of a command ends it with one line, however its workers start."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from helpers import REPOSITORY, RUN, finish, start, start_method, wait_until
+from utils.runtime import interrupt, workers
+from utils.weights.contents import load_checkpoint
+
+STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+if signal.SIGHUP in workers.SIGNALS:  # not under nohup
+    STATUSES[signal.SIGHUP] = 143
+OPTIONS = [*RUN, "--num_workers", 1, "--total_epoch", 1000, "--output_dir"]
+
+
+def start_alone(method: str, *command) -> subprocess.Popen:
+    """Start a command in a group of processes of its own, as a terminal does, with stderr in stdout."""
+    environment = start_method(method)
+    return start(1, *command, start_new_session=True, env=environment, stderr=subprocess.STDOUT)
+
+
+def living_processes(group: int) -> list[str]:
+    """Return the commands of the processes of a group; a zombie (Z), which has ended, does not count."""
+    living = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+        except OSError:  # it has ended just now
+            continue
+        state, _, its_group = rest.split()[:3]
+        if state != "Z" and int(its_group) == group:
+            living.append(name)
+    return living
+
+
+def handles_signals(process: subprocess.Popen) -> bool:
+    """Return whether a process has its own handler for SIGUSR1, as it has while it trains or evaluates."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGUSR1 - 1))
+
+
+def lines_after(number: signal.Signals, process: subprocess.Popen) -> list[str]:
+    """Send a signal to all processes of a command; check its end; return its output from the signal on."""
+    os.killpg(process.pid, number)
+    status, out, _ = finish(process)
+    assert status == STATUSES[number], out
+    # The helpers of multiprocessing end a moment after the command.
+    wait_until(lambda: not living_processes(process.pid), process, ended=True)
+    lines = out.splitlines()
+    (first,) = [i for i, line in enumerate(lines) if line.startswith(f"{number.name}: ")]
+    return lines[first:]
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+methods = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+
+
+@needs_proc
+@methods
+def test_signals_save_and_end_the_run(shapes, tmp_path, command, method):
+    folders = {number: tmp_path / number.name for number in STATUSES}
+    runs = {number: start_alone(method, "main.py", *OPTIONS, folders[number]) for number in STATUSES}
+    for number, run in runs.items():
+        folder = folders[number]
+        wait_until((folder / "log.jsonl").exists, run)
+        says, last = lines_after(number, run)
+        assert says == f"{number.name}: saving and stopping; a second signal ends it at once"
+        assert last.startswith("stopped at ")
+        assert last.endswith(f"; resume with: python main.py --resume {folder}")
+        epoch = load_checkpoint(folder / "last.pth")["position"]["epoch"]
+        assert epoch >= 1
+        assert command(main, "--resume", folder, "--total_epoch", epoch + 1).status == 0
+
+
+@needs_proc
+@methods
+def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, command, method):
+    folder = tmp_path / "run"
+    run = start_alone(method, "main.py", *OPTIONS, folder)
+    wait_until(lambda: handles_signals(run), run)
+    _, last = lines_after(signal.SIGUSR1, run)
+    assert last == f"stopped at step 1 of epoch 1; resume with: python main.py --resume {folder}"
+    assert command(main, "--resume", folder, "--total_epoch", 1).status == 0
+
+    options = ["--dataset", "shapes", "--split", "train", "--num_workers", 1, "--batch_size", 1]
+    slow = ["--img_size", 480, "--device", "cpu"]  # so that the evaluation does not end before the signal
+    evaluation = start_alone(method, "val.py", *options, *slow, "--load_from", trained / "best.pth")
+    wait_until(lambda: handles_signals(evaluation), evaluation)
+    lines = lines_after(signal.SIGUSR1, evaluation)
+    assert lines == ["SIGUSR1: stopping; a second signal ends it at once"]
+
+
+def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
+    with interrupt.deferring_signals("saving"):
+        signal.raise_signal(signal.SIGTERM)
+        handlers = {number.name: signal.getsignal(number) for number in workers.SIGNALS}
+        assert interrupt.received == [signal.SIGTERM]
+    assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
+    assert handlers.pop("SIGINT") == signal.default_int_handler  # it removes the file that is half written
+    assert set(handlers.values()) == {signal.SIG_DFL}
+    assert "SIGTERM: saving; a second signal ends it at once" in capfd.readouterr().err
+
+
+def test_nohup_is_respected():
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
