@@ -2,11 +2,16 @@
 
 import copy
 import json
+import multiprocessing
+import operator
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,7 @@ from helpers import REPOSITORY
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
+from utils.inference.predictor import Predictor, build_network
 from utils.runtime.cli import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")
@@ -154,6 +160,97 @@ def test_a_copy_of_the_network_predicts_with_its_own_weights(photos):
         other.network.classifier.multi_head[0].head.weight.neg_()
     assert other.predict("a.jpg") != before
     assert model.predict("a.jpg") == before
+
+
+def test_a_model_is_pickled_saved_and_sent_to_a_process(photos):
+    model = load_model("model.pth", device="cpu", lam=0.7, normalize="0.5", max_pixels=10**6)
+    expected = model.predict("a.jpg")
+    torch.save(model, "predictor.pt")
+    copies = [
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+        copy.copy(model),
+        torch.load("predictor.pt", weights_only=False),
+    ]
+    for other in copies:
+        assert other.predict("a.jpg") == expected
+        assert (other.classes, other.options, other.config) == (model.classes, model.options, model.config)
+        assert (other.max_pixels, other.network.training) == (10**6, False)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        sent = pool.apply(operator.methodcaller("predict", "a.jpg"), [model])
+    assert sent == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_network_that_torch_cannot_copy_is_copied(photos):
+    """torchvision's networks cut by torch.fx lose their eval mode in a copy, or cannot be pickled."""
+    model = load_model("model.pth", device="cpu")
+    for name in ("mobilenet_v3_small", "inception_v3"):
+        options = {"model": name, "num_heads": 1, "num_cls": 8, "img_size": 96, "lam": 0.1}
+        other = Predictor(build_network(options, "none"), model.classes, options, {})
+        assert copy.deepcopy(other).predict("a.jpg") == other.predict("a.jpg")
+        assert pickle.loads(pickle.dumps(other)).predict("a.jpg") == other.predict("a.jpg")
+
+
+def test_threads_share_a_model(photos):
+    model = load_model("model.pth", device="cpu")
+    expected = [model.predict(list(NAMES)), model.predict("b.jpg"), model.predict([NAMES[2], NAMES[1]])]
+    calls = [list(NAMES), "b.jpg", [NAMES[2], NAMES[1]]] * 4
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(model.predict, calls))
+        maps = list(pool.map(model.attention, ["a.jpg"] * 6))
+    assert found == expected * 4
+    for other in maps:
+        np.testing.assert_array_equal(other["ring"], maps[0]["ring"])
+    assert warnings.filters == filters
+
+
+def test_a_generator_is_consumed_in_batches_and_may_close_its_images(photos):
+    """Its photographs are as far ahead as two batches, and each may be gone when the next is asked for."""
+    model = load_model("model.pth", device="cpu")
+    taken, taken_at_batch = [], []
+    label_images = model.label_images
+
+    def watched(images, how):
+        taken_at_batch.append(len(taken))
+        return label_images(images, how)
+
+    def images():
+        buffer = np.empty((48, 48, 3), np.uint8)
+        for index in range(60):
+            taken.append(index)
+            if index % 2:
+                with Image.open("a.jpg") as image:
+                    yield image
+            else:
+                with Image.open("a.jpg") as image:
+                    buffer[:] = np.asarray(image)
+                yield buffer
+                buffer[:] = 0
+
+    model.label_images = watched
+    found = model.predict(images())
+    assert len(found) == 60
+    assert all(scores == pytest.approx(found[0], abs=1e-6) for scores in found)
+    assert max(found[0].values()) == pytest.approx(max(model.predict("a.jpg").values()), abs=1e-6)
+    assert taken_at_batch[:2] == [32, 48]
+    taken.clear()
+    taken_at_batch.clear()
+    assert len(model.predict("a.jpg" for _ in range(60) if taken.append(1) is None)) == 60
+    assert taken_at_batch[:2] == [32, 48]
+
+
+def test_a_photograph_that_cannot_be_read_ends_a_list(photos):
+    model = load_model("model.pth", device="cpu")
+    with pytest.raises(UserError, match="gone.jpg is missing"):
+        model.predict([*NAMES, "gone.jpg", "a.jpg"])
+    with pytest.raises(ValueError, match="not float64"):
+        model.predict(["a.jpg", np.zeros((4, 5, 3))])
+
+
+def test_an_unknown_argument_is_refused(photos):
+    with pytest.raises(TypeError, match="lamda"):
+        load_model("model.pth", lamda=0.2)
 
 
 def test_torch_hub_loads_from_any_folder(photos):
