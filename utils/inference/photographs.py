@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from utils.data.decoding import load_image, rgb_pixels, upright
+from utils.data.decoding import check_size, load_image, rgb_pixels, upright
 from utils.data.transforms import eval_transform
 from utils.runtime.cli import UserError
 
@@ -45,16 +45,9 @@ def photo_pixels(photo: Photo, max_pixels: float) -> Tensor:
             raise ValueError(f"a photograph must be uint8 (H, W, 3), not {photo.dtype} {photo.shape}")
         photo = Image.fromarray(photo)
     if isinstance(photo, Image.Image):
-        check_size(photo, max_pixels)
+        check_size(photo, "the image", max_pixels)  # Pillow decodes it only when its pixels are asked for
         return upright(rgb_pixels(photo), photo)
     return load_image(os.fspath(photo), max_pixels, exif=True)
-
-
-def check_size(image: Image.Image, max_pixels: float) -> None:
-    """Raise UserError for a Pillow image above max_pixels, which Pillow may not have decoded yet."""
-    if image.width * image.height > max_pixels:
-        size = f"{image.width} x {image.height}"
-        raise UserError(f"an image of {size} pixels is above max_pixels {max_pixels}: raise or skip it")
 
 
 def load_ahead(
