@@ -205,7 +205,8 @@ def build_model(args: argparse.Namespace, device: torch.device, start_weights: b
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
         model.compile()
-    return model.to(device, memory_format=torch.channels_last)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_optimizer(model: Network, args: argparse.Namespace) -> SGD:
