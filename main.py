@@ -199,8 +199,8 @@ def build_model(args: argparse.Namespace, device: torch.device, start_weights: b
     with reporting_value_errors(f"--img_size {args.img_size}"):
         model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     model.normalization = args.normalize
-    if start_weights:
-        load_backbone(model, args)
+    if start_weights and (args.cutmix or args.pretrained == "imagenet"):
+        load_backbone(model, args.model, args.cutmix)
     if args.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:

@@ -14,6 +14,7 @@ import torch
 
 import val
 from helpers import SHAPES
+from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.runtime.cli import UserError
 from utils.weights import reading
@@ -182,3 +183,29 @@ def test_reading_in_threads_leaves_the_settings_of_the_process(workdir):
         assert set(torch.serialization.get_safe_globals()) == before
     assert warnings.filters == filters
     assert [content["best_mAP"] for content in contents] == [0.5] * 40
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_unusual_tensors_are_refused_before_anything_asks_for_their_shapes(workdir):
+    for tensor in (
+        torch.eye(3).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(4, dtype=torch.float8_e4m3fn),
+        torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8),
+        torch.nested.as_nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    ):
+        torch.save({"conv1.weight": tensor}, "unusual.pth")
+        with pytest.raises(UserError, match="unusual.pth cannot be loaded: conv1.weight is an unusual"):
+            load_checkpoint("unusual.pth")
+
+
+def test_a_fault_of_the_program_while_weights_are_adapted_stays_a_traceback(workdir, weights, monkeypatch):
+    torch.save(weights, "good.pth")
+
+    def broken(network, state_dict):
+        return undefined_name  # noqa: F821
+
+    monkeypatch.setattr(ResNet_CSRA, "adapt", broken)
+    with pytest.raises(NameError):
+        load_model("good.pth", "shapes")

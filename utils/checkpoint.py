@@ -8,10 +8,10 @@ from pipeline.network import NORMALIZATION
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, OWN, dataset_spec
 from utils.inference.predictor import Predictor, build_network
-from utils.runtime.cli import MAX_PIXELS, UserError, check_torch, reporting_errors, reporting_value_errors
+from utils.runtime.cli import MAX_PIXELS, UserError, check_torch, reporting_value_errors
 from utils.runtime.device import find_device
 from utils.weights.contents import load_checkpoint
-from utils.weights.fitting import load_weights
+from utils.weights.fitting import load_adapted
 
 Value = TypeVar("Value")
 
@@ -64,7 +64,7 @@ def read_predictor(
     if normalization not in NORMALIZATION:
         known = ", ".join(NORMALIZATION)
         raise UserError(f"{path}: normalize {normalization} is not one of {known}")
-    with reporting_errors(f"{path} cannot be loaded"), reporting_value_errors(path):
+    with reporting_value_errors(path):
         held = read_architecture(weights, config.get("model"))
         default_lam = 0.1 if held["num_heads"] else 0.0
         options = BuildOptions(
@@ -75,7 +75,7 @@ def read_predictor(
             lam=first_known(lam, config.get("lam"), default_lam),
         )
         network = build_network(options, normalization)
-        load_weights(network, network.adapt(weights), str(path))
+    load_adapted(network, weights, str(path))
     classes = read_classes(checkpoint, options["num_cls"], dataset, path)
     return Predictor(network, classes, options, config)
 

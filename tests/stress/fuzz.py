@@ -26,6 +26,7 @@ import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
+from utils.commands.checkpoint import load_model_for
 from utils.data.classes import class_names
 from utils.data.decoding import load_image
 from utils.data.label_files import read_labels
@@ -124,7 +125,7 @@ def read_csv(path: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
-    val.load_checked_model(parse_args(val, "--dataset", "shapes", "--load_from", path)[1])
+    load_model_for(parse_args(val, "--dataset", "shapes", "--load_from", path)[1])
 
 
 def read_run(path: Path) -> None:

@@ -25,7 +25,7 @@ def model_name(text: str) -> str:
 
 def image_side(text: str) -> int:
     """Check a side of images in pixels; an argparse type."""
-    side = int(number(int, 1)(text))
+    side = int(number(int, 1, high=2**16)(text))
     if side < SMALLEST_SIDE:
         reason = "up to 32 pixels leave one place in the feature map; batch norm cannot train on one value"
         raise argparse.ArgumentTypeError(f"{side} is too small: use {SMALLEST_SIDE} or more ({reason})")

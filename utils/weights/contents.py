@@ -1,8 +1,10 @@
 """What a checkpoint holds: a state dict, and what main.py wrote beside it."""
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 from pipeline.network import rename
@@ -12,6 +14,11 @@ from utils.weights.reading import read_file
 
 # How names start in files of DataParallel and of mmpretrain, and here.
 PREFIXES = {r"module\.": "", r"backbone\.": "", r"head\.csra_heads\.": "classifier.multi_head."}
+ORDINARY = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
+}
+MAX_SIDE = 2**16  # of an image in pixels; more would not fit in any memory
 OWN_KEYS = {"config", "classes", "record"}  # in each file that main.py wrote, and in no other
 
 
@@ -30,6 +37,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path} holds no state dict, which is a dict of names and tensors")
+        check_ordinary(value, name, str(path))
 
     checkpoint: dict[str, Any] = {"config": {}}
     if content.keys() >= OWN_KEYS:
@@ -48,6 +56,14 @@ def find_state_dict(content: dict[Any, Any]) -> dict[Any, Any]:
     return content
 
 
+def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
+    """Raise UserError unless a tensor is one of ordinary numbers, each of them in memory."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    if not is_dense or tensor.dtype not in ORDINARY:
+        kind = f"{tensor.dtype}, layout {tensor.layout}, on {tensor.device}"
+        raise UserError(f"{source} cannot be loaded: {name} is an unusual tensor ({kind})")
+
+
 def check_own(content: dict[str, Any], path: Path) -> None:
     """Raise UserError unless the options and class names beside the weights are of the right types."""
     config = content["config"]
@@ -56,17 +72,15 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     for option, value in config.items():
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{path} is damaged: {option} in its config is a {type(value).__name__}")
-    check_number(config, "lam", 0, path)
-    check_number(config, "img_size", 33, path)
-    if not isinstance(config["img_size"], int):
-        raise UserError(f"{path} is damaged: img_size in its config is no whole number")
+    lam = config.get("lam")
+    if not is_number(lam) or not 0 <= lam < math.inf:
+        raise UserError(f"{path} is damaged: lam in its config is {lam!r:.50}, not a number of at least 0")
+    side = config.get("img_size")
+    if not isinstance(side, int) or not 33 <= side < MAX_SIDE:
+        raise UserError(f"{path} is damaged: img_size in its config is {side!r:.50}, not a number from 33")
     check_names(content["classes"], path)
 
 
-def check_number(config: dict[str, Any], option: str, low: float, path: Path) -> None:
-    """Raise UserError unless an option in a config is a number of at least `low`, and not infinite."""
-    value = config.get(option)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < 2**63:
-        raise UserError(
-            f"{path} is damaged: {option} in its config is {value!r:.50}, not a number from {low}"
-        )
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is an int or a float; a bool is neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,37 +1,33 @@
 """Load a state dict into a network, after checking that it fits."""
 
-import argparse
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.network import Network
-from utils.runtime.cli import UserError, reporting_errors
+from utils.runtime.cli import UserError
 from utils.runtime.distributed import first_process_first
-from utils.weights.contents import load_checkpoint
+from utils.weights.contents import check_ordinary, load_checkpoint
 from utils.weights.downloads import imagenet_weights
 
-LOADABLE = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
-}
 
-
-def load_backbone(model: Network, args: argparse.Namespace) -> None:
-    """Load the backbone weights that main.py's --pretrained or --backbone_weights asks for."""
-    if args.cutmix:
-        weights = load_checkpoint(args.cutmix)["model"]
-        source = f"{args.cutmix} for {args.model}"
-    elif args.pretrained == "imagenet":
-        weights = first_process_first(lambda: imagenet_weights(args.model))
-        source = "ImageNet weights"
+def load_backbone(network: Network, model: str, file: Path | None) -> None:
+    """Load the weights of all but the classifier: of a checkpoint, or with None ImageNet's of the `model`."""
+    if file is None:
+        weights = first_process_first(lambda: imagenet_weights(model))
+        load_adapted(network, weights, "ImageNet weights", trunk_only=True)
     else:
-        return
-    with reporting_errors(
-        f"{source} cannot be loaded"
-    ):  # adapt expects the shapes of a network like this one
-        weights = model.adapt(weights)
-    load_weights(model, weights, source, trunk_only=True)
+        weights = load_checkpoint(file)["model"]
+        load_adapted(network, weights, f"{file} for {model}", trunk_only=True)
+
+
+def load_adapted(network: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
+    """Load a state dict as load_weights does, also under the names that torchvision and timm give."""
+    try:
+        adapted = network.adapt(weights)
+    except (RuntimeError, ValueError) as error:  # it computes with shapes that nothing has checked yet
+        raise UserError(f"{source} cannot be loaded ({error})") from error
+    load_weights(network, adapted, source, trunk_only)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
@@ -75,10 +71,7 @@ def check_names(given: dict[str, Tensor], wanted: dict[str, Tensor], source: str
 
 def check_tensor(name: str, given: Tensor, wanted: Tensor, source: str) -> None:
     """Raise UserError unless a tensor of a file is an ordinary one, of the shape and kind that is wanted."""
-    is_dense = given.layout == torch.strided and not given.is_nested and not given.is_meta
-    if not is_dense or given.dtype not in LOADABLE:
-        kind = f"{given.dtype} with layout {given.layout} on {given.device}"
-        raise UserError(f"{source} cannot be loaded: {name} is an unusual tensor ({kind})")
+    check_ordinary(given, name, source)
     if given.shape != wanted.shape or given.is_floating_point() != wanted.is_floating_point():
         found = f"{tuple(given.shape)} of {given.dtype}"
         expected = f"{tuple(wanted.shape)} of {wanted.dtype}"
