@@ -8,6 +8,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,16 +16,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import check_names
 from utils.data.datasets import DATASETS
 from utils.data.label_files import UNKNOWN
-from utils.data.preparing import parse_args, verify, write_labels
+from utils.data.preparing import Entry, Splits, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
 from utils.runtime.files import check_folder, write_json_list
 
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 SPLITS = ("train", "val", "test")
-Row = tuple[int, list[str]]  # line number and cells
+
+
+class Row(NamedTuple):
+    """A row of a table, and the line of the file that it ends on."""
+
+    line: int
+    cells: list[str]
 
 
 def main() -> None:
+    args = parse_args(make_parser())
+    folder = new_folder(args.dataset)
+    header, rows = read_table(args.csv)
+    check_overwrite(folder, args.overwrite)
+    given_splits = take_splits(header, rows, args.csv)
+    classes, targets = read_targets(header, rows, args.separator, args.csv)
+    paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
+    entries: list[Entry] = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
+    if given_splits:
+        splits = group_by_split(entries, given_splits, cause="the column split")
+    else:
+        drawn_splits = random_splits(np.array(targets) == 1, args)
+        splits = group_by_split(entries, drawn_splits, cause=f"--test_fraction {args.test_fraction:g}")
+    if args.verify:
+        verify(splits, args.max_pixels)
+    write_data_set(folder, classes, splits)
+    print_unknown(targets)
+
+
+def make_parser() -> Parser:
     parser = Parser(description="Make data/NAME/ from a table: label files and classes.json.")
     columns = "image,labels or image,CLASS,...; a column split may hold train, val or test"
     parser.add_argument("csv", type=given_path, metavar="FILE.csv", help=columns)
@@ -37,54 +64,80 @@ def main() -> None:
     parser.add_argument("--test_fraction", type=number(float, 0, False, 1), default=0.2, help=test_help)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
-    args = parse_args(parser)
-    folder, name = Path("data", args.dataset), args.dataset
+    return parser
+
+
+def new_folder(name: str) -> Path:
+    """Return data/NAME; UserError if the name is taken by a built-in data set or is no folder name."""
+    folder = Path("data", name)
     if name in DATASETS or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(DATASETS)}")
     check_folder(folder, "--dataset")
-    header, rows = read_table(args.csv)
-    if not args.overwrite and any((folder / f"{part}.json").exists() for part in SPLITS):
+    return folder
+
+
+def check_overwrite(folder: Path, overwrite: bool) -> None:
+    """Raise UserError if the folder holds a data set, unless it may be replaced."""
+    if not overwrite and any((folder / f"{split}.json").exists() for split in SPLITS):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
-    column = take_splits(header, rows, args.csv)
-    classes, targets = read_targets(header, rows, args.separator, args.csv)
-    paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
-    positives = np.array(targets) == 1
-    splits = {f"{part}.json": [] for part in SPLITS}
-    for target, path, part in zip(targets, paths, column or random_splits(positives, args)):
-        splits[f"{part}.json"].append({"target": target, "img_path": path})
-    if not splits["train.json"] or not splits["test.json"]:
-        cause = "the column split" if column else f"--test_fraction {args.test_fraction:g}"
+
+
+def group_by_split(entries: list[Entry], splits: list[str], cause: str) -> Splits:
+    """Return the entries of each label file; UserError, naming the cause, if nothing is left for one."""
+    grouped: Splits = {f"{split}.json": [] for split in SPLITS}
+    for entry, split in zip(entries, splits):
+        grouped[f"{split}.json"].append(entry)
+    if not grouped["train.json"] or not grouped["test.json"]:
         raise UserError(f"{cause} leaves no images to train on or to test on: add images")
-    if not splits["val.json"]:
+    if not grouped["val.json"]:
         print("no images for val.json: main.py will choose the best epoch on the test images")
-        del splits["val.json"]
-    if args.verify:
-        verify(splits, args.max_pixels)
+        del grouped["val.json"]
+    return grouped
+
+
+def write_data_set(folder: Path, classes: list[str], splits: Splits) -> None:
+    """Write classes.json and the label files, in place of those of an earlier data set."""
     # An interruption leaves no test.json, without which nothing starts, and no labels of other classes.
-    for part in SPLITS:
-        (folder / f"{part}.json").unlink(missing_ok=True)
+    for split in SPLITS:
+        (folder / f"{split}.json").unlink(missing_ok=True)
     write_json_list(folder / "classes.json", classes)
     write_labels(folder, classes, splits)
-    if num_unknown := sum(target.count(UNKNOWN) for target in targets):
-        print(f"{num_unknown} of {positives.size} labels are unknown: they count in no loss and no metric")
+
+
+def print_unknown(targets: list[list[int]]) -> None:
+    """Say how many labels are unknown, if any are."""
+    num_labels = sum(len(target) for target in targets)
+    num_unknown = sum(target.count(UNKNOWN) for target in targets)
+    if num_unknown:
+        print(f"{num_unknown} of {num_labels} labels are unknown: they count in no loss and no metric")
 
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of a table. Raises UserError if it is malformed."""
     fault = f"{path} is not a table in UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
-        text = list(file)
-        # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-        delimiter = next((mark for mark in ",;\t" if mark in "".join(text[:1])), ",")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    header, rows = lines[0][1] if lines else [], lines[1:]
+        lines = read_lines(list(file))
+    header = lines[0].cells if lines else []
+    rows = lines[1:]
     if len(header) < 2 or header[0] != "image" or not rows:
         raise UserError(f"{path} needs rows below a header image,labels or image,CLASS,...: {header!s:.99}")
     for line, cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
     return header, rows
+
+
+def read_lines(text: list[str]) -> list[Row]:
+    """Return the rows of a table that are not empty, from its lines; the first is the header."""
+    # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
+    first_line = text[0] if text else ""
+    delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    rows = []
+    for cells in reader:
+        if any(cells):
+            rows.append(Row(reader.line_num, [cell.strip() for cell in cells]))
+    return rows
 
 
 def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
@@ -99,26 +152,49 @@ def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
     return [cells.pop(column) for _, cells in rows]
 
 
-def read_targets(header: list[str], rows: list[Row], separator: str, path: Path) -> tuple[list[str], list]:
-    """Return the class names and the targets, from a column of label lists or from a column per class."""
+def read_targets(
+    header: list[str], rows: list[Row], separator: str, path: Path
+) -> tuple[list[str], list[list[int]]]:
+    """Return the class names and the targets (N, C) of a table.
+
+    The table has a column of label lists, or a column per class. Raises UserError for a cell or a class name
+    that is malformed.
+    """
     if header[1:] == ["labels"]:
-        with reporting_errors("--separator"):
-            lists = [{label.strip() for label in cells[1].split(separator)} - {""} for _, cells in rows]
-        classes = check_names(sorted(set().union(*lists)), path)
-        return classes, [[int(name in labels) for name in classes] for labels in lists]
-    for line, cells in rows:
-        for name, cell in zip(header[1:], cells[1:]):
+        return read_label_lists(rows, separator, path)
+    return read_class_columns(header, rows, path)
+
+
+def read_label_lists(rows: list[Row], separator: str, path: Path) -> tuple[list[str], list[list[int]]]:
+    """Return the class names, sorted, and the targets of a table with a column of label lists."""
+    label_sets = []
+    with reporting_errors("--separator"):
+        for _, cells in rows:
+            labels = {label.strip() for label in cells[1].split(separator)}
+            label_sets.append(labels - {""})
+    classes = check_names(sorted(set().union(*label_sets)), path)
+    return classes, [[int(name in labels) for name in classes] for labels in label_sets]
+
+
+def read_class_columns(header: list[str], rows: list[Row], path: Path) -> tuple[list[str], list[list[int]]]:
+    """Return the class names and the targets of a table with a column per class."""
+    classes = header[1:]
+    targets = []
+    for line, (_, *cells) in rows:
+        for name, cell in zip(classes, cells):
             if cell not in CELLS:
                 raise UserError(f"{path}, line {line}: {name} is {cell!r:.50}, but must be 1, 0 or empty")
-    return check_names(header[1:], path), [[CELLS[cell] for cell in cells[1:]] for _, cells in rows]
+        targets.append([CELLS[cell] for cell in cells])
+    return check_names(classes, path), targets
 
 
 def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
     """Return the image paths; raise UserError if one is missing, above the folder or repeated."""
-    lines = {}
+    lines: dict[str, int] = {}
     for line, (name, *_) in rows:
         path = (folder / name).as_posix()
-        if os.path.normpath(name).split(os.sep)[0] == ".." or not os.path.isfile(path):
+        is_above = os.path.normpath(name).split(os.sep)[0] == ".."
+        if is_above or not os.path.isfile(path):
             raise UserError(f"{table}, line {line}: no image {path} in {folder}: correct it, or --img_dir")
         if path in lines:
             raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
@@ -127,36 +203,57 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
 
 
 def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
-    """Return the split of each image (N,): the two shares of each class for val and test, the rest train."""
+    """Return the split of each image: the two shares of each class for val and test, the rest train.
+
+    positives: bool (N, C). Raises UserError if the shares leave nothing to train on.
+    """
     if args.val_fraction + args.test_fraction >= 1:
         raise UserError(f"--val_fraction {args.val_fraction:g} and --test_fraction leave nothing to train on")
-    splits, left = np.full(len(positives), "train"), 1.0
+    splits = np.full(len(positives), "train")
+    share_left = 1.0
     for name, fraction in (("test", args.test_fraction), ("val", args.val_fraction)):
         rest = np.flatnonzero(splits == "train")
-        splits[rest[stratify(positives[rest], fraction / left, args.seed)]] = name
-        left -= fraction
+        held_out = stratify(positives[rest], fraction / share_left, args.seed)
+        splits[rest[held_out]] = name
+        share_left -= fraction
     return splits.tolist()
 
 
 def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return which images to hold out, bool (N,): the same share of each class, but never a whole class."""
-    # The iterative stratification of Sechidis et al. (2011): it takes the class with the fewest images left
-    # and holds out as many of them as the share still lacks. A fraction of an image is rounded at random.
+    """Return which images to hold out, bool (N,): the same share of each class, but never a whole class.
+
+    positives: bool (N, C). This is the iterative stratification of Sechidis et al. (2011): it takes the class
+    with the fewest images left, and holds out as many of them as the share of the class still lacks.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(positives))
-    held_out, left = np.zeros(len(positives), bool), np.ones(len(positives), bool)
+    held_out = np.zeros(len(positives), bool)
+    left = np.ones(len(positives), bool)
     while left.any():
-        counts = positives[left].sum(axis=0)
-        rarest = np.where(counts > 0, counts, len(positives) + 1).argmin()
-        # The last round takes the images without a class.
-        members = positives[:, rarest] if counts.any() else np.ones_like(left)
+        members = rarest_class(positives, left)
         candidates = order[(left & members)[order]]
         lacking = max(0, fraction * members.sum() - (held_out & members).sum())
-        num_held = int(lacking) + (rng.random() < lacking % 1)
+        num_held = int(lacking)
+        if rng.random() < lacking % 1:  # a fraction of an image is rounded at random
+            num_held += 1
         has_training_image = (members & ~held_out & ~left).any()
-        held_out[candidates[: min(num_held, len(candidates) - (not has_training_image))]] = True
+        if not has_training_image:
+            num_held = min(num_held, len(candidates) - 1)
+        held_out[candidates[:num_held]] = True
         left &= ~members
     return held_out
+
+
+def rarest_class(positives: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return the members, bool (N,), of the class with the fewest images that are left, but not with none.
+
+    positives: bool (N, C). left: bool (N,). If no class has an image left, all images are members.
+    """
+    counts = positives[left].sum(axis=0)
+    if not counts.any():
+        return np.ones_like(left)
+    counts_of_present = np.where(counts > 0, counts, len(positives) + 1)
+    return positives[:, counts_of_present.argmin()]
 
 
 if __name__ == "__main__":
