@@ -1,7 +1,7 @@
 """A torchvision ResNet trunk with a CSRA classifier."""
 
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.network import Network, make_classifier
 
@@ -16,6 +16,15 @@ class ResNet_CSRA(Network):
     The state dict has torchvision's names plus `classifier.multi_head.{i}.head.weight (C, D, 1, 1)`.
     num_heads: 1, 2, 4, 6 or 8; 0 is average pooling. depth: a value of DEPTHS. Weights start random.
     """
+
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, depth: int = 101):
         super().__init__()

@@ -37,7 +37,9 @@ class ViT_CSRA(Network):
         layers, heads, width, mlp = SIZES[model]
         norm = partial(nn.LayerNorm, eps=1e-6)
         vit = VisionTransformer(img_size, PATCH, layers, heads, width, mlp, norm_layer=norm)
-        self.conv_proj, self.class_token, self.encoder = vit.conv_proj, vit.class_token, vit.encoder
+        self.conv_proj = vit.conv_proj
+        self.class_token = vit.class_token
+        self.encoder = vit.encoder
         self.img_size = img_size
         self.classifier = make_classifier(num_heads, lam, width, num_classes)
 
@@ -60,11 +62,14 @@ class ViT_CSRA(Network):
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
     """Return the ViT's name and image size in a state dict, None if unknown; ValueError for another width."""
     tensors = rename(state_dict, TIMM)
-    token, embedding = tensors.get("class_token"), tensors.get("encoder.pos_embedding")
+    token = tensors.get("class_token")
+    embedding = tensors.get("encoder.pos_embedding")
     if token is None or token.ndim != 3:
         return None, None
     models = {SIZES[model][2]: model for model in SIZES}  # by their width
-    if (width := token.shape[2]) not in models:
+    width = token.shape[2]
+    if width not in models:
         raise ValueError(f"its Vision Transformer has width {width}, not {' or '.join(map(str, models))}")
-    has_size = embedding is not None and embedding.ndim == 3
-    return models[width], PATCH * math.isqrt(embedding.shape[1] - 1) if has_size else None
+    if embedding is None or embedding.ndim != 3:
+        return models[width], None
+    return models[width], PATCH * math.isqrt(embedding.shape[1] - 1)

@@ -1,6 +1,7 @@
 """Compare decoded and resized pixels with Pillow's, and random crops with torchvision's."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, v2
 
 import demo
 from helpers import REPOSITORY, make_own
@@ -206,6 +207,27 @@ def test_about_half_of_the_images_are_flipped():
     assert 150 < sum(flipped) < 250
 
 
+AUGMENTATIONS = re.findall(
+    r"```python\n(.*?)```", (REPOSITORY / "docs" / "own-data.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_the_augmentations_of_the_documents_depend_on_the_generator_alone(augmentation):
+    def augment(seed: int) -> torch.Tensor:
+        names = {"torch": torch, "v2": v2, "rng": np.random.default_rng(seed), "image": tensor(photo())}
+        exec(augmentation, names)
+        return names["image"]
+
+    state = torch.get_rng_state()
+    first = augment(0)
+    assert (first.shape, first.dtype) == ((3, 50, 70), torch.uint8)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert torch.equal(augment(0), first)
+    assert any(not torch.equal(augment(seed), first) for seed in range(1, 9))
+
+
 def test_an_unreadable_image_is_reported_by_name(tmp_path):
     whole = tmp_path / "whole.jpg"
     photo(size=(200, 200)).save(whole)
@@ -343,5 +365,5 @@ def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
     labels = Labels(np.array([os.fsencode(damaged)] * 2), np.zeros((2, 1), np.int8))
     loader = EvaluationLoader(LabelledImages(labels, 32), 1, 1, torch.device("cpu"))
     loader.multiprocessing_context = context
-    assert [batch.indices.tolist() for batch in loader] == [[0], [1]]
+    assert [batch.rows.tolist() for batch in loader] == [[0], [1]]
     assert capfd.readouterr().err == ""

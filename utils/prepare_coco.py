@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
-from utils.data.preparing import listed_file, parse_args, verify, write_labels
+from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
@@ -25,7 +25,7 @@ def main() -> None:
     check_folder(Path("data/coco"), "label files")
     data_path = args.data_path or Path(f"Dataset/COCO{args.year}")
     classes = class_names("coco")
-    splits = {}
+    splits: Splits = {}
     for split in ("train", "val"):
         splits[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
     if args.verify:
@@ -33,7 +33,7 @@ def main() -> None:
     write_labels(Path("data/coco"), classes, splits)
 
 
-def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
+def read_split(data_path: Path, split: str, classes: list[str]) -> list[Entry]:
     """Return the entries of a split, sorted by image id; images without annotation are left out."""
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
@@ -41,7 +41,7 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> list[dict]:
     with reporting_errors("prepare_coco needs pycocotools: pip install pycocotools"):
         from pycocotools.coco import COCO
     print(f"loading {path}", flush=True)
-    entries = []
+    entries: list[Entry] = []
     with reporting_errors(f"{path} is not a COCO annotation file that lists every id it refers to"):
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
             coco = COCO(path)

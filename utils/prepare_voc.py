@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
-from utils.data.preparing import listed_file, parse_args, verify, write_labels
+from utils.data.preparing import Entry, listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
@@ -54,11 +54,11 @@ def main() -> None:
     print(f"no images left out; {num_difficult} {test} labels with only difficult objects count in no metric")
 
 
-def read_split(voc: Path, lists: str, classes: list[str]) -> list[dict]:
+def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
     """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
     list_paths = [voc / "ImageSets" / "Main" / f"{name}.txt" for name in lists.split("+")]
     sources = {image_id: path for path in list_paths for image_id in read_ids(path)}
-    entries = []
+    entries: list[Entry] = []
     for image_id, source in tqdm(sorted(sources.items()), desc=lists, unit="img", disable=None):
         image = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
         annotation = listed_file(voc / "Annotations", f"{image_id}.xml", source)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
-from utils.data.preparing import listed_file, parse_args, verify, write_labels
+from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder, read_json
 
@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--data_path", type=given_path, default=found, help="holds Annotations/ and Image/")
     args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
-    classes, splits = class_names("wider"), {}
+    classes = class_names("wider")
+    splits: Splits = {}
     for split in ("trainval", "test"):
         splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
     if args.verify:
@@ -33,13 +34,13 @@ def main() -> None:
     write_labels(Path("data/wider"), classes, splits)
 
 
-def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[dict]:
+def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[Entry]:
     """Return an entry per person: the target, the image and the box as the annotation has it."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
     values = {1: 1, -1: 0, 0: UNKNOWN if split == "test" else 0}  # 0: the attribute is unspecified
-    entries = []
+    entries: list[Entry] = []
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
             img_path = listed_file(root / "Image", item["file_name"], path).as_posix()

@@ -4,17 +4,18 @@ from argparse import Namespace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from utils.data.datasets import DatasetSpec, label_file
 from utils.data.decoding import report_slow_decoder
 from utils.data.order import EvaluationBatches, TrainingBatches
-from utils.data.samples import LabelledImages, collate, load_split
+from utils.data.samples import LabelledImages, Sample, collate, load_split
 from utils.data.shapes import make_missing_shapes
 from utils.runtime import distributed, workers
 from utils.runtime.cli import ignore_decoder_warnings
 
 MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
+Batches = TrainingBatches | EvaluationBatches
 
 
 def prepare_worker(worker: int) -> None:
@@ -23,14 +24,16 @@ def prepare_worker(worker: int) -> None:
     ignore_decoder_warnings()
 
 
-class Loader(DataLoader):
-    """A DataLoader of given batches, with no more workers than batches; the workers see no signals."""
+class Loader(DataLoader[Sample]):
+    """Loads labelled images, a Batch at a time, in workers that see no signals; no more than batches."""
 
-    def __init__(self, dataset: Dataset, batches: Sampler, num_workers: int, **options: Any):
+    dataset: LabelledImages
+
+    def __init__(self, dataset: LabelledImages, batches: Batches, num_workers: int, **options: Any):
         report_slow_decoder()
         options["num_workers"] = min(num_workers, len(batches))
         options["worker_init_fn"] = prepare_worker
-        super().__init__(dataset, batch_sampler=batches, **options)
+        super().__init__(dataset, batch_sampler=batches, collate_fn=collate, **options)
 
     def __iter__(self) -> Any:
         with workers.sheltering_children():
@@ -41,15 +44,14 @@ class Loader(DataLoader):
 
 
 class TrainingLoader(Loader):
-    """Loads the samples of an epoch in random order, a Batch at a time; see TrainingBatches."""
+    """Loads the samples of an epoch in random order; see TrainingBatches."""
 
-    dataset: LabelledImages
     batch_sampler: TrainingBatches
 
     def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
         batches = TrainingBatches(len(dataset), batch_size, dataset.seed)
-        options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
-        super().__init__(dataset, batches, num_workers, persistent_workers=num_workers > 0, **options)
+        options = {"pin_memory": device.type == "cuda", "persistent_workers": num_workers > 0}
+        super().__init__(dataset, batches, num_workers, **options)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
@@ -57,16 +59,13 @@ class TrainingLoader(Loader):
 
 
 class EvaluationLoader(Loader):
-    """Loads the samples in order, a Batch at a time; each process gets its part, see EvaluationBatches."""
-
-    dataset: LabelledImages
+    """Loads the samples in order; each process gets its part, see EvaluationBatches."""
 
     def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
         # A worker that starts after the first step of training holds a copy of its memory until it ends, so
         # the workers of an evaluation end with it.
         batches = EvaluationBatches(len(dataset), batch_size)
-        options = {"collate_fn": collate, "pin_memory": device.type == "cuda"}
-        super().__init__(dataset, batches, num_workers, **options)
+        super().__init__(dataset, batches, num_workers, pin_memory=device.type == "cuda")
 
 
 class Loaders(NamedTuple):

@@ -13,10 +13,13 @@ ORDER = 0  # the stream of random numbers under a seed; 1 is augmentation, see s
 
 
 class SampleKey(NamedTuple):
-    """Which sample a data set is asked for: the epoch (from 0), its index, and whether its labels count."""
+    """Which sample a data set is asked for: the epoch (from 0), its row, and whether its labels count.
+
+    row: its place in the label file, from 0.
+    """
 
     epoch: int
-    index: int
+    row: int
     counted: bool
 
 
@@ -52,7 +55,7 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         for batch in split_into_batches(order, self.batch_size)[self.start :]:
             share = batch[self.rank :: self.world_size]
             if share:
-                yield [SampleKey(self.epoch, index, counted=True) for index in share]
+                yield [SampleKey(self.epoch, row, counted=True) for row in share]
             else:
                 yield [SampleKey(self.epoch, batch[0], counted=False)]
 
@@ -70,10 +73,10 @@ class EvaluationBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in self.batches:
-            yield [SampleKey(0, index, counted=True) for index in batch]
+            yield [SampleKey(0, row, counted=True) for row in batch]
 
 
 def split_into_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Split the indices (N,) of samples into lists of batch_size; the last one may be shorter."""
+    """Split rows (N,) into lists of batch_size; the last one may be shorter."""
     starts = range(0, len(order), batch_size)
     return [order[start : start + batch_size].tolist() for start in starts]

@@ -22,26 +22,26 @@ AUGMENTATION = 1  # the stream of random numbers under a seed; 0 is the order of
 
 
 class Sample(NamedTuple):
-    """An image (3, S, S) uint8, its target (C,) int8 of 1, 0 or IGNORED, and its index in the data set."""
+    """An image (3, S, S) uint8, its target (C,) int8 of 1, 0 or IGNORED, and its row in the label file."""
 
     image: Tensor
     target: Tensor
-    index: int
+    row: int
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, S, S) uint8 in channels_last memory, their targets (B, C) int8 and indices (B,)."""
+    """Images (B, 3, S, S) uint8 in channels_last memory, their targets (B, C) int8 and rows (B,)."""
 
     images: Tensor
     targets: Tensor
-    indices: Tensor
+    rows: Tensor
 
 
 @dataclass(eq=False)
 class LabelledImages(Dataset[Sample]):
     """Images and targets of one split, indexed by SampleKey.
 
-    train: augment each sample; the result depends only on (seed, epoch, index), so that neither the number of
+    train: augment each sample; the result depends only on (seed, epoch, row), so that neither the number of
     workers nor an interruption changes it; else use the test transform. crop, exif: see DatasetSpec.
     """
 
@@ -58,19 +58,19 @@ class LabelledImages(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample; its target is IGNORED unless it counts."""
-        epoch, index, counted = key
-        image = load_image(os.fsdecode(self.labels.paths[index]), self.max_pixels, self.exif)
+        epoch, row, counted = key
+        image = load_image(os.fsdecode(self.labels.paths[row]), self.max_pixels, self.exif)
         if self.labels.boxes is not None:
-            image = cut_out(image, *self.labels.boxes[index].tolist())
+            image = cut_out(image, *self.labels.boxes[row].tolist())
         if self.train:
-            rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
+            rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, row))
             image = train_transform(image, self.img_size, rng, self.crop)
         else:
             image = eval_transform(image, self.img_size)
-        target = torch.from_numpy(self.labels.targets[index])
+        target = torch.from_numpy(self.labels.targets[row])
         if not counted:
             target = torch.full_like(target, IGNORED)
-        return Sample(image, target, index)
+        return Sample(image, target, row)
 
 
 def load_split(
@@ -110,9 +110,9 @@ def check_images_exist(labels: Labels, path: Path) -> None:
 def collate(samples: list[Sample]) -> Batch:
     """Join samples to a batch."""
     # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.
-    rows = [(image.permute(1, 2, 0), target, index) for image, target, index in samples]
-    images, targets, indices = default_collate(rows)
-    return Batch(images.permute(0, 3, 1, 2), targets, indices)
+    samples = [sample._replace(image=sample.image.permute(1, 2, 0)) for sample in samples]
+    images, targets, rows = default_collate(samples)
+    return Batch(images.permute(0, 3, 1, 2), targets, rows)
 
 
 def to_float(images: Tensor, device: torch.device) -> Tensor:
