@@ -70,7 +70,8 @@ def gather(value: Result) -> list[Result]:
     """Return the values of all processes, ordered by rank, to each of them."""
     values = [value] * WORLD_SIZE
     if WORLD_SIZE > 1:
-        dist.all_gather_object(values, value)
+        with torch.inference_mode(False):  # torch 2.5 cannot gather values in inference mode
+            dist.all_gather_object(values, value)
     return values
 
 
