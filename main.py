@@ -225,7 +225,8 @@ def build_optimizer(model: Network, args: argparse.Namespace) -> SGD:
 
 
 def make_parser() -> Parser:
-    own, positive = "[default: the data set's]", number(float, 0, low_allowed=False)
+    own = "[default: the data set's]"
+    positive = number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe, with one head and λ = 0.1.")
     group = parser.add_argument_group("data")
     options.add_dataset(group)

@@ -37,8 +37,7 @@ class FolderLock:
             try:
                 file = open_and_lock(self.path)
             except BlockingIOError:
-                holder = self.path.read_text(errors="replace").strip() if self.path.exists() else ""
-                in_use = f"{self.folder} is in use by another run ({holder or 'which has just begun'})"
+                in_use = f"{self.folder} is in use by another run ({read_holder(self.path)})"
                 raise UserError(f"{in_use}: wait until it ends, or name another --output_dir") from None
             except OSError as error:
                 print(f"{self.folder} cannot be locked ({error.strerror}): start no second run in it")
@@ -90,3 +89,11 @@ def write_holder(file: int) -> None:
     with contextlib.suppress(OSError):  # the disk may be full
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def read_holder(path: Path) -> str:
+    """Return what a locked file says about who holds it."""
+    try:
+        return path.read_text(errors="replace") or "which has just begun"
+    except OSError:  # it ends just now
+        return "which ends just now"
