@@ -185,7 +185,7 @@ def test_reading_in_threads_leaves_the_settings_of_the_process(workdir):
     assert [content["best_mAP"] for content in contents] == [0.5] * 40
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
 def test_unusual_tensors_are_refused_before_anything_asks_for_their_shapes(workdir):
     for tensor in (
         torch.eye(3).to_sparse(),
