@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,11 +13,26 @@ from utils.runtime.cli import one_line
 STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 CHANNELS = [np.interp(np.linspace(0, 4, 256), range(5), channel) for channel in STOPS.T]
 COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
-PANEL, COLUMNS, GAP = 280, 4, 8  # a contact sheet: width of its pictures, pictures per row, space between
-INK, PAPER = (30, 30, 30), (255, 255, 255)
+# A contact sheet: the width of its pictures, the pictures in a row, and the space between them.
+PANEL = 280
+COLUMNS = 4
+GAP = 8
+INK = (30, 30, 30)
+PAPER = (255, 255, 255)
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
-# A class's name, its score in [0, 1], its map (H, W), the text for the map's maximum, and what it measures.
-ClassMap = namedtuple("ClassMap", "name score values maximum measure", defaults=["share of attention"])
+
+
+class ClassMap(NamedTuple):
+    """What a picture shows of a class: its score in [0, 1], its map (H, W), and two texts for the legend.
+
+    maximum: the largest value of the map, in words. measure: what the values are.
+    """
+
+    name: str
+    score: float
+    values: np.ndarray
+    maximum: str
+    measure: str = "share of attention"
 
 
 def colour(values: np.ndarray) -> Image.Image:
@@ -34,46 +49,77 @@ def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
 
 def resize(image: Image.Image, scale: float) -> Image.Image:
     """Return an image, its sides times `scale`."""
-    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    width = max(1, round(image.width * scale))
+    height = max(1, round(image.height * scale))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.Image:
     """Draw an image, enlarged if it is small, with a map over a legend (name, score, bar), or over a text."""
     image = resize(image, max(1, PANEL / max(image.size)))
     width = max(image.width, PANEL)
-    size = max(12, width // 32)
-    margin, middle, right = size // 2, image.height + size, width - size // 2
+    text_size = max(12, width // 32)
+    margin = text_size // 2
     canvas = Image.new("RGB", (width, image.height + 7 * margin), PAPER)
-    canvas.paste(overlay(image, found.values) if found else image, ((width - image.width) // 2, 0))
+    picture = overlay(image, found.values) if found else image
+    canvas.paste(picture, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    draw.font = ImageFont.load_default(size)  # has only ASCII characters
-    for file in FONTS:
-        with contextlib.suppress(OSError):  # the system may lack it
-            draw.font = ImageFont.truetype(file, size)
-            break
+    draw.font = find_font(text_size)
+    row = image.height + text_size
     if found:
-        text, scale, row = f"{found.name}  {found.score:.2f}", f"{found.measure}  0", middle + 3 * margin
-        draw.text((margin, row), scale, INK, anchor="lm")
-        draw.text((right, row), found.maximum, INK, anchor="rm")
-        left, end = 2 * margin + draw.textlength(scale), right - margin - draw.textlength(found.maximum)
-        bar = colour(np.tile(np.linspace(0, 1, round(end - left)), (size, 1)))
-        canvas.paste(bar, (round(left), row - margin))
-    # Cut the start of a text that is too long; the end of a path is the informative part.
-    text = one_line(text)
-    shorter = (text, *(f"…{text[i:]}" for i in range(len(text))))
-    text = next((text for text in shorter if draw.textlength(text) <= right - margin), "…")
-    draw.text((margin, middle), text, INK, anchor="lm")
+        text = f"{found.name}  {found.score:.2f}"
+        draw_legend(canvas, draw, found, row + 3 * margin, text_size)
+    text = shorten(one_line(text), draw, width - 2 * margin)
+    draw.text((margin, row), text, INK, anchor="lm")
     return canvas
+
+
+def find_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return a font that this system has, or Pillow's own, which has only ASCII characters."""
+    for file in FONTS:
+        with contextlib.suppress(OSError):  # the system lacks it
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
+
+
+def draw_legend(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, found: ClassMap, row: int, text_size: int
+) -> None:
+    """Draw the bar of colours between its ends in words, around the height `row`."""
+    margin = text_size // 2
+    right = canvas.width - margin
+    start_text = f"{found.measure}  0"
+    draw.text((margin, row), start_text, INK, anchor="lm")
+    draw.text((right, row), found.maximum, INK, anchor="rm")
+    bar_start = 2 * margin + draw.textlength(start_text)
+    bar_end = right - margin - draw.textlength(found.maximum)
+    shades = np.linspace(0, 1, round(bar_end - bar_start))
+    bar = colour(np.tile(shades, (text_size, 1)))
+    canvas.paste(bar, (round(bar_start), row - margin))
+
+
+def shorten(text: str, draw: ImageDraw.ImageDraw, width: float) -> str:
+    """Return a text without as much of its start as does not fit: the end of a path tells the most."""
+    if draw.textlength(text) <= width:
+        return text
+    for start in range(len(text)):
+        shorter = f"…{text[start:]}"
+        if draw.textlength(shorter) <= width:
+            return shorter
+    return "…"
 
 
 def contact_sheet(image: Image.Image, maps: list[ClassMap], title: str) -> Image.Image:
     """Draw the image and all its maps side by side."""
     small = resize(image, min(PANEL / image.width, 2 * PANEL / image.height))
-    panels = [panel(small, None, title), *(panel(small, found) for found in maps)]
-    columns, rows = min(COLUMNS, len(panels)), math.ceil(len(panels) / COLUMNS)
-    width, height = panels[0].width + GAP, panels[0].height + GAP
-    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
+    panels = [panel(small, None, title)]
+    panels += [panel(small, found) for found in maps]
+    num_columns = min(COLUMNS, len(panels))
+    num_rows = math.ceil(len(panels) / COLUMNS)
+    width = panels[0].width + GAP
+    height = panels[0].height + GAP
+    sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), PAPER)
     for index, picture in enumerate(panels):
-        row, column = divmod(index, columns)
+        row, column = divmod(index, num_columns)
         sheet.paste(picture, (GAP + column * width, GAP + row * height))
     return sheet
