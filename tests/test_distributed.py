@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,60 @@ def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path,
     assert "number of processes: 2 before, 1 now" in result.out
     ours, theirs = (read_log(folder)[stopped_at] for folder in (tmp_path / "one_process", two_processes[0]))
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.3)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Return two network namespaces that a cable joins; skip the test where the system forbids them.
+
+    A namespace has addresses and ports of its own, as a machine has. Host i has the address 10.211.0.<1 + i>.
+    """
+    hosts = [f"csra-{os.getpid()}-{i}" for i in range(2)]
+    ends = [["cable", "netns", host] for host in hosts]
+    commands = [["netns", "add", host] for host in hosts]
+    commands.append(["link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1]])
+    for i, host in enumerate(hosts):
+        commands.append(["-n", host, "address", "add", f"10.211.0.{1 + i}/24", "dev", "cable"])
+        commands.append(["-n", host, "link", "set", "cable", "up"])
+        commands.append(["-n", host, "link", "set", "lo", "up"])
+    try:
+        for command in commands:
+            result = subprocess.run(["ip", *command], capture_output=True, text=True)
+            if result.returncode != 0:
+                pytest.skip(f"no network namespaces here: {result.stderr.strip()}")
+        yield hosts
+    finally:
+        for host in hosts:
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True)
+
+
+def start_on(host: int, hosts: list[str], *arguments: object) -> subprocess.Popen:
+    """Start main.py by torchrun on one of two hosts, one process on each, as docs/training.md says."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    launcher += ["--max_restarts=3", "--rdzv_backend=c10d", "--rdzv_endpoint=10.211.0.1:29500"]
+    # Both have the name of this machine, so torchrun cannot tell which of them the first address means.
+    launcher += [f"--rdzv_conf=is_host={1 - host}", f"--local_addr=10.211.0.{1 + host}"]
+    command = ["ip", "netns", "exec", hosts[host], *launcher, REPOSITORY / "main.py", *arguments]
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "cable"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=os.environ | variables, **pipes)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip to make two networks")
+def test_two_hosts_resume_after_the_death_of_a_process(two_hosts, two_processes, shapes, tmp_path):
+    run = tmp_path / "run"
+    options = [*RUN, "--total_epoch", 5, "--save_every", 1, "--output_dir", run, "--resume"]
+    launchers = [start_on(host, two_hosts, *options) for host in (0, 1)]
+    wait_until((run / "log.jsonl").exists, launchers[0])
+    send_to_last_worker(launchers[1], signal.SIGKILL)
+    ends = [finish(launcher) for launcher in launchers]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    out = ends[0][1] + ends[1][1]  # either host may have got rank 0
+    assert out.count("starting a new run in") == 1
+    assert out.count("resuming the run in") == 1
+    ours = [record["train_loss"] for record in read_log(run)]
+    theirs = [record["train_loss"] for record in read_log(two_processes[0])]
+    assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypatch, capsys):
