@@ -1,5 +1,6 @@
 """The loaders of training and evaluation."""
 
+import multiprocessing
 from argparse import Namespace
 from typing import Any, NamedTuple
 
@@ -62,10 +63,20 @@ class EvaluationLoader(Loader):
     """Loads the samples in order; each process gets its part, see EvaluationBatches."""
 
     def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
-        # A worker that starts after the first step of training holds a copy of its memory until it ends, so
-        # the workers of an evaluation end with it.
         batches = EvaluationBatches(len(dataset), batch_size)
-        super().__init__(dataset, batches, num_workers, pin_memory=device.type == "cuda")
+        keep = num_workers > 0 and keeps_evaluation_workers()
+        options = {"pin_memory": device.type == "cuda", "persistent_workers": keep}
+        super().__init__(dataset, batches, num_workers, **options)
+
+
+def keeps_evaluation_workers() -> bool:
+    """Return whether the workers of an evaluation stay for the next one, or start anew for each.
+
+    A forked worker starts within a second, but if it stays it holds a copy of what the memory of training was
+    when it started: gigabytes. A spawned one, or one of a forkserver, imports everything again, which takes
+    seconds to a minute. It holds nothing of training, and keeps a few hundred MB.
+    """
+    return multiprocessing.get_start_method() != "fork"
 
 
 class Loaders(NamedTuple):
