@@ -46,7 +46,8 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> list[Entry]:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
             coco = COCO(path)
         categories = {number: coco.cats[number]["name"] for number in sorted(coco.cats)}
-        if (names := list(categories.values())) != classes:
+        names = list(categories.values())
+        if names != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
         for key, items in (("images", coco.imgs), ("categories", coco.cats)):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
-from utils.data.preparing import Entry, listed_file, parse_args, verify, write_labels
+from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
 from utils.runtime.files import check_folder
 
@@ -21,37 +21,62 @@ SPLITS = {"2007": ["train+val", "test"], "2012": ["train", "train+val", "val"]}
 
 
 def main() -> None:
-    parser = Parser(description="Make the label files of Pascal VOC, in data/voc07/ or data/voc12/.")
-    parser.add_argument("--data_path", type=given_path, default="Dataset/VOCdevkit", help="holds VOC2007/")
-    parser.add_argument("--year", choices=SPLITS, default="2007", help="2012 is evaluated on val")
-    parser.add_argument("--download", action="store_true", help="download it first (0.9 GB; 2012: 2 GB)")
-    args = parse_args(parser)
-    name, voc = f"voc{args.year[2:]}", args.data_path / f"VOC{args.year}"
-    check_folder(Path("data", name), "label files")
+    args = parse_args(make_parser())
+    name = f"voc{args.year[2:]}"
+    voc = args.data_path / f"VOC{args.year}"
+    folder = Path("data", name)
+    check_folder(folder, "label files")
     if args.download:
-        if args.data_path.name != "VOCdevkit":
-            raise UserError(f"--download needs a --data_path that ends in VOCdevkit, not {args.data_path}")
-        from torchvision.datasets import VOCDetection
-
-        for split in ("trainval", "test") if args.year == "2007" else ("trainval",):
-            with reporting_errors(f"cannot download VOC{args.year} {split} to {args.data_path}"):
-                VOCDetection(args.data_path.parent, year=args.year, image_set=split, download=True)
+        download(args.data_path, args.year)
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
     splits = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
     train, *_, test = splits
-    if both := {entry["img_path"] for entry in splits[train]} & {entry["img_path"] for entry in splits[test]}:
-        raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
-    for split in splits.keys() - {test}:
-        for entry in splits[split]:  # here, a class with only difficult objects counts as absent
-            entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
+    check_no_overlap(splits, train, test)
+    for split, entries in splits.items():
+        if split != test:
+            make_difficult_negative(entries)
     label_files = {f"{split}_{name}.json": entries for split, entries in splits.items()}
     if args.verify:
         verify(label_files, args.max_pixels)
-    write_labels(Path("data", name), classes, label_files)
+    write_labels(folder, classes, label_files)
     num_difficult = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
     print(f"no images left out; {num_difficult} {test} labels with only difficult objects count in no metric")
+
+
+def make_parser() -> Parser:
+    parser = Parser(description="Make the label files of Pascal VOC, in data/voc07/ or data/voc12/.")
+    parser.add_argument("--data_path", type=given_path, default="Dataset/VOCdevkit", help="holds VOC2007/")
+    parser.add_argument("--year", choices=SPLITS, default="2007", help="2012 is evaluated on val")
+    parser.add_argument("--download", action="store_true", help="download it first (0.9 GB; 2012: 2 GB)")
+    return parser
+
+
+def download(data_path: Path, year: str) -> None:
+    """Download VOC2007 or VOC2012 to data_path, which must be the folder that the archives name."""
+    if data_path.name != "VOCdevkit":
+        raise UserError(f"--download needs a --data_path that ends in VOCdevkit, not {data_path}")
+    from torchvision.datasets import VOCDetection  # imports torch
+
+    image_sets = ("trainval", "test") if year == "2007" else ("trainval",)
+    for image_set in image_sets:
+        with reporting_errors(f"cannot download VOC{year} {image_set} to {data_path}"):
+            VOCDetection(data_path.parent, year=year, image_set=image_set, download=True)
+
+
+def check_no_overlap(splits: Splits, train: str, test: str) -> None:
+    """Raise UserError if an image is listed for training and for testing."""
+    images = {split: {entry["img_path"] for entry in splits[split]} for split in (train, test)}
+    both = images[train] & images[test]
+    if both:
+        raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
+
+
+def make_difficult_negative(entries: list[Entry]) -> None:
+    """Turn targets into 1 and 0 for training, where a class with only difficult objects counts as absent."""
+    for entry in entries:
+        entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
 
 
 def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
