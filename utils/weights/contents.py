@@ -1,6 +1,5 @@
 """What a checkpoint holds: a state dict, and what main.py wrote beside it."""
 
-import math
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,10 +13,8 @@ from utils.weights.reading import read_file
 
 # How names start in files of DataParallel and of mmpretrain, and here.
 PREFIXES = {r"module\.": "", r"backbone\.": "", r"head\.csra_heads\.": "classifier.multi_head."}
-ORDINARY = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
-}
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool}
 MAX_SIDE = 2**16  # of an image in pixels; more would not fit in any memory
 OWN_KEYS = {"config", "classes", "record"}  # in each file that main.py wrote, and in no other
 
@@ -25,8 +22,9 @@ OWN_KEYS = {"config", "classes", "record"}  # in each file that main.py wrote, a
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint: a state dict, bare or under "model" or "state_dict". Names may start as in PREFIXES.
 
-    Returns a dict of "model", the state dict, "config", the options of training (empty unless main.py wrote
-    the file), and whatever else main.py wrote. Nothing in the file is run.
+    Nothing in the file is run. Returns a dict of "model", the state dict, whose tensors are ordinary ones,
+    "config", the options of training (empty unless main.py wrote the file), and whatever else main.py wrote,
+    which is not checked here.
     Raises UserError if the file is missing, damaged or not a checkpoint.
     """
     path = Path(path)
@@ -59,7 +57,7 @@ def find_state_dict(content: dict[Any, Any]) -> dict[Any, Any]:
 def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
     """Raise UserError unless a tensor is one of ordinary numbers, each of them in memory."""
     is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    if not is_dense or tensor.dtype not in ORDINARY:
+    if not is_dense or tensor.dtype not in FLOATS | INTEGERS:
         kind = f"{tensor.dtype}, layout {tensor.layout}, on {tensor.device}"
         raise UserError(f"{source} cannot be loaded: {name} is an unusual tensor ({kind})")
 
@@ -73,7 +71,7 @@ def check_own(content: dict[str, Any], path: Path) -> None:
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{path} is damaged: {option} in its config is a {type(value).__name__}")
     lam = config.get("lam")
-    if not is_number(lam) or not 0 <= lam < math.inf:
+    if not is_number(lam) or not 0 <= lam < 2**63:
         raise UserError(f"{path} is damaged: lam in its config is {lam!r:.50}, not a number of at least 0")
     side = config.get("img_size")
     if not isinstance(side, int) or not 33 <= side < MAX_SIDE:
