@@ -89,7 +89,7 @@ def read_classes(
     checkpoint: dict[str, Any], num_cls: int, dataset: str | None, path: str | Path
 ) -> list[str]:
     """Return the class names in a checkpoint, else the data set's; UserError if they differ."""
-    stored = checkpoint.get("classes")
+    stored: list[str] | None = checkpoint.get("classes")
     if stored is not None and len(stored) != num_cls:
         raise UserError(f"{path}: it names {len(stored)} classes for {num_cls} outputs")
     if stored is not None and dataset is None:
