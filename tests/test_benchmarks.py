@@ -83,6 +83,7 @@ def skip_without_bf16(stage: str, settings: Settings) -> None:
         pytest.skip("needs a CPU with bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", sorted(set(bench.STAGES) - {"gpu"}))
 def test_each_stage_computes_the_same_as_the_textbook(settings, stage):
     skip_without_bf16(stage, settings)
@@ -95,6 +96,7 @@ def test_each_stage_computes_the_same_as_the_textbook(settings, stage):
         assert row.stage in bench.format_row(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", WRONG)
 def test_each_stage_notices_a_wrong_result(settings, stage, monkeypatch):
     skip_without_bf16(stage, settings)
@@ -103,10 +105,12 @@ def test_each_stage_notices_a_wrong_result(settings, stage, monkeypatch):
     assert not all(row.same for row in bench.STAGES[stage](weakest))
 
 
+@pytest.mark.slow
 def test_all_stages_but_one_compare_results():
     assert set(bench.STAGES) - set(WRONG) == {"startup", "gpu"}
 
 
+@pytest.mark.slow
 def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
     skip_without_bf16("gpu", settings)
     monkeypatch.setattr(scripts, "train_shapes", lambda *args: 99.0)  # the stage shapes trains
@@ -127,6 +131,7 @@ def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
     assert "convolution" in profiled.check
 
 
+@pytest.mark.slow
 def test_a_part_of_the_stage_gpu_that_fails_is_a_wrong_row(settings, monkeypatch):
     for part in ("time_validation", "time_head", "compare_shapes"):
         monkeypatch.setattr(gpu, part, lambda settings: iter(()))
@@ -162,6 +167,7 @@ def test_a_fault_on_a_gpu_gives_nan(settings):
     assert network.judge(timed.result, np.ones(3), "scores", "bf16") == (False, "scores to nan")
 
 
+@pytest.mark.slow
 def test_a_wrong_result_ends_the_command_with_an_error(tmp_path, monkeypatch, command):
     make_photos(tmp_path, 1)
     options = ("metrics", "--quick", "--device", "cpu", "--images", tmp_path, "--out", tmp_path / "out.json")

@@ -223,6 +223,7 @@ def read_through(dataset: LabelledImages, queue: multiprocessing.Queue) -> None:
     queue.put((private_memory() - before, total))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_share_the_labels_in_memory(tmp_path):
     count, target = 150_000, [1] + [0] * 79

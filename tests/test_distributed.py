@@ -30,6 +30,7 @@ def two_processes(shapes_folder) -> tuple[Path, str]:
     return folder, out
 
 
+@pytest.mark.slow
 def test_three_processes_train_and_evaluate_like_one(shapes, trained, tmp_path, command):
     # The test images make two batches, so one process has none.
     options = [*SHAPES, "--load_from", trained / "best.pth", "--batch_size", 8, "--out"]
@@ -49,6 +50,7 @@ def test_three_processes_train_and_evaluate_like_one(shapes, trained, tmp_path, 
             assert difference <= 1e-6 * expected.double().norm(), name
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run_and_evaluate_like_one(two_processes, shapes, tmp_path, command):
     folder, out = two_processes
     assert out.count("starting a new run in") == out.count("epoch   2") == out.count("validate it with") == 1
@@ -69,6 +71,7 @@ def send_to_last_worker(launcher: subprocess.Popen, number: signal.Signals) -> N
     os.kill(int(workers[-1]), number)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_all_processes_stop_together_and_resume(two_processes, shapes, tmp_path, command):
     run = tmp_path / "run"
@@ -139,6 +142,7 @@ def start_on(host: int, hosts: list[str], *arguments: object) -> subprocess.Pope
     return subprocess.Popen(list(map(str, command)), env=os.environ | variables, **pipes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip to make two networks")
 def test_two_hosts_resume_after_the_death_of_a_process(two_hosts, two_processes, shapes, tmp_path):
     run = tmp_path / "run"
@@ -194,6 +198,7 @@ distributed.disconnect()
 """
 
 
+@pytest.mark.slow
 def test_the_others_wait_for_a_download_longer_than_for_a_barrier(tmp_path):
     """Shorten the time limit of barriers to 3 s, and let the download take 6 s."""
     script = tmp_path / "script.py"
@@ -204,6 +209,7 @@ def test_the_others_wait_for_a_download_longer_than_for_a_barrier(tmp_path):
     assert err.splitlines()[-2:] == ["file", "file"]
 
 
+@pytest.mark.slow
 def test_an_error_is_reported_by_one_process(shapes, tmp_path):
     """Check an error that all processes meet, and one that a single process meets."""
     shutil.copytree("data", tmp_path / "data")

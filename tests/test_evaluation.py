@@ -88,6 +88,7 @@ def f1_at(threshold: float, scores: np.ndarray, positives: np.ndarray) -> float:
     )[2]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), ties=st.booleans(), images=st.integers(1, 30))
 def test_no_threshold_has_a_better_f1_than_the_fitted_one(seed, ties, images):

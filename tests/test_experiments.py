@@ -87,6 +87,7 @@ def test_without_matplotlib_there_is_no_run(folder, fails, monkeypatch):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     options = ["--dataset", "shapes", "--out", "out", "--rows", "pooling", "csra_h1_lam0.1", *TINY]
     result = command(claims, *options)
@@ -111,6 +112,7 @@ def test_claims_prints_a_table_and_repeats_nothing(folder, command):
     assert again.out[again.out.index("| model |") :] == result.out[result.out.index("| model |") :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 143), (signal.SIGTERM, 143), (signal.SIGINT, 0)]
 )

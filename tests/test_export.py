@@ -25,6 +25,7 @@ def outputs(path: Path, images: torch.Tensor) -> torch.Tensor:
         return load_model(path, device="cpu")(images)
 
 
+@pytest.mark.slow
 def test_pt2_has_the_logits_and_class_names(trained, command, tmp_path):
     options = ["--load_from", trained / "best.pth", "--dynamic_batch"]
     result = command(export, *options, "--out", tmp_path / "m.pt2")
@@ -36,6 +37,7 @@ def test_pt2_has_the_logits_and_class_names(trained, command, tmp_path):
     assert json.loads(files["classes.json"]) == load_checkpoint(trained / "best.pth")["classes"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("model", "suffix"), [("vit_B16_224", "onnx"), ("vit_B16_224", "pt2"), ("mobilenet_v3_small", "pt2")]
@@ -54,6 +56,7 @@ def test_exported_files_take_batches_of_any_size(command, tmp_path, monkeypatch,
     assert "batches of any size" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_works_with_the_example_in_the_documents(
     trained, shapes, command, tmp_path, monkeypatch, capsys

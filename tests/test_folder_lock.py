@@ -36,6 +36,7 @@ def holder(tmp_path) -> subprocess.Popen:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_lock_ends_with_its_process(holder, tmp_path):
     lock = FolderLock(tmp_path)
     with pytest.raises(UserError, match=rf"in use by another run \(process {holder.pid} on ") as error:
@@ -93,6 +94,7 @@ def test_a_folder_that_was_made_for_a_failed_run_is_removed(tmp_path):
     assert (tmp_path / "mine").is_dir()  # it was there before
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_ends_in_one_line(shapes, tmp_path, command):
     folder = tmp_path / "run"
     part = folder / ".last.pth.7.part"
@@ -113,6 +115,7 @@ def test_a_second_run_in_a_folder_ends_in_one_line(shapes, tmp_path, command):
     assert not part.exists()
 
 
+@pytest.mark.slow
 def test_one_process_of_torchrun_takes_the_lock(shapes, tmp_path):
     folder = tmp_path / "run"
     options = [*RUN, "--total_epoch", 1000, "--output_dir", folder]

@@ -5,6 +5,7 @@ import pytest
 from stress.fuzz import PARSERS, fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 def test_malformed_files_are_refused_in_one_line(tmp_path, name):

@@ -86,12 +86,14 @@ def guest(trained, shapes_folder, tmp_path_factory) -> subprocess.CompletedProce
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_nothing_global_changes_and_nothing_is_printed(guest):
     assert (guest.returncode, guest.stderr) == (0, "")
     (line,) = guest.stdout.splitlines()
     assert json.loads(line)["changed"] == []
 
 
+@pytest.mark.slow
 def test_a_huge_picture_is_refused_in_little_memory(guest):
     result = json.loads(guest.stdout)
     assert len(result["refused"]) == 3

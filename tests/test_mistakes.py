@@ -144,6 +144,7 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_image_is_reported(workdir, command, num_workers):
     make_own(workdir)
@@ -155,6 +156,7 @@ def test_a_damaged_image_is_reported(workdir, command, num_workers):
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_ends_the_run(shapes, command, tmp_path):
     arguments = ["--dataset", "shapes", *TINY, "--warmup_epoch", 0, "--output_dir", tmp_path / "run"]
     result = command(main, *arguments, "--lr", 1e18)
@@ -164,6 +166,7 @@ def test_a_non_finite_loss_ends_the_run(shapes, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp_path):
     folder = tmp_path / "run"
     options = ["--dataset", "shapes", *TINY, "--save_every", 1, "--total_epoch", 3]
@@ -177,6 +180,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp
     assert command(main, "--resume", "--output_dir", folder).status == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported(workdir, fails, monkeypatch):
     make_own(workdir)
     monkeypatch.setattr("utils.runtime.workers.ignore_signals", die)  # each worker calls it at its start
@@ -187,6 +191,7 @@ def test_a_killed_worker_is_reported(workdir, fails, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_failed_run_ends_its_workers(workdir):
     """Check it in a separate process: at its exit Python waits for workers, which ignore signals."""
     make_own(workdir)
@@ -199,6 +204,7 @@ def test_a_failed_run_ends_its_workers(workdir):
     assert "3.png cannot be read as an image" in err
 
 
+@pytest.mark.slow
 def test_overwrite_keeps_the_earlier_run_until_the_new_one_saves(workdir, command):
     make_own(workdir)
     assert command(main, *OWN, *TINY, *RUN).status == 0

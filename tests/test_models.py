@@ -106,6 +106,7 @@ def test_position_embeddings_are_resized_to_the_images(tiny):
     assert read_vit(state) == ("vit_B16_224", 32)
 
 
+@pytest.mark.slow
 def test_training_starts_from_timms_weights_at_any_image_size(tiny, workdir, command):
     make_own(workdir)
     weights = timm_weights(grid=2)
@@ -150,6 +151,7 @@ def test_vision_transformers_take_multiples_of_16():
         check_img_size("vit_B16_224", 450)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     ["convnext_tiny", "efficientnet_v2_s", "swin_v2_t", "resnext50_32x4d", "googlenet", "alexnet"],
@@ -191,6 +193,7 @@ def test_networks_normalise_their_images(tiny, model):
     assert list(network.state_dict()) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit_B16_224", "mobilenet_v3_small"])
 def test_other_networks_train_validate_and_label(tiny, workdir, command, fails, model):
     make_own(workdir)

@@ -56,6 +56,7 @@ def last(folder: Path) -> dict:
     return torch.load(folder / "last.pth", weights_only=True)
 
 
+@pytest.mark.slow
 def test_asl_trains(uninterrupted, shapes_folder):
     ours = last(train_in(shapes_folder, "asl", *RUN, "--loss", "asl"))
     assert ours["config"]["loss"] == "asl"
@@ -89,6 +90,7 @@ def averaged(shapes_folder) -> tuple[Path, dict[int, torch.Tensor]]:
         return train_in(shapes_folder, "averaged", *RUN, "--ema", "0.9"), average
 
 
+@pytest.mark.slow
 def test_ema_saves_and_evaluates_the_average_of_the_weights(averaged, shapes, command, tmp_path):
     folder, average = averaged
     saved = last(folder)
@@ -123,6 +125,7 @@ def test_the_average_is_compiled_like_the_network(shapes):
             assert (network._compiled_call_impl is not None) == is_compiled
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_the_average(averaged, shapes, command, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "train", 2)
@@ -132,6 +135,7 @@ def test_a_resumed_run_continues_the_average(averaged, shapes, command, tmp_path
         assert_same(last(tmp_path / "run")[name], last(averaged[0])[name])
 
 
+@pytest.mark.slow
 def test_a_resume_needs_the_weights_behind_the_average(averaged, shapes, fails, tmp_path):
     run = Path(shutil.copytree(averaged[0], tmp_path / "run"))
     (run / "previous.pth").unlink()
@@ -170,6 +174,7 @@ def test_val_averages_over_mirror_images(trained, shapes, command, tmp_path):
     assert swept["sweep"][0]["mAP"] == pytest.approx(flipped["mAP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder, command, tmp_path):
     folder = train_in(shapes_folder, "normalized", *RUN, "--normalize", "0.5")
     assert last(folder)["config"]["normalize"] == "0.5"
@@ -220,6 +225,7 @@ def test_an_unknown_normalization_is_refused(trained, shapes, fails, tmp_path):
         load_model(trained / "best.pth", normalize="bogus")
 
 
+@pytest.mark.slow
 def test_a_run_from_before_the_option_resumes_with_the_data_sets_normalization(finished, command):
     saved = last(finished)
     assert saved["config"].pop("normalize") == "none"

@@ -100,6 +100,7 @@ def test_a_copy_in_site_packages_is_refused_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_editable_install_works_from_any_folder(trained, tmp_path):
     pytest.importorskip("setuptools")
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"

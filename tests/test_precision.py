@@ -82,6 +82,7 @@ def test_bf16_is_accepted_on_a_cpu_that_computes_it(set_cpu):
     assert choose_device("cpu", "bf16").type == "cpu"
 
 
+@pytest.mark.slow
 def test_training_and_validation_in_bf16_on_a_cpu(bf16, shapes, command, tmp_path):
     folder, options = tmp_path / "run", ["--amp", "bf16"]
     training = command(main, "--dataset", "shapes", *TINY, *options, "--output_dir", folder)
@@ -171,6 +172,7 @@ def test_the_compiled_network_has_the_same_outputs_and_names(shapes, monkeypatch
     assert list(model.state_dict()) == list(SmallNetwork(1, 0.1, 8, 40).state_dict())
 
 
+@pytest.mark.slow
 @needs_gpu
 @pytest.mark.parametrize(
     "options", [[], ["--amp", "bf16"], ["--amp", "fp16"], ["--amp", "bf16", "--compile"]]

@@ -162,6 +162,7 @@ def test_a_copy_of_the_network_predicts_with_its_own_weights(photos):
     assert model.predict("a.jpg") == before
 
 
+@pytest.mark.slow
 def test_a_model_is_pickled_saved_and_sent_to_a_process(photos):
     model = load_model("model.pth", device="cpu", lam=0.7, normalize="0.5", max_pixels=10**6)
     expected = model.predict("a.jpg")
@@ -253,6 +254,7 @@ def test_an_unknown_argument_is_refused(photos):
         load_model("model.pth", lamda=0.2)
 
 
+@pytest.mark.slow
 def test_torch_hub_loads_from_any_folder(photos):
     """In a process that does not know where the project is, a file without class names, too."""
     torch.save(ResNet_CSRA(1, 0.1, 20, depth=18).state_dict(), "bare.pth")

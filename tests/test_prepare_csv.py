@@ -73,6 +73,7 @@ def test_a_column_per_class_with_unknown_labels(table, command):
     assert sum((split.labels.targets == IGNORED).sum() for split in splits) == 2
 
 
+@pytest.mark.slow
 def test_unknown_labels_count_in_no_loss(table, command):
     table(CELLS)
     command(prepare_csv, "photos/labels.csv", "--dataset", "mine")

@@ -32,6 +32,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "step", "place"), STOPS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     uninterrupted, shapes, tmp_path, command, where, step, place
@@ -48,6 +49,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert_same(results(folder), results(uninterrupted))
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_after_a_resume(shapes, tmp_path, command):
     options = [*RUN, "--total_epoch", 1, "--model", "efficientnet_b0", "--pretrained", "none", "--output_dir"]
     assert command(main, *options, tmp_path / "whole").status == 0
@@ -58,6 +60,7 @@ def test_dropout_is_the_same_after_a_resume(shapes, tmp_path, command):
     assert_same(results(tmp_path / "run"), results(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_the_same_command_starts_a_run_and_resumes_it(uninterrupted, shapes, tmp_path, command):
     folder = tmp_path / "run"
     options = [*RUN, "--resume", "--output_dir", folder]
@@ -80,6 +83,7 @@ def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trai
     assert (result.status, "missing.pth: no such file" in result.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path, command):
     folder = tmp_path / "run"
     run = start(1, "main.py", *RUN, "--save_every", 1, "--output_dir", folder)
@@ -90,6 +94,7 @@ def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path
     assert_same(results(folder), results(uninterrupted))
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(finished, command, fails):
     before = (finished / "last.pth").read_bytes()
     old = shutil.copytree(finished, finished.with_name("old"))
@@ -113,6 +118,7 @@ def test_a_finished_run_can_be_extended(finished, command, fails):
     assert_same(results(old), results(finished))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_resumes_as_it_did_there(workdir, command):
     """Resume a run that commit 24cab36 stopped at step 1 of epoch 2; the file of results is from there, too.
 
@@ -139,12 +145,14 @@ def test_a_run_of_an_earlier_version_resumes_as_it_did_there(workdir, command):
         assert moved == pytest.approx(distance, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_options_that_change_the_run(finished, fails):
     changes = ["--lr", "0.02", "--num_heads", "2", "--dataset", "voc07", "--batch_size", "8"]
     says = ["--lr 0.02 (it has 0.01)", "--num_heads 2 (it has 1)", "--dataset voc07 (it has shapes)"]
     fails(main, "--resume", "--output_dir", finished, *changes, says=says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [0, 1])
 def test_a_resume_refuses_other_classes(finished, shapes, tmp_path, fails, monkeypatch, added):
     shutil.copytree("data", tmp_path / "data")
@@ -158,6 +166,7 @@ def test_a_resume_refuses_other_classes(finished, shapes, tmp_path, fails, monke
     fails(main, "--resume", finished, says=["trained on other classes or label files"])
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_other_label_files(finished, shapes, tmp_path, command, fails, monkeypatch):
     shutil.copytree("data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
@@ -171,6 +180,7 @@ def test_a_resume_refuses_other_label_files(finished, shapes, tmp_path, command,
     fails(main, "--resume", finished, says=["last.pth", "label files than --dataset shapes has now"])
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, shapes, tmp_path, command):
     """Replace the state of one process by a state of two with the same mean, which changes nothing."""
     folder = tmp_path / "run"
@@ -190,6 +200,7 @@ def test_a_run_of_two_processes_goes_on_with_one(uninterrupted, shapes, tmp_path
     assert_same(results(folder), results(uninterrupted))
 
 
+@pytest.mark.slow
 def test_the_averaged_model_gets_the_mean_statistics_of_two_processes(shapes, tmp_path, command):
     """Stop after the last step of an epoch: no step follows that would replace the average's statistics."""
     averaged = [*RUN, "--ema", "0.5"]
@@ -215,6 +226,7 @@ def full_disk(*args) -> None:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_failed_save_after_a_signal_is_reported(shapes, tmp_path, command):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "train", 2)
@@ -224,6 +236,7 @@ def test_a_failed_save_after_a_signal_is_reported(shapes, tmp_path, command):
     assert "last.pth cannot be written: No space left" in result.err
 
 
+@pytest.mark.slow
 def test_previous_pth_survives_a_full_disk_if_last_pth_is_damaged(finished, uninterrupted, command):
     (finished / "last.pth").write_bytes(b"damaged")
     with pytest.MonkeyPatch.context() as patch:
@@ -241,12 +254,14 @@ def test_resume_needs_a_run(shapes, tmp_path, fails):
     fails(main, "--resume", "--overwrite", "--output_dir", tmp_path, says=["--overwrite"])
 
 
+@pytest.mark.slow
 def test_machines_with_different_files_are_refused(finished, fails, monkeypatch):
     for other in (None, {"epoch": 0}):
         monkeypatch.setattr("utils.runtime.distributed.gather", lambda value, other=other: [value, other])
         fails(main, "--resume", finished, says=["different files last.pth", "copy the run's folder"])
 
 
+@pytest.mark.slow
 def test_resume_takes_a_folder_or_its_last_pth(finished, command, fails):
     before = (finished / "last.pth").read_bytes()
     for words in (
@@ -261,6 +276,7 @@ def test_resume_takes_a_folder_or_its_last_pth(finished, command, fails):
     fails(main, "--resume", finished, "--output_dir", "other", says=["--output_dir other", "leave one out"])
 
 
+@pytest.mark.slow
 def test_a_folder_without_last_pth_is_not_replaced(finished, fails):
     for name in ("last.pth", "previous.pth"):
         (finished / name).unlink()
@@ -268,6 +284,7 @@ def test_a_folder_without_last_pth_is_not_replaced(finished, fails):
     fails(main, *options, says=[f"{finished} holds a run", "replace it with --overwrite"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
 def test_previous_pth_replaces_a_damaged_last_pth(finished, uninterrupted, command, damage):
     last = finished / "last.pth"
@@ -282,6 +299,7 @@ def test_previous_pth_replaces_a_damaged_last_pth(finished, uninterrupted, comma
     assert_same(results(finished), results(uninterrupted))
 
 
+@pytest.mark.slow
 def test_two_damaged_checkpoints_cannot_be_resumed(finished, command):
     for name in ("last.pth", "previous.pth"):
         (finished / name).write_bytes(b"damaged")

@@ -105,6 +105,7 @@ def test_val_evaluates_the_training_images(trained, shapes, command):
     assert "20 train images" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [["--print_freq", 1], ["--num_workers", 2], ["--num_workers", 4]], ids=str
 )
@@ -116,6 +117,7 @@ def test_weights_do_not_depend_on_workers_or_printing(trained, shapes, command, 
     assert all(torch.equal(ours[name], first[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_same_weights_each_time(shapes, command, tmp_path):
     torch.set_num_threads(2)
     try:
@@ -186,6 +188,7 @@ def test_runs_with_the_same_options_get_different_folders(workdir):
     assert [str(make_new_folder(args)) for _ in range(3)] == [f"{name}{s}" for s in ("", "-2", "-3")]
 
 
+@pytest.mark.slow
 def test_a_run_replaces_another_only_with_overwrite(trained, shapes, command, fails):
     arguments = ["--dataset", "shapes", *TINY, "--total_epoch", 1]
     for folder in ("shapes_resnet18_h1_lam0.1", "shapes_resnet18_h1_lam0.1-2"):
@@ -200,6 +203,7 @@ def test_a_run_replaces_another_only_with_overwrite(trained, shapes, command, fa
     assert torch.load(folder / "best.pth", weights_only=True)["config"]["seed"] == 7
 
 
+@pytest.mark.slow
 def test_shapes_are_made_on_first_use(workdir, command, monkeypatch):
     made = []
     monkeypatch.setattr(shapes_files, "make_shapes", lambda *args: made.append(args))
@@ -245,6 +249,7 @@ def test_the_classifier_has_ten_times_the_learning_rate_or_another(monkeypatch, 
     assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
 
 
+@pytest.mark.slow
 def test_a_users_data_set_trains_and_validates(workdir, command):
     make_own(workdir)
     arguments = [*OWN, *TINY, "--output_dir", "run"]
@@ -255,6 +260,7 @@ def test_a_users_data_set_trains_and_validates(workdir, command):
     assert metric_lines(result.out)[-1].startswith("mAP")
 
 
+@pytest.mark.slow
 def test_a_class_without_positives_has_no_ap(workdir, command):
     make_own(workdir, count=3, classes=("a", "b", "c", "never"))
     arguments = [*OWN, *TINY, "--output_dir", "run"]

@@ -202,6 +202,7 @@ def test_a_sweep_matches_separate_evaluations(trained, shapes, command, tmp_path
     assert "not a fair result" in swept["out"]
 
 
+@pytest.mark.slow
 def test_attention_can_be_added_to_a_trained_average_pooling_model(shapes, command, fails, tmp_path):
     options = ["--dataset", "shapes", *TINY, "--num_heads", 0, "--output_dir", tmp_path / "run"]
     fails(main, *options, "--lam", 0.1, says=["--num_heads 0", "--lam"])
@@ -227,6 +228,7 @@ def test_a_baseline_state_dict_is_evaluated_without_attention(trained, shapes, c
     assert "using 0.0" in result.out
 
 
+@pytest.mark.slow
 def test_unknown_labels_are_saved_as_ignored(workdir, command):
     entries = make_own(workdir)
     entries[0]["target"] = [99, 1]

@@ -13,6 +13,7 @@ import val
 from helpers import REPOSITORY, SHAPES, TINY, finish, start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["utils/prepare_voc.py", "utils/prepare_coco.py", "utils/prepare_shapes.py"]
 )
@@ -24,6 +25,7 @@ def test_preparers_run_without_torch(tmp_path, script):
         assert (result.returncode, result.stderr.count("\n")) == expected, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["main.py", "val.py", "demo.py", "export.py", "benchmarks/bench.py", "experiments/claims.py"]
 )
@@ -38,6 +40,7 @@ def test_commands_wait_passively_unless_the_user_says_otherwise(tmp_path, script
         assert result.stderr.splitlines()[-1] == f"ImportError: {seen}", result.stderr
 
 
+@pytest.mark.slow
 def test_the_library_leaves_the_environment_as_it_is():
     program = "import os; before = dict(os.environ); import pipeline.models, utils.checkpoint, hubconf; "
     program += "print('OMP_WAIT_POLICY' in os.environ, os.environ == before)"
@@ -54,6 +57,7 @@ def test_help_lists_the_options(command, script):
     assert "--img_size" in result.out
 
 
+@pytest.mark.slow
 def test_scripts_print_plain_progress_lines_and_nothing_to_stderr(shapes_folder, trained, tmp_path):
     options = [*TINY, "--batch_size", 5, "--print_freq", 3, "--output_dir", tmp_path / "run"]
     training = start(1, "main.py", *SHAPES, *options, cwd=shapes_folder)

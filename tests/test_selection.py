@@ -31,6 +31,7 @@ def results(command, *options) -> dict:
     return json.loads(Path("r.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--ema", "0.5"]], ids=str)
 def test_the_test_images_are_evaluated_once_with_best_pth(own, command, monkeypatch, options):
     evaluated = []
@@ -60,6 +61,7 @@ def test_the_test_images_are_evaluated_once_with_best_pth(own, command, monkeypa
     assert not Path("run/test_results.json").exists()
 
 
+@pytest.mark.slow
 def test_the_log_holds_the_metrics_of_the_validation_images(own, command):
     assert command(main, *OWN, *TINY, "--output_dir", "run").status == 0
     record = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
@@ -68,6 +70,7 @@ def test_the_log_holds_the_metrics_of_the_validation_images(own, command):
     assert list(on_val["AP"].values()) == record["AP"]
 
 
+@pytest.mark.slow
 def test_processes_share_the_test_images(own):
     options = [*TINY, "--batch_size", 2, "--total_epoch", 1, "--output_dir", "run"]
     status, out, err = finish(start(2, "main.py", *OWN, *options, cwd=own))
@@ -76,6 +79,7 @@ def test_processes_share_the_test_images(own):
     assert json.loads(Path("run/test_results.json").read_text())["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_without_val_json_the_test_images_choose(own, command):
     Path("data/mine/val.json").unlink()
     result = command(main, *OWN, *TINY, "--output_dir", "run")
@@ -83,6 +87,7 @@ def test_without_val_json_the_test_images_choose(own, command):
     assert not Path("run/test_results.json").exists()
 
 
+@pytest.mark.slow
 def test_without_positives_in_val_json_the_last_epoch_is_the_best(own, command):
     file = Path("data/mine/val.json")
     entries = json.loads(file.read_text())
@@ -91,6 +96,7 @@ def test_without_positives_in_val_json_the_last_epoch_is_the_best(own, command):
     assert torch.load("run/best.pth", weights_only=True)["record"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_test_says_where_the_run_stopped(own, command):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "evaluate", 3)

@@ -62,6 +62,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 methods = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 
 
+@pytest.mark.slow
 @needs_proc
 @methods
 def test_signals_save_and_end_the_run(shapes, tmp_path, command, method):
@@ -79,6 +80,7 @@ def test_signals_save_and_end_the_run(shapes, tmp_path, command, method):
         assert command(main, "--resume", folder, "--total_epoch", epoch + 1).status == 0
 
 
+@pytest.mark.slow
 @needs_proc
 @methods
 def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, command, method):
@@ -108,6 +110,7 @@ def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
     assert "SIGTERM: saving; a second signal ends it at once" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_nohup_is_respected():
     program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"

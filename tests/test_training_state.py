@@ -99,6 +99,7 @@ def test_a_first_epoch_has_no_best_one_yet(saved):
     check_resumable(saved, expected, "last.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", ["torch.optim.Optimizer.load_state_dict", "utils.training.messages.format_report"]
 )
@@ -152,6 +153,7 @@ def test_the_seed_of_a_step_is_the_same_with_any_python():
                     assert step_seed(seed, iteration, rank) == hash((seed, iteration, rank))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory in KiB")
 def test_best_pth_takes_little_memory_in_each_process(tmp_path):
     """Measure two processes with a network of 96 MiB; with more, each takes the same."""

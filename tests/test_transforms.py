@@ -279,6 +279,7 @@ def test_an_animation_gives_its_first_picture_whatever_its_extension(tmp_path):
     assert (load_image(str(tmp_path / "a.jpg")).int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_a_torchvision_without_its_decoder_is_reported_once_and_reads_the_same(shapes):
     program = """
 import sys, torchvision.io
@@ -331,6 +332,7 @@ def test_a_command_reads_a_picture_above_pillows_limit_if_asked(workdir, trained
     assert (read.status, read.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_importing_and_threads_leave_pillow_and_the_warnings_as_they_are(tmp_path):
     """A program in a process of its own: import, then decode damaged images in many threads."""
     damaged = tmp_path / "damaged.png"

@@ -169,6 +169,7 @@ def test_unspecified_attributes_count_as_negative_except_in_map(wider, command):
     assert evaluate_scores(scores, own)["OP"] == 1
 
 
+@pytest.mark.slow
 def test_all_commands_count_unspecified_attributes_alike(wider, command):
     command(prepare_wider)
     options = ["--dataset", "wider", "--model", "resnet18", "--pretrained", "none", *TINY, "--total_epoch", 1]
