@@ -234,11 +234,11 @@ def test_a_generator_is_consumed_in_batches_and_may_close_its_images(photos):
     assert len(found) == 60
     assert all(scores == pytest.approx(found[0], abs=1e-6) for scores in found)
     assert max(found[0].values()) == pytest.approx(max(model.predict("a.jpg").values()), abs=1e-6)
-    assert taken_at_batch[:2] == [32, 48]
+    assert taken_at_batch[:2] == [8, 12]
     taken.clear()
     taken_at_batch.clear()
     assert len(model.predict("a.jpg" for _ in range(60) if taken.append(1) is None)) == 60
-    assert taken_at_batch[:2] == [32, 48]
+    assert taken_at_batch[:2] == [8, 12]
 
 
 def test_a_photograph_that_cannot_be_read_ends_a_list(photos):

@@ -115,7 +115,9 @@ class Predictor:
             isinstance(photos, np.ndarray) and photos.ndim == 3
         ):
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
-        how = Labelling(num_threads=default_workers(), max_pixels=self.limit(max_pixels))
+        # A command makes malloc keep freed memory; without that, larger batches on a CPU cost page faults.
+        batch_size = 4 if self.device.type == "cpu" else 16
+        how = Labelling(batch_size, default_workers(), self.limit(max_pixels))
         results = (readable(result) for result in self.label(photos, how))
         return [self.name_scores(result.scores, thresholds) for result in results]
 
@@ -134,7 +136,7 @@ class Predictor:
         loaded = load_ahead(photos, load, how.num_threads, how.batch_size)
         for batch in in_batches(loaded, how.batch_size):
             images = [image for image in batch if isinstance(image, Tensor)]
-            labelled = iter(self.label_images(torch.stack(images), how) if images else [])
+            labelled = iter(self.label_images(images, how))
             for image in batch:
                 yield image if isinstance(image, Unreadable) else next(labelled)
 
@@ -145,9 +147,11 @@ class Predictor:
         return readable(result)
 
     @torch.inference_mode()
-    def label_images(self, images: Tensor, how: Labelling) -> list[Labelled]:
-        """Return what the network says of each image; images: uint8 (B, 3, S, S)."""
-        images = to_float(images, self.device)
+    def label_images(self, squares: list[Tensor], how: Labelling) -> list[Labelled]:
+        """Return what the network says of each image; squares: uint8 (3, S, S)."""
+        if not squares:
+            return []
+        images = to_float(torch.stack(squares), self.device)
         maps: Iterable[np.ndarray | None] = [None] * len(images)
         with autocast(self.device, how.amp):
             features = self.network.features(images)
