@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from helpers import REPOSITORY, make_own
+from utils.data import loaders
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, VALUES, DatasetSpec, dataset_spec
 from utils.data.label_files import IGNORED, read_labels
@@ -201,6 +203,19 @@ def test_only_the_workers_of_training_stay(shapes):
         stay.append(bool(set(multiprocessing.active_children()) - others))
         del loader  # ends its worker
     assert stay == [False, True]
+
+
+def test_a_process_without_a_batch_of_validation_still_has_its_loader(workdir, monkeypatch):
+    entries = make_own(workdir)
+    (workdir / "data" / "mine" / "val.json").write_text(json.dumps(entries[:1]))
+    monkeypatch.setattr(loaders, "keeps_evaluation_workers", lambda: True)  # as under spawn
+    for rank, length in ((0, 1), (1, 0)):
+        monkeypatch.setattr(EvaluationBatches.__init__, "__defaults__", (rank, 2))
+        args = Namespace(dataset="mine", img_size=40, batch_size=2, num_workers=2, max_pixels=10**8, seed=0)
+        made = loaders.make_loaders(args, dataset_spec("mine"), CPU)
+        assert made.has_val
+        assert (len(made.val.dataset), len(made.val)) == (1, length)
+        assert len(made.test.dataset) == 4
 
 
 def test_pixels_become_floats_from_0_to_1():

@@ -30,11 +30,25 @@ class Loader(DataLoader[Sample]):
 
     dataset: LabelledImages
 
-    def __init__(self, dataset: LabelledImages, batches: Batches, num_workers: int, **options: Any):
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        batches: Batches,
+        num_workers: int,
+        device: torch.device,
+        keep_workers: bool,
+    ):
         report_slow_decoder()
-        options["num_workers"] = min(num_workers, len(batches))
-        options["worker_init_fn"] = prepare_worker
-        super().__init__(dataset, batch_sampler=batches, collate_fn=collate, **options)
+        num_workers = min(num_workers, len(batches))  # 0 for a process that gets no batch
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=prepare_worker,
+            persistent_workers=keep_workers and num_workers > 0,
+        )
 
     def __iter__(self) -> Any:
         with workers.sheltering_children():
@@ -51,8 +65,7 @@ class TrainingLoader(Loader):
 
     def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
         batches = TrainingBatches(len(dataset), batch_size, dataset.seed)
-        options = {"pin_memory": device.type == "cuda", "persistent_workers": num_workers > 0}
-        super().__init__(dataset, batches, num_workers, **options)
+        super().__init__(dataset, batches, num_workers, device, keep_workers=True)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
@@ -64,9 +77,7 @@ class EvaluationLoader(Loader):
 
     def __init__(self, dataset: LabelledImages, batch_size: int, num_workers: int, device: torch.device):
         batches = EvaluationBatches(len(dataset), batch_size)
-        keep = num_workers > 0 and keeps_evaluation_workers()
-        options = {"pin_memory": device.type == "cuda", "persistent_workers": keep}
-        super().__init__(dataset, batches, num_workers, **options)
+        super().__init__(dataset, batches, num_workers, device, keep_workers=keeps_evaluation_workers())
 
 
 def keeps_evaluation_workers() -> bool:
@@ -104,7 +115,7 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> Lo
 
     images = load_split(spec, "train", args.img_size, True, args.seed, args.max_pixels)
     train = TrainingLoader(images, args.batch_size, args.num_workers, device)
-    has_val = label_file(spec, "val").exists()
-    val = evaluation_loader("val") if has_val else None
+    if label_file(spec, "val").exists():
+        return Loaders(train, evaluation_loader("val"), evaluation_loader("test"), has_val=True)
     test = evaluation_loader("test")
-    return Loaders(train, val or test, test, has_val)
+    return Loaders(train, test, test, has_val=False)
