@@ -83,9 +83,10 @@ class EvaluationLoader(Loader):
 def keeps_evaluation_workers() -> bool:
     """Return whether the workers of an evaluation stay for the next one, or start anew for each.
 
-    A forked worker starts within a second, but if it stays it holds a copy of what the memory of training was
-    when it started: gigabytes. A spawned one, or one of a forkserver, imports everything again, which takes
-    seconds to a minute. It holds nothing of training, and keeps a few hundred MB.
+    A forked worker starts within a second, but it holds a copy of what the memory of training was at its
+    start, gigabytes with a large network: it ends with the evaluation. A spawned worker first imports all
+    modules again, for seconds to a minute, and one of a forkserver may have to. They hold nothing of
+    training: they stay.
     """
     return multiprocessing.get_start_method() != "fork"
 
