@@ -8,8 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 import argparse
+import itertools
 import platform
 import tempfile
+from dataclasses import asdict, replace
 from datetime import date
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
@@ -19,9 +21,10 @@ import PIL
 import torch
 import torchvision
 
-from benchmarks import gpu, network, scripts, stages
+from benchmarks import gpu, network, parts, scripts
 from benchmarks.inputs import make_photos
-from benchmarks.timing import Row, Settings, Variant
+from benchmarks.settings import QUICK, Settings, Sizes, Variant
+from benchmarks.table import HEAD, format_row
 from utils.commands.options import add_run_options
 from utils.data.decoding import load_image
 from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
@@ -29,71 +32,76 @@ from utils.runtime.device import choose_device
 from utils.runtime.files import check_file, nan_to_none, write_json
 
 STAGES = {
-    "loader": stages.time_loader,
-    "head": stages.time_head,
-    "metrics": stages.time_metrics,
-    "startup": stages.time_startup,
+    "loader": parts.time_loader,
+    "head": parts.time_head,
+    "metrics": parts.time_metrics,
+    "startup": scripts.time_startup,
     "train": network.time_training,
     "val": network.time_validation,
     "demo": scripts.time_demo,
     "shapes": scripts.compare_shapes,
-    "prepare": stages.time_prepare,
+    "prepare": scripts.time_prepare,
     "gpu": gpu.time_gpu,
 }
-QUICK = {
-    "num_scored_images": 4_000,
-    "num_coco_images": 8_278,
-    "num_coco_boxes": 60_490,
-    "num_demo_photos": 16,
-    "num_seeds": 1,
-    "num_rounds": 3,
-    "num_long_rounds": 1,
-}
-COLUMNS = "| {:62} | {:>26} | {:>26} | {:5} | {:20} | {:35} | {} |"
 STAGE_HELP = "what to time; all: everything but gpu; gpu: one GPU, in all precisions, within 8 minutes"
-TITLES = ("stage", "textbook", "ours", "ratio", "target", "share of the limit", "same result")
 
 
 def main() -> None:
     args = parse_args()
+    stages = [args.stage]
+    if args.stage == "all":
+        stages = [name for name in STAGES if name != "gpu"]
     with tempfile.TemporaryDirectory() as folder:
         settings = choose_settings(args, Path(folder))
         machine = describe_machine()
-        print("\n".join(f"{key:10} {value}" for key, value in machine.items()), end="\n\n", flush=True)
-        print(COLUMNS.format(*TITLES), "|---|---|---|---|---|---|---|", sep="\n", flush=True)
+        for key, value in machine.items():
+            print(f"{key:10} {value}")
+        print(f"\n{HEAD}", flush=True)
         rows = []
-        for stage in [name for name in STAGES if name != "gpu"] if args.stage == "all" else [args.stage]:
-            for row in STAGES[stage](settings):
-                rows.append(row)
-                print(format_row(row), flush=True)
-                if args.out:  # after each row, so that a run that is cut off leaves its figures
-                    figures = {"machine": machine, "rows": [vars(row) for row in rows]}
-                    write_json(args.out, nan_to_none(figures))
+        for row in itertools.chain.from_iterable(STAGES[stage](settings) for stage in stages):
+            rows.append(row)
+            print(format_row(row), flush=True)
+            if args.out:  # after each row, so that a run that is cut off leaves its figures
+                figures = {"machine": machine, "rows": [asdict(row) for row in rows]}
+                write_json(args.out, nan_to_none(figures))
     if args.out:
         print(f"written to {args.out}")
-    if not all(row.same in (True, None) for row in rows):
+    if any(row.same not in (True, None) for row in rows):
         sys.exit("a stage does not compute what the textbook computes")
 
 
 def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     """Return the settings that the options ask for; `folder` is for the files that the stages write."""
     device = choose_device(args.device, args.amp or "off", args.compile)
-    amps = [args.amp] if args.amp else ["off", "bf16"] if can_use_bf16(device) else ["off"]
-    variants = tuple(Variant(amp, "default" if args.compile else "") for amp in amps)
-    chosen = {"device": device, "variants": variants} | (QUICK if args.quick else {})
+    sizes = QUICK if args.quick else Sizes()
+    settings = Settings(folder, [], device, choose_variants(args, device), sizes=sizes)
     if args.stage == "gpu":
         if device.type != "cuda":
             raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
-        # main.py and val.py print a line after 100 steps.
-        chosen |= {"variants": gpu.ALL, "num_steps": 96, "num_workers": 16, "num_long_rounds": 1}
+        sizes = replace(sizes, long_rounds=1)
+        # 96 steps, because main.py and val.py print a line after 100.
+        settings = replace(settings, variants=gpu.ALL, num_steps=96, num_workers=16, sizes=sizes)
     elif device.type != "cpu":
-        chosen |= {"num_steps": 40, "num_workers": default_workers()}
+        settings = replace(settings, num_steps=40, num_workers=default_workers())
     elif args.quick:
-        chosen["batch_size"] = 4
-    given = {"batch_size": args.batch_size, "num_workers": args.num_workers}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    photos = find_photos(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
-    return Settings(folder, photos, **chosen)
+        settings = replace(settings, batch_size=4)
+    if args.batch_size is not None:
+        settings = replace(settings, batch_size=args.batch_size)
+    if args.num_workers is not None:
+        settings = replace(settings, num_workers=args.num_workers)
+    if args.images:
+        return replace(settings, photos=find_photos(args.images))
+    return replace(settings, photos=make_photos(folder / "photos", num_photos=64))
+
+
+def choose_variants(args: argparse.Namespace, device: torch.device) -> tuple[Variant, ...]:
+    """Return a variant in the precision that --amp names, or one in each that the device can compute in."""
+    amps = ["off"]
+    if args.amp:
+        amps = [args.amp]
+    elif can_use_bf16(device):
+        amps = ["off", "bf16"]
+    return tuple(Variant(amp, "default" if args.compile else "") for amp in amps)
 
 
 def can_use_bf16(device: torch.device) -> bool:
@@ -105,36 +113,13 @@ def can_use_bf16(device: torch.device) -> bool:
     return True
 
 
-def format_row(row: Row) -> str:
-    """Format a row of the table, in Markdown."""
-    ratio = f"{row.textbook / row.ours:.2f}" if row.textbook else ""
-    share = f"{100 * row.limit / row.ours:.0f} % ({row.limit_name})" if row.limit else ""
-    verdict = {True: "yes: ", False: "NO: ", None: ""}[row.same] + row.check
-    costs = format_cost(row.textbook, row.unit), format_cost(row.ours, row.unit)
-    return COLUMNS.format(row.stage, *costs, ratio, format_target(row), share, verdict)
-
-
-def format_cost(cost: float | None, unit: str) -> str:
-    """Format a cost with its unit, and for milliseconds per image also as images per second."""
-    rate = f" ({1000 / cost:.3g}/s)" if cost and unit == "ms/image" else ""
-    return "" if cost is None else f"{cost:.4g} {unit}{rate}"
-
-
-def format_target(row: Row) -> str:
-    """Name what the row is to reach, and mark it if it does not."""
-    if not row.target:
-        return ""
-    reached = (row.textbook / row.ours, 1000 / row.ours, 100 * row.limit / row.ours)
-    wanted = ", ".join(f"≥ {low:.3g}{unit}" for low, unit in zip(row.target, ("", "/s", " %")) if low)
-    return wanted + (" missed" if any(value < low for value, low in zip(reached, row.target)) else "")
-
-
 def describe_machine() -> dict[str, str]:
     """Return what the figures depend on: the command, the date, the processors and the versions."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+        names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
     versions = {"torch": torch, "torchvision": torchvision, "numpy": numpy, "pillow": PIL}
     return {
         "command": " ".join(["python", *sys.argv]),

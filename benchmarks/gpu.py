@@ -12,15 +12,21 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
-from benchmarks.network import in_memory, our_epoch, our_loader, time_training, time_validation
+from benchmarks.network import first_batch, in_memory, our_epoch, our_loader, time_training, time_validation
+from benchmarks.parts import time_head
 from benchmarks.scripts import compare_shapes
-from benchmarks.stages import time_head
-from benchmarks.timing import Row, Settings, Variant, synchronize
+from benchmarks.settings import Settings, Variant
+from benchmarks.table import Row
+from benchmarks.timing import synchronize
 
 LAST_START = 390  # seconds after which no part starts, so that the stage ends within 8 minutes
-OFF, BF16, FP16 = Variant(), Variant("bf16"), Variant("fp16")
-COMPILED, GRAPHS = Variant("bf16", "default"), Variant("bf16", "reduce-overhead")
-FOLDED, COMPILED_FOLDED = Variant("bf16", fold=True), Variant("bf16", "default", fold=True)
+OFF = Variant()
+BF16 = Variant("bf16")
+FP16 = Variant("fp16")
+COMPILED = Variant("bf16", "default")
+GRAPHS = Variant("bf16", "reduce-overhead")
+FOLDED = Variant("bf16", fold=True)
+COMPILED_FOLDED = Variant("bf16", "default", fold=True)
 ALL = (OFF, BF16, FP16, COMPILED, GRAPHS, FOLDED, COMPILED_FOLDED)
 
 
@@ -43,30 +49,37 @@ def time_gpu(settings: Settings) -> Iterator[Row]:
     start = time.perf_counter()
     for part, sizes, wanted in parts:
         variants = tuple(variant for variant in wanted if variant in settings.variants)
-        names = "; ".join(variant.describe(settings.device) for variant in variants)
-        name = f"{part.__name__}, batch {sizes.batch_size}: {names}"
+        if not variants:
+            continue
+        titles = "; ".join(variant.title(settings.device) for variant in variants)
+        name = f"{part.__name__}, batch {sizes.batch_size}: {titles}"
         if time.perf_counter() - start > LAST_START:
             print(f"left out, because the time is over: {name}", file=sys.stderr)
-        elif variants:
-            try:
-                yield from part(replace(sizes, variants=variants))
-            except Exception as error:  # noqa: BLE001 (a fault of one part must not lose the others' rows)
-                traceback.print_exc()
-                yield Row(name, "", None, same=False, check=f"{type(error).__name__}: {error}")
+            continue
+        try:
+            yield from part(replace(sizes, variants=variants))
+        except Exception as error:  # noqa: BLE001 (a fault of one part must not lose the others' rows)
+            traceback.print_exc()
+            yield Row(name, "", same=False, check=f"{type(error).__name__}: {error}")
 
 
 def check_syncs(settings: Settings) -> Iterator[Row]:
     """Train an epoch in which PyTorch raises an error if a step waits for the GPU."""
     model, epoch = our_epoch(settings, settings.variants[0])
-    forward, steps = model.forward, itertools.count()
-    set_mode = torch.cuda.set_sync_debug_mode if settings.device.type == "cuda" else lambda mode: None
+    forward = model.forward
+    steps = itertools.count()
+
+    def set_mode(mode: str) -> None:
+        if settings.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
 
     def watched(images: Tensor) -> Tensor:
         if next(steps) == 2:  # the first steps choose algorithms
             set_mode("error")
         return forward(images)
 
-    model.forward, fault = watched, ""
+    model.forward = watched
+    fault = ""
     try:
         epoch(our_loader(settings, train=True))
     except RuntimeError as error:
@@ -74,15 +87,15 @@ def check_syncs(settings: Settings) -> Iterator[Row]:
     finally:
         set_mode("default")
     check = f"{next(steps)} steps{fault}"
-    yield Row("training steps do not wait for the GPU", "", None, same=not fault, check=check)
+    yield Row("training steps do not wait for the GPU", "", same=not fault, check=check)
 
 
 def profile_training(settings: Settings) -> Iterator[Row]:
     """Name the ten operators that take most of a training step on data in memory."""
     device = settings.device
     _, epoch = our_epoch(settings, settings.variants[0])
-    memory = in_memory(our_loader(settings, train=True), device)
-    memory.num_steps = min(10, memory.num_steps)
+    loader = our_loader(settings, train=True)
+    memory = in_memory(loader, first_batch(loader, device), num_steps=min(10, len(loader)))
     epoch(memory)
     with profile() as profiler:  # of the CPU, and of a GPU if there is one
         epoch(memory)
@@ -93,5 +106,5 @@ def profile_training(settings: Settings) -> Iterator[Row]:
     events.sort(key=lambda event: getattr(event, kind), reverse=True)
     total = sum(getattr(event, kind) for event in events)
     top = [f"{event.key} {100 * getattr(event, kind) / total:.1f} %" for event in events[:10]]
-    name = f"profile of a training step, batch {settings.batch_size}, {settings.variants[0].describe(device)}"
-    yield Row(name, "ms", total / 1000 / len(memory), check=", ".join(top))
+    name = f"profile of a training step, batch {settings.batch_size}, {settings.variants[0].title(device)}"
+    yield Row(name, "ms", ours=total / 1000 / len(memory), check=", ".join(top))

@@ -85,7 +85,7 @@ def write_split(
     with open(folder / "annotations" / f"instances_{split}.json", "w") as file:
         file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, ')
         file.write(f'"annotations": [{", ".join(annotations)}]}}')
-    labels = {name: set() for name in names}
+    labels: dict[str, set[int]] = {name: set() for name in names}
     for owner, category in zip(owners, chosen):
         labels[names[owner]].add(category)
     return labels

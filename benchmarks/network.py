@@ -4,12 +4,11 @@ import gc
 import itertools
 import math
 import statistics
-import sys
-import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 from unittest import mock
 
 import numpy as np
@@ -22,10 +21,13 @@ from torchvision.models.resnet import Bottleneck
 import main
 from benchmarks import textbook
 from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
-from benchmarks.timing import Row, Settings, Variant, find_target, in_child, synchronize, without_tf32
+from benchmarks.settings import Settings, Targets, Variant, find_target
+from benchmarks.table import Row
+from benchmarks.timing import in_child, in_turns, seconds, synchronize, without_tf32
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
+from utils.data.samples import Batch
 from utils.inference.outputs import compute_outputs, sigmoid
 from utils.runtime.device import choose_device
 from utils.runtime.progress import ProgressLines
@@ -34,9 +36,9 @@ from utils.training.run import Run
 from utils.training.state import Progress
 
 LR = 1e-4
-# The largest difference, as a share of what varies, in float32 and in lower precision. The gradients of an
-# untrained network are so noisy in lower precision that the comparison finds only large errors.
-BOUNDS = {"gradients": (0.01, 0.5), "scores": (0.01, 0.05)}
+LIMIT_NAME = "the same on data in memory"  # one batch, on the device
+TRAINING_TARGETS: Targets = {"cpu": (1.85, 3.4), "cuda": (1.5, 4)}
+VALIDATION_TARGETS: Targets = {"cpu": (1.75, 3.4), "cuda": (1.5, 4)}
 
 
 class Timed(NamedTuple):
@@ -47,69 +49,158 @@ class Timed(NamedTuple):
     result: np.ndarray
 
 
-Timer = Callable[..., Timed]  # of Settings, and for ours of a Variant too
+# A version of the work: the textbook's, or ours in one variant. It takes the settings.
+Version = Callable[[Settings], Timed]
 
 
 def time_training(settings: Settings) -> Iterator[Row]:
-    """Time training steps on images from files; the limit is the same with one batch that is in memory."""
-    yield from compare(settings, "training", textbook_training, our_training, "gradients")
+    """Time training steps on images from files, and compare the gradients of one batch."""
+    versions = [partial(our_training, variant=variant) for variant in settings.variants]
+    plain, *ours = run_versions(settings, textbook_training, *versions)
+    for variant, timed in zip(settings.variants, ours):
+        name = row_name("training", settings, variant)
+        costs = plain.from_files, timed.from_files, timed.from_memory
+        target = network_target(TRAINING_TARGETS, settings, variant)
+        difference = relative_difference(timed.result, plain.result)
+        # The gradients of an untrained network are noisy in lower precision: only large errors are found.
+        bound = 0.01 if variant.amp == "off" else 0.5
+        check = f"gradients to {difference:.0e}"
+        yield Row(name, "ms/image", *costs, LIMIT_NAME, target, difference < bound, check)
 
 
 def time_validation(settings: Settings) -> Iterator[Row]:
-    """Time the scores of images from files; the limit is the same with one batch that is in memory."""
-    yield from compare(settings, "validation", textbook_validation, our_validation, "scores")
+    """Time the scores of images from files, and compare them."""
+    versions = [partial(our_validation, variant=variant) for variant in settings.variants]
+    plain, *ours = run_versions(settings, textbook_validation, *versions)
+    for variant, timed in zip(settings.variants, ours):
+        name = row_name("validation", settings, variant)
+        costs = plain.from_files, timed.from_files, timed.from_memory
+        target = network_target(VALIDATION_TARGETS, settings, variant)
+        difference = relative_difference(timed.result, plain.result)
+        bound = 0.01 if variant.amp == "off" else 0.05
+        check = f"scores to {difference:.0e}"
+        yield Row(name, "ms/image", *costs, LIMIT_NAME, target, difference < bound, check)
 
 
-def compare(settings: Settings, stage: str, plain: Timer, own: Timer, what: str) -> Iterator[Row]:
-    """Time the textbook's function and all variants of ours in turns, and compare their results."""
-    calls = [(plain, settings), *((own, settings, variant) for variant in settings.variants)]
-    rounds = [[call(*words) for words in calls] for _ in range(settings.num_long_rounds)]
-    textbook_rounds, *our_rounds = zip(*rounds)
-    size, batch = settings.img_size, settings.batch_size
-    for variant, ours in zip(settings.variants, our_rounds):
-        precision = variant.describe(settings.device)
-        name = f"{stage}, ResNet-{settings.depth}, {size}×{size}, batch {batch}, {precision}"
-        costs = [statistics.median(one.from_files for one in timed) for timed in (ours, textbook_rounds)]
-        target = find_target(settings.device, stage, variant.amp) if batch >= 16 else None
-        limit = statistics.median(one.from_memory for one in ours)
-        same, check = judge(ours[0].result, textbook_rounds[0].result, what, variant.amp)
-        yield Row(name, "ms/image", *costs, target, limit, "the same on data in memory", same, check)
+def row_name(stage: str, settings: Settings, variant: Variant) -> str:
+    """Name a stage with what it computes on."""
+    size = settings.sizes.img_size
+    network = f"ResNet-{settings.sizes.depth}, {size}×{size}, batch {settings.batch_size}"
+    return f"{stage}, {network}, {variant.title(settings.device)}"
 
 
-def judge(found: np.ndarray, expected: np.ndarray, what: str, amp: str) -> tuple[bool, str]:
-    """Return whether scores or gradients agree, and how closely."""
-    # Untrained scores are all near 0.5, so compare what differs between them.
-    difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean()))
-    return difference < BOUNDS[what][amp != "off"], f"{what} to {difference:.0e}"
+def network_target(targets: Targets, settings: Settings, variant: Variant) -> float | None:
+    """Return the target of a variant; small batches have none, because they gain less."""
+    return find_target(targets, settings.device, variant.amp) if settings.batch_size >= 16 else None
 
 
-def call(function: Timer, settings: Settings, *arguments) -> Timed:
-    """Call a function in a new process; on a GPU in this one, where a fault gives NaN."""
+def run_versions(settings: Settings, *versions: Version) -> list[Timed]:
+    """Run the versions in turns; return of each the median times and its first result."""
+    calls = [partial(run_version, version, settings) for version in versions]
+    medians = []
+    for timed in in_turns(settings.sizes.long_rounds, *calls):
+        from_files = statistics.median(one.from_files for one in timed)
+        from_memory = statistics.median(one.from_memory for one in timed)
+        medians.append(Timed(from_files, from_memory, timed[0].result))
+    return medians
+
+
+def run_version(version: Version, settings: Settings) -> Timed:
+    """Run a version in a new process; on a GPU in this one, where a fault gives NaN."""
     if settings.device.type != "cuda":
-        return in_child(function, settings, *arguments)
+        return in_child(version, settings)
     torch.compiler.reset()
     gc.collect()  # frees the memory of the networks before
     torch.backends.cudnn.benchmark = False  # the default; main.py turns it on
     try:
-        return function(settings, *arguments)
+        return version(settings)
     except Exception:  # noqa: BLE001 (a fault must not end the measurements; it is printed)
         traceback.print_exc()
         return Timed(math.nan, math.nan, np.array(math.nan))
 
 
-def files(settings: Settings) -> list[str]:
-    """Return the photograph of each sample of an epoch; photographs repeat if there are too few."""
-    return list(itertools.islice(itertools.cycle(settings.photos), settings.batch_size * settings.num_steps))
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the difference as a share of what varies: untrained scores are all near 0.5."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean()))
+
+
+def textbook_training(settings: Settings) -> Timed:
+    """Time the textbook's epoch; the result is a sample of the gradients of one batch."""
+    network = textbook_model(settings)
+    batch = check_batch(settings)
+    network.train()
+    with without_tf32():
+        logits = network(batch.images / 255)
+        nn.functional.binary_cross_entropy_with_logits(logits, batch.targets.float()).backward()
+    gradients = sample_gradients([*network.trunk.parameters(), *network.heads.parameters()])
+
+    loader = textbook_loader(settings, train=True)
+    textbook.train(network, loader, LR, settings.device)  # a warm-up
+    taken = time_epoch(lambda: textbook.train(network, loader, LR, settings.device), settings)
+    return Timed(taken, math.nan, gradients)
+
+
+def our_training(settings: Settings, variant: Variant) -> Timed:
+    """Time main.py's epoch; the result is a sample of the gradients of one batch."""
+    model, epoch = our_epoch(settings, variant)
+    loader = our_loader(settings, train=True)
+    with without_tf32():
+        epoch(in_memory(loader, check_batch(settings), num_steps=1))
+    gradients = sample_gradients(model.parameters())
+
+    epoch(loader)  # a warm-up
+    from_files = time_epoch(lambda: epoch(loader), settings)
+    memory = in_memory(loader, first_batch(loader, settings.device), len(loader))
+    from_memory = time_epoch(lambda: epoch(memory), settings)
+    return Timed(from_files, from_memory, gradients)
+
+
+def textbook_validation(settings: Settings) -> Timed:
+    """Time the textbook's scores."""
+    network = textbook_model(settings)
+    loader = textbook_loader(settings, train=False)
+    with without_tf32():
+        scores = textbook.predict(network, loader, settings.device)
+    taken = time_epoch(lambda: textbook.predict(network, loader, settings.device), settings)
+    return Timed(taken, math.nan, scores)
+
+
+def our_validation(settings: Settings, variant: Variant) -> Timed:
+    """Time the scores as val.py computes them."""
+    options, model = our_model(settings, variant)
+    loader = our_loader(settings, train=False)
+    # A CUDA graph writes its output to the same memory in every step.
+    forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
+
+    def scores(images: DataLoader) -> np.ndarray:
+        return sigmoid(compute_outputs(model, images, settings.device, options.amp, forward))
+
+    with without_tf32():
+        result = scores(loader)
+    from_files = time_epoch(lambda: scores(loader), settings)
+    memory = in_memory(loader, first_batch(loader, settings.device), len(loader))
+    from_memory = time_epoch(lambda: scores(memory), settings)
+    return Timed(from_files, from_memory, result)
+
+
+def textbook_model(settings: Settings) -> textbook.Network:
+    """Return the textbook's network, on the device, with the weights that main.py's network starts from."""
+    depth = settings.sizes.depth
+    network = textbook.Network(depth, 1, 0.1, NUM_CLASSES)
+    torch.manual_seed(0)
+    textbook.copy_weights(network, scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, depth)))
+    return network.to(settings.device)
 
 
 def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Module]:
     """Return main.py's options and its network for the benchmark, on the device."""
-    words = ["--dataset", "coco", "--model", f"resnet{settings.depth}", "--pretrained", "none"]
-    words += ["--img_size", str(settings.img_size), "--batch_size", str(settings.batch_size)]
-    words += ["--lr", str(LR), "--warmup_epoch", "0", "--device", settings.device.type]
-    words += ["--amp", variant.amp, *(["--compile"] if variant.compile else [])]
-    with mock.patch.object(sys, "argv", ["main.py", *words]):
-        options = main.resolve(main.make_parser().parse_args())
+    words = ["--dataset", "coco", "--model", f"resnet{settings.sizes.depth}", "--pretrained", "none"]
+    words += ["--img_size", str(settings.sizes.img_size), "--batch_size", str(settings.batch_size)]
+    words += ["--lr", str(LR), "--warmup_epoch", "0"]
+    words += ["--device", settings.device.type, "--amp", variant.amp]
+    if variant.compile:
+        words.append("--compile")
+    options = main.resolve(main.make_parser().parse_args(words))
     model = scale_down_branches(main.build_model(options, choose_device(options.device)))
     if variant.compile not in ("", "default"):
         model.compile(mode=variant.compile)  # main.py has no option for it
@@ -117,14 +208,6 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Modul
         trunk = nn.Sequential(*(getattr(model, name) for name in TRUNK))
         model.features = fuse(trunk.eval()).forward  # pixels are not normalised for the data set coco
     return options, model
-
-
-def textbook_model(settings: Settings) -> textbook.Network:
-    """Return the textbook's network, on the device, with the weights that main.py's network starts from."""
-    network = textbook.Network(settings.depth, 1, 0.1, NUM_CLASSES)
-    torch.manual_seed(0)
-    textbook.copy_weights(network, scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, settings.depth)))
-    return network.to(settings.device)
 
 
 def scale_down_branches(model: nn.Module) -> nn.Module:
@@ -135,60 +218,14 @@ def scale_down_branches(model: nn.Module) -> nn.Module:
     return model
 
 
-def textbook_loader(settings: Settings, train: bool) -> DataLoader:
-    paths = files(settings)
-    return DataLoader(
-        textbook.Photos(paths, random_targets(len(paths)), settings.img_size, train),
-        settings.batch_size,
-        shuffle=train,
-        num_workers=settings.num_workers,
-        pin_memory=settings.device.type == "cuda",
-        persistent_workers=settings.num_workers > 0,
-    )
-
-
-def our_loader(settings: Settings, train: bool) -> DataLoader:
-    dataset = our_images(files(settings), settings.img_size, train)
-    make_loader = TrainingLoader if train else EvaluationLoader
-    return make_loader(dataset, settings.batch_size, settings.num_workers, settings.device)
-
-
-def textbook_training(settings: Settings) -> Timed:
-    """Time the textbook's epoch; the result is a sample of the gradients of one batch."""
-    network, device = textbook_model(settings), settings.device
-    images, targets = check_batch(settings)
-    network.train()
-    with without_tf32():
-        loss = nn.functional.binary_cross_entropy_with_logits(network(images / 255), targets.float())
-        loss.backward()
-    gradients = sample([*network.trunk.parameters(), *network.heads.parameters()])
-    loader = textbook_loader(settings, train=True)
-    textbook.train(network, loader, LR, device)
-    milliseconds = time_epoch(lambda: textbook.train(network, loader, LR, device), loader, device)
-    return Timed(milliseconds, math.nan, gradients)
-
-
-def our_training(settings: Settings, variant: Variant) -> Timed:
-    """Time main.py's epoch; the result is a sample of the gradients of one batch."""
-    model, epoch = our_epoch(settings, variant)
-    loader, device = our_loader(settings, train=True), settings.device
-    with without_tf32():
-        epoch(InMemory(loader, (*check_batch(settings), None), 1))
-    gradients = sample(model.parameters())
-    epoch(loader)
-    from_files = time_epoch(lambda: epoch(loader), loader, device)
-    memory = in_memory(loader, device)
-    return Timed(from_files, time_epoch(lambda: epoch(memory), loader, device), gradients)
-
-
-def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable[[Any], None]]:
+def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable[[TrainingLoader], object]]:
     """Return main.py's network, and main.py's training of it for one epoch of a loader."""
     options, model = our_model(settings, variant)
     state = main.build_state(model, options)
     fp16 = options.amp == "fp16"
     state.scaler = torch.amp.GradScaler(settings.device.type, init_scale=2.0**10, enabled=fp16)
 
-    def epoch(loader: DataLoader | InMemory) -> None:
+    def epoch(loader: TrainingLoader) -> None:
         state.progress = Progress()
         num_images = len(loader.dataset)
         run = Run(options, class_names("coco"), "", num_images, len(loader), state, RunFolder())
@@ -199,56 +236,59 @@ def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable
     return model, epoch
 
 
-def check_batch(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return images, uint8, and their targets on the device: two, or a whole batch on a GPU.
+def epoch_photos(settings: Settings) -> list[str]:
+    """Return the photograph of each sample of an epoch; photographs repeat if there are too few."""
+    number = settings.batch_size * settings.num_steps
+    return list(itertools.islice(itertools.cycle(settings.photos), number))
+
+
+def textbook_loader(settings: Settings, train: bool) -> DataLoader:
+    photos = epoch_photos(settings)
+    return DataLoader(
+        textbook.Photos(photos, random_targets(len(photos)), settings.sizes.img_size, train),
+        settings.batch_size,
+        shuffle=train,
+        num_workers=settings.num_workers,
+        pin_memory=settings.device.type == "cuda",
+        persistent_workers=settings.num_workers > 0,
+    )
+
+
+def our_loader(settings: Settings, train: bool) -> TrainingLoader | EvaluationLoader:
+    images = our_images(epoch_photos(settings), settings.sizes.img_size, train)
+    loader_class = TrainingLoader if train else EvaluationLoader
+    return loader_class(images, settings.batch_size, settings.num_workers, settings.device)
+
+
+def check_batch(settings: Settings) -> Batch:
+    """Return a batch on the device for the comparison of gradients: two images, or a whole one on a GPU.
 
     A batch of another size would be compiled again.
     """
     count = settings.batch_size if settings.device.type == "cuda" else 2
-    dataset = our_images(files(settings)[:count], settings.img_size, train=False)
-    images, targets, _ = next(iter(EvaluationLoader(dataset, count, 0, torch.device("cpu"))))
-    return images.to(settings.device), targets.to(settings.device)
+    images = our_images(epoch_photos(settings)[:count], settings.sizes.img_size, train=False)
+    return first_batch(EvaluationLoader(images, count, 0, torch.device("cpu")), settings.device)
 
 
-def sample(parameters: Iterable[Tensor]) -> np.ndarray:
+def first_batch(loader: DataLoader, device: torch.device) -> Batch:
+    """Return the first batch of a loader, on the device."""
+    images, targets, indices = next(iter(loader))
+    return Batch(images.to(device), targets.to(device), indices)
+
+
+def sample_gradients(parameters: Iterable[Tensor]) -> np.ndarray:
     """Return every hundredth gradient of each parameter as one array, in an order that ignores strides."""
-    return np.concatenate([p.grad.float().contiguous().flatten()[::100].cpu().numpy() for p in parameters])
-
-
-def textbook_validation(settings: Settings) -> Timed:
-    """Time the textbook's scores."""
-    network, device = textbook_model(settings), settings.device
-    loader = textbook_loader(settings, train=False)
-    with without_tf32():
-        scores = textbook.predict(network, loader, device)
-    milliseconds = time_epoch(lambda: textbook.predict(network, loader, device), loader, device)
-    return Timed(milliseconds, math.nan, scores)
-
-
-def our_validation(settings: Settings, variant: Variant) -> Timed:
-    """Time the scores as val.py computes them."""
-    options, model = our_model(settings, variant)
-    device = settings.device
-    # A CUDA graph writes its output to the same memory in every step.
-    forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
-
-    def scores(loader: DataLoader | InMemory) -> np.ndarray:
-        return sigmoid(compute_outputs(model, loader, device, options.amp, forward))
-
-    loader = our_loader(settings, train=False)
-    with without_tf32():
-        result = scores(loader)
-    from_files = time_epoch(lambda: scores(loader), loader, device)
-    memory = in_memory(loader, device)
-    return Timed(from_files, time_epoch(lambda: scores(memory), loader, device), result)
+    gradients = [p.grad.float().contiguous().flatten() for p in parameters if p.grad is not None]
+    return np.concatenate([gradient[::100].cpu().numpy() for gradient in gradients])
 
 
 class InMemory:
     """Stands in for a loader: it yields the same batch `num_steps` times."""
 
-    def __init__(self, loader: DataLoader, batch: tuple, num_steps: int):
+    def __init__(self, loader: DataLoader, batch: Batch, num_steps: int):
         self.dataset = loader.dataset
-        self.batch, self.num_steps = batch, num_steps
+        self.batch = batch
+        self.num_steps = num_steps
 
     def __len__(self) -> int:
         return self.num_steps
@@ -256,20 +296,21 @@ class InMemory:
     def set_epoch(self, epoch: int, start: int) -> None:
         """Change nothing: all epochs are the same."""
 
-    def __iter__(self) -> Iterator[tuple]:
+    def __iter__(self) -> Iterator[Batch]:
         return itertools.repeat(self.batch, self.num_steps)
 
 
-def in_memory(loader: DataLoader, device: torch.device) -> InMemory:
-    """Return a stand-in that yields the loader's first batch, on the device, as often as it has batches."""
-    images, targets, indices = next(iter(loader))
-    return InMemory(loader, (images.to(device), targets.to(device), indices), len(loader))
+def in_memory(loader: DataLoader, batch: Batch, num_steps: int) -> TrainingLoader:
+    """Return a stand-in for a loader that yields the same batch in every step."""
+    return cast(TrainingLoader, InMemory(loader, batch, num_steps))
 
 
-def time_epoch(action: Callable[[], Any], loader: DataLoader, device: torch.device) -> float:
+def time_epoch(epoch: Callable[[], object], settings: Settings) -> float:
     """Return the milliseconds per image of an epoch, including the work that it leaves to a GPU."""
-    synchronize(device)
-    start = time.perf_counter()
-    action()
-    synchronize(device)
-    return 1000 * (time.perf_counter() - start) / len(loader.dataset)
+
+    def work() -> None:
+        epoch()
+        synchronize(settings.device)
+
+    synchronize(settings.device)
+    return 1000 * seconds(work) / (settings.batch_size * settings.num_steps)

@@ -1,4 +1,4 @@
-"""The stages that run whole scripts: demo.py on a folder of photographs, main.py on the data set shapes."""
+"""The stages that run whole scripts: val.py --help, demo.py, main.py on shapes, and prepare_coco.py."""
 
 import contextlib
 import json
@@ -7,66 +7,108 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.inputs import NUM_CLASSES
-from benchmarks.network import call, judge, our_validation, scale_down_branches, textbook_model
-from benchmarks.timing import REPOSITORY, Row, Settings, Variant, find_target, run_measured
+from benchmarks.inputs import NUM_CLASSES, make_coco
+from benchmarks.network import (
+    our_validation,
+    relative_difference,
+    run_version,
+    scale_down_branches,
+    textbook_model,
+)
+from benchmarks.settings import Settings, Variant, find_target
+from benchmarks.table import Row
+from benchmarks.timing import REPOSITORY, in_turns, run_measured, time_in_turns
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.shapes import ShapesOptions, make_shapes
 from utils.training.log import read_log
 
-LABEL = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from benchmarks.textbook import label_folder; "
+LABEL_FOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from benchmarks.textbook import label_folder
+label_folder(sys.argv[2], depth=int(sys.argv[3]), img_size=int(sys.argv[4]), device=sys.argv[5])
+"""
+LOAD_COCO = "import sys; from pycocotools.coco import COCO; [COCO(path) for path in sys.argv[1:]]"
+SHAPES_TOLERANCE = 0.5  # points of mAP
+
+
+def time_startup(settings: Settings) -> Iterator[Row]:
+    """Time `val.py --help`; the limit, and the textbook, is the time to import torch and torchvision."""
+    imports = [sys.executable, "-c", "import torch, torchvision"]
+    answer = [sys.executable, str(REPOSITORY / "val.py"), "--help"]
+    limit, our_time = time_in_turns(
+        settings.sizes.rounds,
+        lambda: subprocess.run(imports, check=True, capture_output=True),
+        lambda: subprocess.run(answer, check=True, capture_output=True),
+    )
+    yield Row("start-up: val.py --help", "s", limit, our_time, limit, "the imports")
 
 
 def time_demo(settings: Settings) -> Iterator[Row]:
     """Time the scores of a folder of photographs, start-up included; the limit is the network alone."""
-    folder, device, count = settings.folder / "demo", settings.device, settings.num_demo_photos
-    folder.mkdir()
-    for index in range(count):
-        photo = Path(settings.photos[index % len(settings.photos)])
-        (folder / f"{index:04d}.jpg").symlink_to(photo.resolve())
+    device, sizes = settings.device, settings.sizes
+    folder = settings.folder / "demo"
+    link_photos(folder, settings.photos, sizes.demo_photos)
     torch.save(textbook_model(settings).state_dict(), folder.with_suffix(".pth"))
     torch.manual_seed(0)
-    ours = scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, settings.depth))
+    ours = scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, sizes.depth))
     torch.save(ours.state_dict(), settings.folder / "model.pth")
 
-    loop = f"label_folder({str(folder)!r}, {settings.depth}, {settings.img_size}, {device.type!r})"
-    plain_seconds, _ = run_measured(["-c", LABEL + loop], settings.folder)
-    expected = np.array([*json.loads(folder.with_suffix(".json").read_text()).values()])
+    textbook_words = [str(REPOSITORY), str(folder), str(sizes.depth), str(sizes.img_size), device.type]
+    plain = run_measured(["-c", LABEL_FOLDER, *textbook_words], settings.folder)
+    expected = np.array(list(json.loads(folder.with_suffix(".json").read_text()).values()))
     words = ["--load_from", "model.pth", "--dataset", "coco", "--img_dir", "demo", "--json", "scores.json"]
-    words += ["--img_size", str(settings.img_size), "--device", device.type]
+    words += ["--img_size", str(sizes.img_size), "--device", device.type]
     for amp in settings.amps:
-        command = [str(REPOSITORY / "demo.py"), *words, "--amp", amp]
-        seconds, _ = run_measured(command, settings.folder)
+        demo = run_measured([str(REPOSITORY / "demo.py"), *words, "--amp", amp], settings.folder)
         entries = json.loads((settings.folder / "scores.json").read_text())
-        found = np.array([[*entry["scores"].values()] for entry in entries])
-        limit = call(our_validation, settings, Variant(amp)).from_memory * count / 1000
-        name = f"demo.py, {count} photographs, ResNet-{settings.depth}, {Variant(amp).describe(device)}"
-        target, limited = find_target(device, "demo", amp), (limit, "the network on data in memory")
-        yield Row(name, "s", seconds, plain_seconds, target, *limited, *judge(found, expected, "scores", amp))
+        found = np.array([list(entry["scores"].values()) for entry in entries])
+        difference = relative_difference(found, expected)
+        network = run_version(partial(our_validation, variant=Variant(amp)), settings)
+        limit = network.from_memory * sizes.demo_photos / 1000
+        name = f"demo.py, {sizes.demo_photos} photographs, ResNet-{sizes.depth}, {Variant(amp).title(device)}"
+        costs = plain.seconds, demo.seconds, limit
+        target = find_target({"cpu": (2, 2)}, device, amp)
+        same = difference < (0.01 if amp == "off" else 0.05)
+        check = f"scores to {difference:.0e}"
+        yield Row(name, "s", *costs, "the network on data in memory", target, same, check)
+
+
+def link_photos(folder: Path, photos: list[str], number: int) -> None:
+    """Make a folder with links to photographs, which repeat if there are too few."""
+    folder.mkdir()
+    for index in range(number):
+        photo = Path(photos[index % len(photos)])
+        (folder / f"{index:04d}.jpg").symlink_to(photo.resolve())
 
 
 def compare_shapes(settings: Settings) -> Iterator[Row]:
     """Compare the mAP that main.py reaches on shapes in lower precision with that in float32."""
-    num_train, seeds = settings.num_shapes, range(settings.num_seeds)
+    num_train = settings.sizes.shapes
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
         options = ShapesOptions(num_train=num_train, num_test=num_train // 3)
         make_shapes(settings.folder / "data" / "shapes", options)
-    amps = ["off", *(amp for amp in settings.amps if amp != "off")]
-    runs = [(amp, seed) for amp in amps for seed in seeds]
+    seeds = range(settings.sizes.seeds)
+    lower = [amp for amp in settings.amps if amp != "off"]
+    runs = [(amp, seed) for amp in ("off", *lower) for seed in seeds]
     with ThreadPoolExecutor(len(runs) if settings.device.type == "cuda" else 1) as pool:
-        values = dict(zip(runs, pool.map(lambda run: train_shapes(settings, *run), runs)))
-    mean = {amp: statistics.mean(values[amp, seed] for seed in seeds) for amp in amps}
-    for amp in amps[1:]:
-        difference = abs(mean[amp] - mean["off"])
-        pairs = ", ".join(f"{values[amp, seed]:.2f} and {values['off', seed]:.2f}" for seed in seeds)
+        results = pool.map(lambda run: train_shapes(settings, *run), runs)
+        mAP_of = dict(zip(runs, results))
+    exact_mean = statistics.mean(mAP_of["off", seed] for seed in seeds)
+    for amp in lower:
+        mean = statistics.mean(mAP_of[amp, seed] for seed in seeds)
+        difference = abs(mean - exact_mean)
+        pairs = ", ".join(f"{mAP_of[amp, seed]:.2f} and {mAP_of['off', seed]:.2f}" for seed in seeds)
+        name = f"shapes, {amp} for float32, {len(seeds)} seeds"
+        same = difference <= SHAPES_TOLERANCE
         check = f"mAP to {difference:.2f} points ({pairs})"
-        name, same = f"shapes, {amp} for float32, {len(seeds)} seeds", difference <= settings.tolerance
-        yield Row(name, "% mAP", mean[amp], mean["off"], same=same, check=check)
+        yield Row(name, "% mAP", exact_mean, mean, same=same, check=check)
 
 
 def train_shapes(settings: Settings, amp: str, seed: int) -> float:
@@ -76,3 +118,36 @@ def train_shapes(settings: Settings, amp: str, seed: int) -> float:
     command = [sys.executable, str(REPOSITORY / "main.py"), *words]
     subprocess.run(command, cwd=settings.folder, check=True, stdout=subprocess.DEVNULL)
     return 100 * read_log(settings.folder / f"{amp}_{seed}")[-1]["mAP"]
+
+
+def time_prepare(settings: Settings) -> Iterator[Row]:
+    """Time prepare_coco, in seconds and in peak memory; the limit is pycocotools' load of the same files."""
+    sizes = settings.sizes
+    folder = settings.folder / "COCO2014"
+    labels = make_coco(folder, sizes.coco_images, sizes.coco_boxes)
+    files = [str(folder / "annotations" / f"instances_{split}2014.json") for split in ("train", "val")]
+    script = str(REPOSITORY / "utils" / "prepare_coco.py")
+    load, prepare = in_turns(
+        sizes.long_rounds,
+        lambda: run_measured(["-c", LOAD_COCO, *files], settings.folder),
+        lambda: run_measured([script, "--data_path", str(folder)], settings.folder),
+    )
+    entries = json.loads((settings.folder / "data" / "coco" / "train_coco2014.json").read_text())
+    same = len(entries) == len(labels) and category_ids(entries) == labels
+    name = f"prepare_coco, {sizes.coco_images:,} images"
+    limit = statistics.median(usage.seconds for usage in load)
+    ours = statistics.median(usage.seconds for usage in prepare)
+    yield Row(name, "s", limit, ours, limit, "pycocotools' load", 1 / 1.3, same, "labels equal")
+    name += ", peak memory"
+    limit = statistics.median(usage.memory for usage in load)
+    ours = statistics.median(usage.memory for usage in prepare)
+    yield Row(name, "MiB", limit, ours, limit, "pycocotools' load", 1 / 1.2, same, "labels equal")
+
+
+def category_ids(entries: list[dict]) -> dict[str, set[int]]:
+    """Return the category ids of each image, by file name, from the entries of a label file."""
+    labels = {}
+    for entry in entries:
+        ids = {i for i, value in enumerate(entry["target"], start=1) if value}
+        labels[Path(entry["img_path"]).name] = ids
+    return labels

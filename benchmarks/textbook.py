@@ -21,11 +21,12 @@ class Photos(Dataset):
     def __init__(self, paths: list[str], targets: np.ndarray, img_size: int, train: bool):
         self.paths = paths
         self.targets = targets
-        resize = (
-            [transforms.RandomResizedCrop(img_size, scale=(0.7, 1.0)), transforms.RandomHorizontalFlip()]
-            if train
-            else [transforms.Resize((img_size, img_size))]
-        )
+        resize = [transforms.Resize((img_size, img_size))]
+        if train:
+            resize = [
+                transforms.RandomResizedCrop(img_size, scale=(0.7, 1.0)),
+                transforms.RandomHorizontalFlip(),
+            ]
         self.transform = transforms.Compose([*resize, transforms.ToTensor()])
 
     def __len__(self) -> int:
@@ -48,7 +49,7 @@ class Heads(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = 0
+        logits = x.new_zeros(())
         for conv, T in zip(self.convs, self.temperatures):
             norm = conv.weight.norm(dim=1, keepdim=True).view(1, -1, 1)
             scores = conv(x).flatten(2) / norm
