@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
-from benchmarks.network import first_batch, in_memory, our_epoch, our_loader, time_training, time_validation
+from benchmarks.network import (
+    first_batch,
+    in_memory,
+    our_epoch,
+    time_training,
+    time_validation,
+    training_loader,
+)
 from benchmarks.parts import time_head
 from benchmarks.scripts import compare_shapes
 from benchmarks.settings import Settings, Variant
@@ -81,7 +88,7 @@ def check_syncs(settings: Settings) -> Iterator[Row]:
     model.forward = watched
     fault = ""
     try:
-        epoch(our_loader(settings, train=True))
+        epoch(training_loader(settings))
     except RuntimeError as error:
         fault = f": {error}"
     finally:
@@ -94,7 +101,7 @@ def profile_training(settings: Settings) -> Iterator[Row]:
     """Name the ten operators that take most of a training step on data in memory."""
     device = settings.device
     _, epoch = our_epoch(settings, settings.variants[0])
-    loader = our_loader(settings, train=True)
+    loader = training_loader(settings)
     memory = in_memory(loader, first_batch(loader, device), num_steps=min(10, len(loader)))
     epoch(memory)
     with profile() as profiler:  # of the CPU, and of a GPU if there is one

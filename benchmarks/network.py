@@ -24,6 +24,7 @@ from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
 from benchmarks.settings import Settings, Targets, Variant, find_target
 from benchmarks.table import Row
 from benchmarks.timing import in_child, in_turns, seconds, synchronize, without_tf32
+from pipeline.network import Network
 from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
@@ -143,7 +144,7 @@ def textbook_training(settings: Settings) -> Timed:
 def our_training(settings: Settings, variant: Variant) -> Timed:
     """Time main.py's epoch; the result is a sample of the gradients of one batch."""
     model, epoch = our_epoch(settings, variant)
-    loader = our_loader(settings, train=True)
+    loader = training_loader(settings)
     with without_tf32():
         epoch(in_memory(loader, check_batch(settings), num_steps=1))
     gradients = sample_gradients(model.parameters())
@@ -168,7 +169,7 @@ def textbook_validation(settings: Settings) -> Timed:
 def our_validation(settings: Settings, variant: Variant) -> Timed:
     """Time the scores as val.py computes them."""
     options, model = our_model(settings, variant)
-    loader = our_loader(settings, train=False)
+    loader = evaluation_loader(settings)
     # A CUDA graph writes its output to the same memory in every step.
     forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
 
@@ -187,12 +188,11 @@ def textbook_model(settings: Settings) -> textbook.Network:
     """Return the textbook's network, on the device, with the weights that main.py's network starts from."""
     depth = settings.sizes.depth
     network = textbook.Network(depth, 1, 0.1, NUM_CLASSES)
-    torch.manual_seed(0)
-    textbook.copy_weights(network, scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, depth)))
+    textbook.copy_weights(network, start_network(depth))
     return network.to(settings.device)
 
 
-def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Module]:
+def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, Network]:
     """Return main.py's options and its network for the benchmark, on the device."""
     words = ["--dataset", "coco", "--model", f"resnet{settings.sizes.depth}", "--pretrained", "none"]
     words += ["--img_size", str(settings.sizes.img_size), "--batch_size", str(settings.batch_size)]
@@ -201,7 +201,8 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Modul
     if variant.compile:
         words.append("--compile")
     options = main.resolve(main.make_parser().parse_args(words))
-    model = scale_down_branches(main.build_model(options, choose_device(options.device)))
+    model = main.build_model(options, choose_device(options.device))
+    scale_down_branches(model)
     if variant.compile not in ("", "default"):
         model.compile(mode=variant.compile)  # main.py has no option for it
     if variant.fold:
@@ -210,15 +211,22 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, nn.Modul
     return options, model
 
 
-def scale_down_branches(model: nn.Module) -> nn.Module:
+def start_network(depth: int) -> ResNet_CSRA:
+    """Return the network that our_model returns, from the same seed."""
+    torch.manual_seed(0)
+    model = ResNet_CSRA(1, 0.1, NUM_CLASSES, depth)
+    scale_down_branches(model)
+    return model
+
+
+def scale_down_branches(model: nn.Module) -> None:
     """Scale down each block's branch; in eval mode an untrained deep ResNet's values grow with each block."""
     for module in model.modules():
         if isinstance(module, Bottleneck):
             nn.init.constant_(module.bn3.weight, 0.1)
-    return model
 
 
-def our_epoch(settings: Settings, variant: Variant) -> tuple[nn.Module, Callable[[TrainingLoader], object]]:
+def our_epoch(settings: Settings, variant: Variant) -> tuple[Network, Callable[[TrainingLoader], None]]:
     """Return main.py's network, and main.py's training of it for one epoch of a loader."""
     options, model = our_model(settings, variant)
     state = main.build_state(model, options)
@@ -254,10 +262,14 @@ def textbook_loader(settings: Settings, train: bool) -> DataLoader:
     )
 
 
-def our_loader(settings: Settings, train: bool) -> TrainingLoader | EvaluationLoader:
-    images = our_images(epoch_photos(settings), settings.sizes.img_size, train)
-    loader_class = TrainingLoader if train else EvaluationLoader
-    return loader_class(images, settings.batch_size, settings.num_workers, settings.device)
+def training_loader(settings: Settings) -> TrainingLoader:
+    images = our_images(epoch_photos(settings), settings.sizes.img_size, train=True)
+    return TrainingLoader(images, settings.batch_size, settings.num_workers, settings.device)
+
+
+def evaluation_loader(settings: Settings) -> EvaluationLoader:
+    images = our_images(epoch_photos(settings), settings.sizes.img_size, train=False)
+    return EvaluationLoader(images, settings.batch_size, settings.num_workers, settings.device)
 
 
 def check_batch(settings: Settings) -> Batch:

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.inputs import NUM_CLASSES, make_coco
+from benchmarks.inputs import make_coco
 from benchmarks.network import (
     our_validation,
     relative_difference,
     run_version,
-    scale_down_branches,
+    start_network,
     textbook_model,
 )
 from benchmarks.settings import Settings, Variant, find_target
 from benchmarks.table import Row
 from benchmarks.timing import REPOSITORY, in_turns, run_measured, time_in_turns
-from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.shapes import ShapesOptions, make_shapes
 from utils.training.log import read_log
 
@@ -56,9 +55,7 @@ def time_demo(settings: Settings) -> Iterator[Row]:
     folder = settings.folder / "demo"
     link_photos(folder, settings.photos, sizes.demo_photos)
     torch.save(textbook_model(settings).state_dict(), folder.with_suffix(".pth"))
-    torch.manual_seed(0)
-    ours = scale_down_branches(ResNet_CSRA(1, 0.1, NUM_CLASSES, sizes.depth))
-    torch.save(ours.state_dict(), settings.folder / "model.pth")
+    torch.save(start_network(sizes.depth).state_dict(), settings.folder / "model.pth")
 
     textbook_words = [str(REPOSITORY), str(folder), str(sizes.depth), str(sizes.img_size), device.type]
     plain = run_measured(["-c", LABEL_FOLDER, *textbook_words], settings.folder)

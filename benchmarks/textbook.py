@@ -23,10 +23,8 @@ class Photos(Dataset):
         self.targets = targets
         resize = [transforms.Resize((img_size, img_size))]
         if train:
-            resize = [
-                transforms.RandomResizedCrop(img_size, scale=(0.7, 1.0)),
-                transforms.RandomHorizontalFlip(),
-            ]
+            crop = transforms.RandomResizedCrop(img_size, scale=(0.7, 1.0))
+            resize = [crop, transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose([*resize, transforms.ToTensor()])
 
     def __len__(self) -> int:

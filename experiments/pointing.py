@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+import argparse
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -24,35 +27,55 @@ from utils.runtime.files import read_json
 
 CPU = torch.device("cpu")
 GRID = 256  # boxes are drawn on a grid of this side
-# Sizes of objects: the share of the image that the boxes of the class cover.
+# Sizes of objects: the share of the image that the boxes of the class cover, above the first, to the second.
 SIZES = {"all": (0, 1), "small (< 5 %)": (0, 0.05), "medium": (0.05, 0.25), "large (> 25 %)": (0.25, 1)}
-# Name of the class, and x, y, w and h as shares of the image's sides.
-Box = tuple[str, float, float, float, float]
+
+
+class Box(NamedTuple):
+    """An object: the name of its class, and its box in shares of the image's sides."""
+
+    name: str
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 def main() -> None:
-    parser = Parser("Print how often the map of a class points at an object of the class, by object size.")
-    several = {"nargs": "+", "required": True, "metavar": "FILE"}
-    parser.add_argument("--load_from", type=given_path, help="one or more checkpoints", **several)
-    parser.add_argument("--dataset", default="shapes", help="shapes, voc07 or voc12; its test images")
-    args = parser.parse_args()
+    args = parse_args()
     for path in args.load_from:
         hits, areas = pointing_game(path, args.dataset)
         print(f"{path}:")
         for name, share in by_size(hits, areas).items():
-            print(
-                f"  {name:15} {share['hits']:6.1%} of {share['maps']} maps, at random {share['random']:.1%}"
-            )
+            found = f"{share['hits']:6.1%} of {share['maps']} maps"
+            print(f"  {name:15} {found}, at random {share['random']:.1%}")
 
 
-def by_size(hits: np.ndarray, areas: np.ndarray) -> dict[str, dict]:
+def parse_args() -> argparse.Namespace:
+    parser = Parser("Print how often the map of a class points at an object of the class, by object size.")
+    parser.add_argument(
+        "--load_from",
+        type=given_path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="one or more checkpoints",
+    )
+    parser.add_argument("--dataset", default="shapes", help="shapes, voc07 or voc12; its test images")
+    return parser.parse_args()
+
+
+def by_size(hits: np.ndarray, areas: np.ndarray) -> dict[str, dict[str, float]]:
     """Return for each of SIZES the share of hits, the number of maps and the share that chance would hit."""
     result = {}
     for name, (low, high) in SIZES.items():
         chosen = (areas > low) & (areas <= high)
         if chosen.any():
-            shares = {"hits": float(hits[chosen].mean()), "random": float(areas[chosen].mean())}
-            result[name] = shares | {"maps": int(chosen.sum())}
+            result[name] = {
+                "hits": float(hits[chosen].mean()),
+                "random": float(areas[chosen].mean()),
+                "maps": int(chosen.sum()),
+            }
     return result
 
 
@@ -63,59 +86,83 @@ def pointing_game(path: Path, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     There is a map for each class that a test image shows. Both arrays have shape (maps,).
     Raises UserError if the checkpoint or the data set does not fit.
     """
-    spec, model = dataset_spec(dataset), load_model(path, dataset, device="cpu")
+    spec = dataset_spec(dataset)
+    model = load_model(path, dataset, device="cpu")
     entries = read_json(label_file(spec, "test"))
     loader = EvaluationLoader(load_split(spec, "test", model.options["img_size"]), 50, 0, CPU)
-    hits, areas = [], []
+    hits = []
+    areas = []
     for images, _, indices in loader:
         features = model.network.features(to_float(images, CPU))
         maps = model.network.classifier.attention_maps(features).numpy()
-        for index, maps_of_image in zip(indices.tolist(), maps):
+        for index, class_maps in zip(indices.tolist(), maps):
             boxes = read_boxes(entries[index])
-            for c, name in enumerate(model.classes):
-                mask = box_mask([box for box in boxes if box[0] == name])
+            for name, class_map in zip(model.classes, class_maps):
+                mask = box_mask([box for box in boxes if box.name == name])
                 if mask.any():
                     areas.append(mask.mean())
-                    hits.append(mask[highest(maps_of_image[c])])
+                    hits.append(mask[highest(class_map)])
     return np.array(hits), np.array(areas)
 
 
-def read_boxes(entry: dict) -> list[Box]:
-    """Return the boxes of a test image of shapes or of VOC; difficult objects have none."""
+def read_boxes(entry: dict[str, Any]) -> list[Box]:
+    """Return the boxes of a test image of shapes or of VOC; difficult objects have none.
+
+    Raises UserError if the image has none of the two kinds of annotation, or a malformed one.
+    """
     path = Path(entry["img_path"])
     if "objects" in entry:
         with Image.open(path) as image:
-            width, height = image.size
-        boxes = [(item["name"], *item["bbox"]) for item in entry["objects"]]
-    else:
-        annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
-        if not annotation.exists():
-            raise UserError(f"{path} has no boxes, in its label file or in {annotation}: use shapes or VOC")
-        with reporting_errors(f"{path} has no boxes: {annotation} is not a VOC annotation"):
-            root = ET.parse(annotation).getroot()
-            width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
-            boxes = []
-            for item in root.findall("object"):
-                left, top, right, bottom = (
-                    float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-                )
-                if item.findtext("difficult") != "1":
-                    boxes.append((item.findtext("name"), left, top, right - left, bottom - top))
-    return [(name, x / width, y / height, w / width, h / height) for name, x, y, w, h in boxes]
+            size = image.size
+        return [relative_box(item["name"], item["bbox"], size) for item in entry["objects"]]
+    annotation = path.parent.parent / "Annotations" / f"{path.stem}.xml"
+    if not annotation.exists():
+        raise UserError(f"{path} has no boxes, in its label file or in {annotation}: use shapes or VOC")
+    with reporting_errors(f"{path} has no boxes: {annotation} is not a VOC annotation"):
+        return read_voc_boxes(ET.parse(annotation).getroot())
+
+
+def read_voc_boxes(root: ET.Element) -> list[Box]:
+    """Return the boxes of a VOC annotation, but of difficult objects; ValueError if one is malformed."""
+    size = (read_number(root, "size/width"), read_number(root, "size/height"))
+    boxes = []
+    for item in root.findall("object"):
+        left = read_number(item, "bndbox/xmin")
+        top = read_number(item, "bndbox/ymin")
+        width = read_number(item, "bndbox/xmax") - left
+        height = read_number(item, "bndbox/ymax") - top
+        if item.findtext("difficult") != "1":
+            boxes.append(relative_box(item.findtext("name", ""), (left, top, width, height), size))
+    return boxes
+
+
+def read_number(element: ET.Element, place: str) -> float:
+    """Return the number at a place below an element; ValueError if there is none."""
+    return float(element.findtext(place, f"no {place}"))
+
+
+def relative_box(name: str, box: Sequence[float], size: tuple[float, float]) -> Box:
+    """Return a box (x, y, width, height) in pixels in shares of the image's size (width, height)."""
+    x, y, width, height = box
+    image_width, image_height = size
+    return Box(name, x / image_width, y / image_height, width / image_width, height / image_height)
 
 
 def highest(values: np.ndarray) -> tuple[int, int]:
     """Return the cell (row, column) of the grid at the centre of the highest place of a map (h, w)."""
+    height, width = values.shape
     row, column = np.unravel_index(values.argmax(), values.shape)
-    return int((row + 0.5) * GRID / values.shape[0]), int((column + 0.5) * GRID / values.shape[1])
+    return int((row + 0.5) * GRID / height), int((column + 0.5) * GRID / width)
 
 
 def box_mask(boxes: list[Box]) -> np.ndarray:
     """Return the cells of the grid whose centre is in one of the boxes, bool (GRID, GRID)."""
     centres = (np.arange(GRID) + 0.5) / GRID
     mask = np.zeros((GRID, GRID), bool)
-    for _, x, y, w, h in boxes:
-        mask |= ((centres >= y) & (centres < y + h))[:, None] & ((centres >= x) & (centres < x + w))
+    for box in boxes:
+        rows = (centres >= box.y) & (centres < box.y + box.height)
+        columns = (centres >= box.x) & (centres < box.x + box.width)
+        mask |= rows[:, None] & columns
     return mask
 
 

@@ -82,6 +82,22 @@ def test_the_report_shows_each_class_and_takes_metrics_of_older_runs():
     assert format_report(older, ["cat", "dog"]).splitlines()[1].split() == ["cat", "100.00"]
 
 
+def test_the_report_of_an_example():
+    scores = np.array([[0.9, 0.2, 0.7, 0.6], [0.6, 0.8, 0.1, 0.9]])
+    targets = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
+    metrics = evaluate(scores, targets, np.array([[False, False, True, False], [False] * 4]))
+    assert format_report(metrics, ["cat", "a long name", "cow", "dog"]).splitlines() == [
+        "class            AP  positives  predicted    correct  precision     recall         F1",
+        "cat          100.00          1          2          1      50.00     100.00      66.67",
+        "a long name   50.00          1          1          0       0.00       0.00       0.00",
+        "dog           50.00          1          2          1      50.00     100.00      66.67",
+        "no positives, so left out of mAP, and 0 in CP and CR: cow",
+        "all    CP  25.00  CR  50.00  CF1  33.33  OP  40.00  OR  66.67  OF1  50.00",
+        "top-3  CP  25.00  CR  50.00  CF1  33.33  OP  40.00  OR  66.67  OF1  50.00",
+        "mAP 66.6667 %",
+    ]
+
+
 def f1_at(threshold: float, scores: np.ndarray, positives: np.ndarray) -> float:
     return precision_recall_fscore_support(
         positives, scores >= threshold, average="binary", zero_division=0, pos_label=True
@@ -148,6 +164,20 @@ def test_ignored_labels_change_no_metric():
     assert metrics["OR"] == pytest.approx(3 / 4)
     targets[ignore] = 99
     assert evaluate(scores, targets, ignore) == metrics
+
+
+def test_the_first_of_equal_scores_is_among_the_three_highest():
+    scores = np.full((1, 5), 0.7)
+    counts = evaluate(scores, np.array([[1, 1, 1, 1, 1]]))
+    assert (counts["OR"], counts["OR_3"]) == (1, 3 / 5)
+    assert evaluate(scores, np.array([[1, 0, 0, 0, 0]]))["OR_3"] == 1
+    assert evaluate(scores, np.array([[0, 0, 0, 1, 1]]))["OR_3"] == 0
+
+
+def test_images_with_fewer_than_three_counted_labels_predict_no_ignored_one():
+    scores, targets = np.array([[0.6, 0.9, 0.9, 0.9]]), np.array([[1, 1, 1, 1]])
+    metrics = evaluate(scores, targets, np.array([[False, True, True, True]]))
+    assert (metrics["OP_3"], metrics["OR_3"], metrics["predicted"]) == (1, 1, [1, 0, 0, 0])
 
 
 def test_ignored_labels_are_not_among_the_three_highest():

@@ -175,9 +175,9 @@ def test_the_chart_of_lambda_has_each_model_at_its_own_temperatures():
         for x, T in enumerate(("as trained", "1", "inf"))
         for lam in (0, 1)
     ]
-    axis = claims.draw({f"{row}_choice": {"sweep": sweep} for row in claims.CHOICE})["lambda"].axes[0]
+    axis = claims.draw({f"{row}_choice": {"sweep": sweep} for row in claims.CHOICE_ROWS})["lambda"].axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in axis.get_lines()}
-    assert drawn == {claims.ROWS[row][0]: [0, 100] for row in claims.CHOICE}
+    assert drawn == {claims.ROWS[row].title: [0, 100] for row in claims.CHOICE_ROWS}
 
 
 def test_the_chart_of_classes_leaves_out_a_class_without_positives():
@@ -211,7 +211,7 @@ def test_boxes_of_voc_are_shares_of_the_image_and_difficult_objects_have_none(tm
 def test_the_highest_place_hits_a_box_that_holds_its_centre():
     values = np.zeros((2, 4))
     values[1, 2] = 1  # its centre is at 5/8 of the width and 3/4 of the height
-    inside, beside = ("dog", 0.6, 0.7, 0.05, 0.1), ("dog", 0.65, 0.7, 0.3, 0.3)
+    inside, beside = pointing.Box("dog", 0.6, 0.7, 0.05, 0.1), pointing.Box("dog", 0.65, 0.7, 0.3, 0.3)
     assert pointing.box_mask([inside])[pointing.highest(values)]
     assert not pointing.box_mask([beside])[pointing.highest(values)]
     assert pointing.box_mask([inside, beside]).mean() == pytest.approx(0.05 * 0.1 + 0.3 * 0.3, abs=0.005)

@@ -44,6 +44,18 @@ def test_asl_loss_follows_its_paper():
     assert logits.grad[1].tolist()[:2] == [0, 0]  # ignored, and a negative below the margin
 
 
+def test_asl_loss_focuses_on_hard_positives_too():
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    targets = torch.tensor([[1, 1, 0]])
+    total = 0.0
+    for logit, target in zip(logits.flatten().tolist(), targets.flatten().tolist()):
+        p = 1 / (1 + math.exp(-logit))
+        q = p - 0.1
+        total -= (1 - p) ** 2 * math.log(p) if target else q**3 * math.log(1 - q)
+    loss, _ = asl_loss(logits, targets, gamma_neg=3, gamma_pos=2, clip=0.1)
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+
+
 def test_asl_loss_without_focus_and_margin_is_cross_entropy():
     logits, targets = torch.randn(4, 5), torch.randint(0, 2, (4, 5))
     loss, _ = asl_loss(logits, targets, gamma_neg=0, gamma_pos=0, clip=0)

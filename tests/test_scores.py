@@ -18,6 +18,7 @@ from utils.data.label_files import IGNORED, Labels
 from utils.evaluation import evaluate
 from utils.inference.sweep import SweepPoint, axis, format_sweep
 from utils.metrics.score_files import read_scores, write_scores
+from utils.metrics.thresholds import read_thresholds, threshold
 
 
 def last_line(text: str) -> str:
@@ -119,6 +120,44 @@ def test_a_class_without_positives_keeps_the_threshold(tmp_path, command, fails)
     for name, says in (("labels.json", "threshold for each class"), ("t.txt", "ends in .json")):
         fails(evaluation, path, "--fit_thresholds", tmp_path / name, says=[name, says])
     assert (tmp_path / "labels.json").read_text() == "[1, 2]"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"cat": 0.5}', '{"cat": 0.5, "dog": NaN}', '{"mAP": 0.5}', "[0.5, 0.5]", "text"]
+)
+def test_fitted_thresholds_replace_no_file_of_another_kind(tmp_path, fails, content):
+    path, out = tmp_path / "s.npz", tmp_path / "t.json"
+    np.savez(path, scores=np.eye(2), targets=np.eye(2), names=np.array(["cat", "dog"]))
+    out.write_text(content)
+    fails(evaluation, path, "--fit_thresholds", out, says=["t.json"])
+    assert out.read_text() == content
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.25, 1.0), (0.0, 1.25)])
+def test_scores_beyond_0_and_1_need_a_threshold(tmp_path, command, fails, low, high):
+    np.savez(tmp_path / "s.npz", scores=np.array([[low], [high]]), targets=np.array([[0], [1]]))
+    fails(evaluation, tmp_path / "s.npz", says=["s.npz", f"{low:g} to {high:g}", "--threshold"])
+    assert command(evaluation, tmp_path / "s.npz", "--threshold", -0.5).status == 0
+
+
+def test_scores_of_exactly_0_and_1_have_the_usual_threshold(tmp_path, command):
+    np.savez(tmp_path / "s.npz", scores=np.array([[0.0], [1.0]]), targets=np.array([[0], [1]]))
+    result = command(evaluation, tmp_path / "s.npz")
+    assert result.status == 0, result.err
+    assert "2 images, threshold 0.5" in result.out
+
+
+def test_a_threshold_is_a_number_in_its_range_or_a_json_file():
+    assert [threshold(text) for text in ("0", "1", "0.25")] == [0, 1, 0.25]
+    assert threshold("thresholds.json") == Path("thresholds.json")
+    assert threshold("-3", low=-math.inf, high=math.inf) == -3
+    for text in ("-0.01", "1.01", "nan", "half", "thresholds.txt", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="number from 0 to 1"):
+            threshold(text)
+
+
+def test_a_number_is_the_threshold_of_each_class():
+    assert read_thresholds(0.3, ["cat", "dog"]).tolist() == [0.3, 0.3]
 
 
 def test_unknown_labels_of_wider_count_as_negative_when_thresholds_are_fitted(tmp_path, command):
