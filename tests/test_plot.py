@@ -120,6 +120,46 @@ def test_curves_leave_out_ignored_labels():
             assert together.get_ydata().max() == highest
 
 
+def test_of_many_classes_only_the_best_and_the_worst_are_drawn():
+    ranking = np.linspace(1, 0, 12)
+    saved = saved_scores(
+        np.tile(ranking[:, None], 12), np.eye(12)
+    )  # class i has its one positive at rank i + 1
+    figure = plot.draw_precision_recall("x", saved)
+    together, *single = figure.axes[0].lines
+    percents = [100 / rank for rank in (1, 2, 3, 4, 9, 10, 11, 12)]
+    assert [line.get_label() for line in single] == [
+        f"{name} ({percent:.1f})" for name, percent in zip("abcdijkl", percents)
+    ]
+    assert together.get_label() == "all labels together"
+    assert figure.legends[0].get_title().get_text() == "AP (%): best and worst of 12"
+    few = plot.draw_precision_recall("x", saved_scores(np.tile(ranking[:8, None], 8), np.eye(8)))
+    assert len(few.axes[0].lines) == 9
+    assert few.legends[0].get_title().get_text() == "AP (%)"
+
+
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [([0.1, 0.01], "log"), ([0.1, 0.02], "linear"), ([0.1, 0.0], "linear"), ([0.1, 0.1], "linear")],
+)
+def test_rates_that_fall_tenfold_have_a_logarithmic_axis(rates, scale):
+    run = plot.RunLog(np.array([1, 2]), np.array([0.5, 0.4]), np.array([50, 60]), np.array(rates))
+    assert plot.draw_curves({"a": run}).axes[2].get_yscale() == scale
+
+
+def test_a_curve_ends_where_recall_reaches_1():
+    scores, positives = np.array([0.9, 0.7, 0.7, 0.2, 0.1]), np.array([1, 0, 1, 0, 0], bool)
+    recall, precision = plot.precision_recall(scores, positives)
+    assert recall.tolist() == [0, 0.5, 1]
+    assert precision.tolist() == [1, 1, 2 / 3]
+
+
+def test_infinite_scores_are_predicted_together():
+    scores, positives = np.array([np.inf, np.inf, 0]), np.array([1, 0, 0], bool)
+    recall, precision = plot.precision_recall(scores, positives)
+    assert (recall.tolist(), precision.tolist()) == ([0, 1], [0.5, 0.5])
+
+
 def test_files_of_the_same_name_give_separate_charts(results, command):
     for folder in ("a", "b"):
         (results / folder).mkdir()
