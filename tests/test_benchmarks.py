@@ -216,14 +216,14 @@ def test_prepare_coco_finds_the_synthetic_labels(tmp_path):
 def test_a_mistake_ends_the_command_with_one_line(tmp_path):
     script = str(REPOSITORY / "benchmarks" / "bench.py")
     command = [sys.executable, script, "loader", "--images", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "no JPEG files there" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_the_stage_gpu_needs_a_gpu(fails):
+def test_the_stage_gpu_needs_a_gpu(fails, workdir):
     fails(bench, "gpu", says=["gpu", "CUDA GPU", "cpu"])
 
 
