@@ -73,25 +73,25 @@ def main() -> None:
 def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     """Return the settings that the options ask for; `folder` is for the files that the stages write."""
     device = choose_device(args.device, args.amp or "off", args.compile)
+    if args.stage == "gpu" and device.type != "cuda":
+        raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
+    photos = find_photos(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
     sizes = QUICK if args.quick else Sizes()
-    settings = Settings(folder, [], device, choose_variants(args, device), sizes=sizes)
     if args.stage == "gpu":
-        if device.type != "cuda":
-            raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
         sizes = replace(sizes, long_rounds=1)
         # 96 steps, because main.py and val.py print a line after 100.
-        settings = replace(settings, variants=gpu.ALL, num_steps=96, num_workers=16, sizes=sizes)
-    elif device.type != "cpu":
-        settings = replace(settings, num_steps=40, num_workers=default_workers())
-    elif args.quick:
-        settings = replace(settings, batch_size=4)
+        settings = Settings(folder, photos, device, gpu.ALL, num_steps=96, num_workers=16, sizes=sizes)
+    else:
+        settings = Settings(folder, photos, device, choose_variants(args, device), sizes=sizes)
+        if device.type != "cpu":
+            settings = replace(settings, num_steps=40, num_workers=default_workers())
+        elif args.quick:
+            settings = replace(settings, batch_size=4)
     if args.batch_size is not None:
         settings = replace(settings, batch_size=args.batch_size)
     if args.num_workers is not None:
         settings = replace(settings, num_workers=args.num_workers)
-    if args.images:
-        return replace(settings, photos=find_photos(args.images))
-    return replace(settings, photos=make_photos(folder / "photos", num_photos=64))
+    return settings
 
 
 def choose_variants(args: argparse.Namespace, device: torch.device) -> tuple[Variant, ...]:
