@@ -29,7 +29,7 @@ from pipeline.resnet_csra import TRUNK, ResNet_CSRA
 from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.data.samples import Batch
-from utils.inference.outputs import compute_outputs, sigmoid
+from utils.inference.outputs import BatchLoader, compute_outputs, sigmoid
 from utils.runtime.device import choose_device
 from utils.runtime.progress import ProgressLines
 from utils.training.folder import RunFolder
@@ -173,7 +173,7 @@ def our_validation(settings: Settings, variant: Variant) -> Timed:
     # A CUDA graph writes its output to the same memory in every step.
     forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
 
-    def scores(images: DataLoader) -> np.ndarray:
+    def scores(images: BatchLoader) -> np.ndarray:
         return sigmoid(compute_outputs(model, images, settings.device, options.amp, forward))
 
     with without_tf32():
