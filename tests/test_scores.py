@@ -57,7 +57,7 @@ def test_written_scores_are_read_back_the_same(workdir):
     assert os.listdir() == ["s.npz"]
 
 
-def test_logits_of_another_program_need_a_threshold(tmp_path, command, fails):
+def test_logits_of_another_program_need_a_threshold(workdir, tmp_path, command, fails):
     path, names = tmp_path / "logits.npz", np.array(["a", "b"])
     scores, targets = np.array([[2.0, -1], [-3, 4], [0.2, 0.1]]), np.array([[1, 0], [0, 1], [0, 1]])
     np.savez(path, scores=scores, targets=targets, names=names)
@@ -109,7 +109,7 @@ def test_val_takes_a_threshold_for_all_classes_and_for_the_sweep(trained, shapes
     assert set(metrics["predicted"].values()) == {10}
 
 
-def test_a_class_without_positives_keeps_the_threshold(tmp_path, command, fails):
+def test_a_class_without_positives_keeps_the_threshold(workdir, tmp_path, command, fails):
     path, out = tmp_path / "s.npz", tmp_path / "t.json"
     scores, targets = np.array([[0.2, 0.6], [0.1, 0.9]]), np.array([[1, 0], [0, 0]])
     np.savez(path, scores=scores, targets=targets, names=np.array(["cat", "dog"]))
@@ -207,7 +207,7 @@ def test_saved_scores_say_whether_unknown_labels_are_negative(tmp_path, command)
         ({"scores": np.array([object()]), "targets": np.zeros((1, 2))}, "allow_pickle"),
     ],
 )
-def test_files_without_usable_scores_are_reported(tmp_path, fails, arrays, says):
+def test_files_without_usable_scores_are_reported(workdir, tmp_path, fails, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
     fails(evaluation, tmp_path / "a.npz", says=["a.npz", says])
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nonsense")
