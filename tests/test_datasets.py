@@ -195,6 +195,7 @@ def test_no_sample_is_dropped(shapes):
     assert sorted(itertools.chain(*batches)) == list(range(20))
 
 
+@pytest.mark.slow
 def test_only_the_workers_of_training_stay(shapes):
     others, stay = set(multiprocessing.active_children()), []
     for make_loader in (EvaluationLoader, TrainingLoader):

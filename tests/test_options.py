@@ -205,6 +205,7 @@ def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder
     assert evaluated(tmp_path / "bare.pth", "--normalize", "0.5") == last(folder)["record"]["mAP"]
 
 
+@pytest.mark.slow
 def test_demo_and_export_normalise_as_asked(trained, shapes, command, tmp_path):
     image = "data/shapes/images/test/00000.jpg"
     model, scores = load_model(trained / "best.pth", device="cpu", normalize="0.5"), {}

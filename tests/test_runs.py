@@ -130,6 +130,7 @@ def test_two_threads_give_the_same_weights_each_time(shapes, command, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_training_equals_a_simple_loop(trained, shapes, monkeypatch):
     """Train again with plain PyTorch: SGD on the mean loss of each batch, with the rate of the formula."""
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY])
