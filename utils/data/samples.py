@@ -110,8 +110,8 @@ def check_images_exist(labels: Labels, path: Path) -> None:
 def collate(samples: list[Sample]) -> Batch:
     """Join samples to a batch."""
     # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.
-    samples = [sample._replace(image=sample.image.permute(1, 2, 0)) for sample in samples]
-    images, targets, rows = default_collate(samples)
+    in_memory_order = [Sample(image.permute(1, 2, 0), target, row) for image, target, row in samples]
+    images, targets, rows = default_collate(in_memory_order)
     return Batch(images.permute(0, 3, 1, 2), targets, rows)
 
 
