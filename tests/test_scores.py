@@ -125,7 +125,7 @@ def test_a_class_without_positives_keeps_the_threshold(workdir, tmp_path, comman
 @pytest.mark.parametrize(
     "content", ['{"cat": 0.5}', '{"cat": 0.5, "dog": NaN}', '{"mAP": 0.5}', "[0.5, 0.5]", "text"]
 )
-def test_fitted_thresholds_replace_no_file_of_another_kind(tmp_path, fails, content):
+def test_fitted_thresholds_replace_no_file_of_another_kind(workdir, tmp_path, fails, content):
     path, out = tmp_path / "s.npz", tmp_path / "t.json"
     np.savez(path, scores=np.eye(2), targets=np.eye(2), names=np.array(["cat", "dog"]))
     out.write_text(content)
@@ -134,7 +134,7 @@ def test_fitted_thresholds_replace_no_file_of_another_kind(tmp_path, fails, cont
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.25, 1.0), (0.0, 1.25)])
-def test_scores_beyond_0_and_1_need_a_threshold(tmp_path, command, fails, low, high):
+def test_scores_beyond_0_and_1_need_a_threshold(workdir, tmp_path, command, fails, low, high):
     np.savez(tmp_path / "s.npz", scores=np.array([[low], [high]]), targets=np.array([[0], [1]]))
     fails(evaluation, tmp_path / "s.npz", says=["s.npz", f"{low:g} to {high:g}", "--threshold"])
     assert command(evaluation, tmp_path / "s.npz", "--threshold", -0.5).status == 0
