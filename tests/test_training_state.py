@@ -142,15 +142,15 @@ def test_a_state_is_shared_among_another_number_of_processes():
     assert position["loss_sum"] == 4.0
 
 
-def test_the_seed_of_a_step_is_the_same_with_any_python():
-    known = {(0, 0, 0): 3010437511937009226, (0, 1, 0): 7619408953831620358, (0, 2, 0): 4753388729894279496}
+def test_the_seed_of_a_step_is_the_same_everywhere():
+    known = {
+        (0, 0, 0): 15793235383387715774,
+        (0, 1, 0): 5836529245451711556,
+        (0, 2, 0): 17195319236771816063,
+        (0, 0, 1): 8649202198168436674,
+    }
     for numbers, seed in known.items():
         assert step_seed(*numbers) == seed
-    if sys.implementation.name == "cpython" and sys.maxsize > 2**32:
-        for seed in (0, 1, 7, 2**31, 2**61 - 1, 2**61, 2**63 - 1):
-            for iteration in (0, 1, 12345, 10**9):
-                for rank in (0, 1, 63):
-                    assert step_seed(seed, iteration, rank) == hash((seed, iteration, rank))
 
 
 @pytest.mark.slow

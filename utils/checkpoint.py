@@ -1,7 +1,7 @@
 """load_model: a checkpoint as a Predictor, for Python users."""
 
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from pipeline.models import BuildOptions, read_architecture
 from pipeline.network import NORMALIZATION
@@ -16,34 +16,27 @@ from utils.weights.fitting import load_adapted
 Value = TypeVar("Value")
 
 
-class Changes(TypedDict, total=False):
-    """What replaces an option of training; None means as trained, else the data set's."""
-
-    img_size: int | None
-    lam: float | None
-    normalize: str | None
-
-
-def load_model(
+def load_model(  # noqa: PLR0913  each is one thing that a user of Python may want to say
     path: str | Path,
     dataset: str | None = None,
-    *,
+    img_size: int | None = None,
+    lam: float | None = None,
     device: str = "auto",
+    normalize: str | None = None,
     max_pixels: float = MAX_PIXELS,
-    **changes: Unpack[Changes],
 ) -> Predictor:
     """Return a checkpoint's network as a Predictor: `predict` and `attention` take photographs.
 
     dataset: the data set of a file that main.py did not write, which does not store it; None means voc07. A
     file that stores its class names must have those of `dataset`.
+    img_size, lam, normalize: None means as trained; if the file does not say so, as for its data set, and for
+    lam 0.1, or 0 for average pooling.
     device: as torch names it; "auto" is a GPU if there is one.
     max_pixels: the Predictor refuses photographs with more pixels, before it decodes them.
-    changes: img_size, lam or normalize in place of those of training. A file that does not store them has
-    those of its data set, and lam 0.1, or 0 for average pooling.
     Raises UserError if the file holds no network of this project, or one for other classes, or if PyTorch
     is too old.
     """
-    predictor = read_predictor(path, dataset, **changes)
+    predictor = read_predictor(path, dataset, img_size, lam, normalize)
     predictor.max_pixels = max_pixels
     return predictor.to(find_device() if device == "auto" else device)
 
