@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -62,7 +63,9 @@ def check_outputs(network: nn.Module, exported: Forward, size: int, batch_sizes:
     print(differ)
 
 
-def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Forward | None:
+def export_onnx(
+    network: nn.Module, images: Tensor, shapes: dict[int, Any], names: str, path: Path
+) -> Forward | None:
     """Write one ONNX file with the names in its metadata; return it as a function, or None if unchecked."""
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -87,7 +90,7 @@ def export_onnx(network: nn.Module, images: Tensor, shapes: dict, names: str, pa
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def export_pt2(network: nn.Module, images: Tensor, shapes: dict, names: str, path: Path) -> Forward:
+def export_pt2(network: nn.Module, images: Tensor, shapes: dict[int, Any], names: str, path: Path) -> Forward:
     """Write a network as torch.export's file, with the class names in classes.json; return what it holds."""
     program = torch.export.export(network, (images,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={"classes.json": names})

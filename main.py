@@ -112,7 +112,7 @@ def train_one_epoch(
     torch.backends.cudnn.benchmark = True  # all batches but the last have the same shape
     loader.set_epoch(progress.epoch, start=progress.step)
     with progress_bar(run.num_images, f"epoch {progress.epoch + 1}/{args.total_epoch}") as bar:
-        bar.update(min(progress.step * args.batch_size, bar.total))
+        bar.update(min(progress.step * args.batch_size, run.num_images))
         for images, targets, _ in loader:
             iteration = progress.epoch * len(loader) + progress.step
             warmup = args.warmup_epoch * len(loader)
@@ -141,7 +141,7 @@ def train_one_epoch(
                 saving.gather_and_save(run)
             if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
-            bar.update(min(args.batch_size, bar.total - bar.n))
+            bar.update(min(args.batch_size, run.num_images - bar.n))
             if show:
                 saving.average_losses(run, meter)  # waits for the GPU
                 bar.write(messages.progress_line(run))

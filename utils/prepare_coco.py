@@ -50,9 +50,10 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> list[Entry]:
         if names != classes:
             different = sorted(set(names) ^ set(classes), key=str) or ["their order"]
             raise UserError(f"{path}: its categories differ from data/coco/classes.json: {different[0]!r}")
-        for key, items in (("images", coco.imgs), ("categories", coco.cats)):
-            if len(items) < len(coco.dataset[key]):
-                raise UserError(f"{path}: an id appears twice in its {key}")
+        if len(coco.imgs) < len(coco.dataset["images"]):
+            raise UserError(f"{path}: an id appears twice in its images")
+        if len(coco.cats) < len(coco.dataset["categories"]):
+            raise UserError(f"{path}: an id appears twice in its categories")
         for image_id in tqdm(sorted(coco.imgToAnns), desc=split, unit="img", disable=None):
             image = listed_file(data_path / "images" / split, coco.imgs[image_id]["file_name"], path)
             # Every box counts, also that of a crowd.

@@ -60,7 +60,7 @@ def compute_outputs(
             with autocast(device, amp):
                 outputs = forward(to_float(images, device))
             batches.append((indices, outputs))  # fetching the outputs from a GPU here would wait for it
-            bar.update(min(len(images) * WORLD_SIZE, bar.total - bar.n))
+            bar.update(min(len(images) * WORLD_SIZE, len(loader.dataset) - bar.n))
             if bar.disable and lines.due(len(batches)):
                 lines.printed()
                 print(f"evaluated {len(batches)} of {len(loader)} batches")

@@ -16,7 +16,7 @@ from utils.data.transforms import eval_transform
 from utils.runtime.cli import UserError
 
 # A path, a Pillow image or a uint8 array (H, W, 3).
-Photo = str | os.PathLike | Image.Image | np.ndarray
+Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 Item = TypeVar("Item")
 
 

@@ -20,7 +20,7 @@ from utils.metrics.thresholds import read_thresholds
 from utils.runtime.cli import MAX_PIXELS, default_workers
 from utils.runtime.device import autocast
 
-Threshold = float | str | os.PathLike  # for all classes, or a .json file with one per class
+Threshold = float | str | os.PathLike[str]  # for all classes, or a .json file with one per class
 
 
 @dataclass(frozen=True)

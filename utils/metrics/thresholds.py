@@ -24,7 +24,7 @@ def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}, nor a .json file")
 
 
-def read_thresholds(given: float | str | os.PathLike, names: list[str]) -> np.ndarray:
+def read_thresholds(given: float | str | os.PathLike[str], names: list[str]) -> np.ndarray:
     """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}.
 
     Raises UserError if the file lacks a class or holds something else.

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +30,7 @@ def connect(device: torch.device, batch_size: int = 0) -> None:
         store, *_ = next(rendezvous("env://"))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # When torchrun restarts processes, its store still holds the addresses of the dead ones.
-            store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+            store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
         # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
