@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from pipeline.csra import MHA, AveragePooling, ResidualAttention
 
+MIN_SIDE = 33  # of images in pixels: 32 leave one place in the feature map
+MAX_SIDE = 2**16  # sides must be below it; larger images would not fit in any memory
 # mean and std by the names that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
 NORMALIZATION = {"none": (0.0, 1.0), "0.5": (0.5, 0.5)}
 

@@ -27,9 +27,7 @@ def main() -> None:
     thresholds = read_thresholds(used, saved.names)
     if args.fit_thresholds:
         used = args.fit_thresholds
-        positives = (saved.targets == 1) & ~saved.ignore
-        counted = ~saved.ignore | saved.unknown_is_negative
-        thresholds = fit_thresholds(saved.scores, positives, counted, otherwise=thresholds)
+        thresholds = fit_thresholds(saved.scores, saved.positives, saved.counted, otherwise=thresholds)
         write_thresholds(used, thresholds, saved.names)
         print(f"written to {used}: fitted to these images, so evaluate it on others")
     metrics = evaluate(saved.scores, saved.targets, saved.ignore, thresholds, saved.unknown_is_negative)

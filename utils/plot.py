@@ -9,7 +9,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -212,9 +212,7 @@ def draw_average_precisions(title: str, values: dict[str, float]) -> Figure:
 
 def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
     """Draw precision against recall of all labels together and of single classes: all, or best and worst."""
-    known = ~saved.ignore
-    positives = (saved.targets == 1) & known
-    curves = class_curves(saved.scores, positives, known, saved.names)
+    curves = class_curves(saved)
     if not curves:
         raise UserError("no class has a positive: there is no precision to draw")
     legend = "AP (%)"
@@ -224,8 +222,7 @@ def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
 
     figure = make_figure(1.4 * COLUMN_WIDTH, 0.8 * COLUMN_WIDTH)
     axis = figure.subplots()
-    counted = known | saved.unknown_is_negative
-    recall, precision = precision_recall(saved.scores[counted], positives[counted])
+    recall, precision = precision_recall(saved.scores[saved.counted], saved.positives[saved.counted])
     axis.step(recall, precision, "k-", where="pre", label="all labels together", linewidth=2.5)
     for curve, style in zip(curves, line_styles(len(curves))):
         label = f"{curve.name} ({100 * curve.average:.1f})"
@@ -235,16 +232,14 @@ def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
     return figure
 
 
-def class_curves(
-    scores: np.ndarray, positives: np.ndarray, known: np.ndarray, names: Sequence[str]
-) -> list[Curve]:
-    """Return the curve of each class that has positives, the best first, from arrays (N, C)."""
+def class_curves(saved: SavedScores) -> list[Curve]:
+    """Return the curve of each class that has positives, the best first."""
     curves = []
-    for name, *column in zip(names, scores.T, positives.T, known.T):
-        class_scores, class_positives, class_known = column
-        if class_positives.any():
-            recall, precision = precision_recall(class_scores[class_known], class_positives[class_known])
-            curves.append(Curve(name, recall, precision, average_precision(*column)))
+    columns = zip(saved.names, saved.scores.T, saved.positives.T, ~saved.ignore.T)
+    for name, scores, positives, known in columns:
+        if positives.any():
+            recall, precision = precision_recall(scores[known], positives[known])
+            curves.append(Curve(name, recall, precision, average_precision(scores, positives, known)))
     return sorted(curves, key=lambda curve: -curve.average)
 
 

@@ -5,12 +5,11 @@ import difflib
 
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
-from pipeline.network import NORMALIZATION
+from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
 from utils.data.datasets import DATASETS
 from utils.runtime.cli import add_max_pixels, default_workers, given_path, number
 
 OptionGroup = argparse._ArgumentGroup  # argparse has no public name for what add_argument_group returns
-SMALLEST_SIDE = 33  # of images, in pixels
 
 
 def model_name(text: str) -> str:
@@ -25,10 +24,10 @@ def model_name(text: str) -> str:
 
 def image_side(text: str) -> int:
     """Check a side of images in pixels; an argparse type."""
-    side = int(number(int, 1, high=2**16)(text))
-    if side < SMALLEST_SIDE:
+    side = int(number(int, 1, high=MAX_SIDE)(text))
+    if side < MIN_SIDE:
         reason = "up to 32 pixels leave one place in the feature map; batch norm cannot train on one value"
-        raise argparse.ArgumentTypeError(f"{side} is too small: use {SMALLEST_SIDE} or more ({reason})")
+        raise argparse.ArgumentTypeError(f"{side} is too small: use {MIN_SIDE} or more ({reason})")
     return side
 
 

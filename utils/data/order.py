@@ -9,7 +9,9 @@ from torch.utils.data import Sampler
 
 from utils.runtime.distributed import RANK, WORLD_SIZE
 
-ORDER = 0  # the stream of random numbers under a seed; 1 is augmentation, see samples.py
+# The streams of random numbers under a seed: the order of an epoch, and the augmentation of a sample.
+ORDER = 0
+AUGMENTATION = 1
 
 
 class SampleKey(NamedTuple):

@@ -14,11 +14,9 @@ from utils.data.classes import class_names
 from utils.data.datasets import VALUES, DatasetSpec, label_file
 from utils.data.decoding import load_image
 from utils.data.label_files import FORM, IGNORED, Labels, read_labels
-from utils.data.order import SampleKey
+from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
 from utils.runtime.cli import MAX_PIXELS, UserError
-
-AUGMENTATION = 1  # the stream of random numbers under a seed; 0 is the order of an epoch, see order.py
 
 
 class Sample(NamedTuple):

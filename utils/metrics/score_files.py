@@ -27,6 +27,16 @@ class SavedScores(NamedTuple):
     paths: list[str]
     unknown_is_negative: bool
 
+    @property
+    def positives(self) -> np.ndarray:
+        """Where a label is known and positive, bool (N, C)."""
+        return (self.targets == 1) & ~self.ignore
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Where a label counts in the metrics other than mAP and AP, bool (N, C)."""
+        return ~self.ignore | self.unknown_is_negative
+
 
 def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
     """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""

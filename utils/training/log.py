@@ -34,18 +34,3 @@ def log_epoch(folder: Path, record: dict[str, Any]) -> None:
     with atomic_write(folder / "log.jsonl") as file:
         for entry in [*earlier, record]:
             file.write(json.dumps(nan_to_none(entry)) + "\n")
-
-
-def format_record(record: dict[str, Any]) -> str:
-    """Return the line that is printed for an epoch."""
-    results = f"loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %"
-    speed = f"{record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
-    return f"epoch {record['epoch']:3}  {results}  lr {format_rates(record['lr'])}  {speed}"
-
-
-def format_rates(rates: dict[str, float]) -> str:
-    """Return the learning rate of the backbone, and that of the head in parentheses."""
-    backbone = f"{rates['backbone']:.2g}"
-    if "classifier" not in rates:
-        return backbone
-    return f"{backbone} (head {rates['classifier']:.2g})"

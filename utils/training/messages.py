@@ -1,5 +1,7 @@
 """The lines that a training run prints."""
 
+from typing import Any
+
 from utils.data.loaders import Loaders
 from utils.metrics.report import format_report
 from utils.runtime.cli import UserError
@@ -46,6 +48,21 @@ def progress_line(run: Run) -> str:
     lr = f"lr {run.state.optimizer.param_groups[0]['lr']:.2g}"
     step = f"step {progress.step}/{run.steps_per_epoch}"
     return f"{epoch}  {step}  loss {progress.train_loss:.4f}  {lr}  {speed:.1f} images/s"
+
+
+def format_record(record: dict[str, Any]) -> str:
+    """Return the line on an epoch from its record in log.jsonl."""
+    results = f"loss {record['train_loss']:.4f}  mAP {100 * record['mAP']:6.2f} %"
+    speed = f"{record['images_per_second']:.1f} images/s  {record['seconds']:.1f} s"
+    return f"epoch {record['epoch']:3}  {results}  lr {format_rates(record['lr'])}  {speed}"
+
+
+def format_rates(rates: dict[str, float]) -> str:
+    """Return the learning rate of the backbone, and that of the head in parentheses."""
+    backbone = f"{rates['backbone']:.2g}"
+    if "classifier" not in rates:
+        return backbone
+    return f"{backbone} (head {rates['classifier']:.2g})"
 
 
 def report(run: Run) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from utils.metrics.report import TOTALS
 from utils.runtime.cli import Parser, UserError
 from utils.training.folder import holds_run
+from utils.weights.contents import is_number
 from utils.weights.fitting import check_names, check_weights, without_batch_counters
 
 # Options of the command, not of the run; and options that may differ when a run is resumed.
@@ -208,12 +209,8 @@ def best_fits(best: Any, num_classes: int) -> bool:
 
 
 def is_list_of_numbers(values: Any, length: int) -> bool:
+    """Return whether a value is a list of `length` numbers."""
     return isinstance(values, list) and len(values) == length and all(map(is_number, values))
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number; NaN is one."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def share_among(saved: dict[str, Any], num_processes: int) -> dict[str, Any]:

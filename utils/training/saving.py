@@ -15,8 +15,8 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Interrupted
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import nan_to_none, write_json
-from utils.training.log import format_record, log_epoch
-from utils.training.messages import diverged, place
+from utils.training.log import log_epoch
+from utils.training.messages import diverged, format_record, place
 from utils.training.meter import EpochMeter
 from utils.training.run import Run
 from utils.weights.contents import load_checkpoint

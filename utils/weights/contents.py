@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from pipeline.network import rename
+from pipeline.network import MAX_SIDE, MIN_SIDE, rename
 from utils.data.classes import check_names
 from utils.runtime.cli import UserError
 from utils.weights.reading import read_file
@@ -15,7 +15,6 @@ from utils.weights.reading import read_file
 PREFIXES = {r"module\.": "", r"backbone\.": "", r"head\.csra_heads\.": "classifier.multi_head."}
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool}
-MAX_SIDE = 2**16  # of an image in pixels; more would not fit in any memory
 OWN_KEYS = {"config", "classes", "record"}  # in each file that main.py wrote, and in no other
 
 
@@ -74,11 +73,12 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     if not is_number(lam) or not 0 <= lam < 2**63:
         raise UserError(f"{path} is damaged: lam in its config is {lam!r:.50}, not a number of at least 0")
     side = config.get("img_size")
-    if not isinstance(side, int) or not 33 <= side < MAX_SIDE:
-        raise UserError(f"{path} is damaged: img_size in its config is {side!r:.50}, not a number from 33")
+    if not isinstance(side, int) or not MIN_SIDE <= side < MAX_SIDE:
+        fault = f"img_size in its config is {side!r:.50}, not a number from {MIN_SIDE}"
+        raise UserError(f"{path} is damaged: {fault}")
     check_names(content["classes"], path)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is an int or a float; a bool is neither."""
+    """Return whether a value is an int or a float; NaN is one, a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
