@@ -24,25 +24,25 @@ from utils.runtime import interrupt
 from utils.runtime.cli import Parser, given_path, number, one_line, run_script
 from utils.runtime.device import choose_device
 from utils.runtime.files import check_file
-from utils.runtime.progress import progress
+from utils.runtime.progress import progress_bar
 
 
 def main() -> None:
     args = parse_args()
     paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
     folders = heatmap_folders(args.out_dir, paths) if args.heatmap else {}
-    model = load_model_for(args)
-    thresholds = read_thresholds(args.threshold, model.classes)
+    predictor = load_model_for(args)
+    thresholds = read_thresholds(args.threshold, predictor.classes)
     device = choose_device(args.device, args.amp, args.compile)
     if args.compile:
-        model.compile()
-    model.to(device)
+        predictor.compile()
+    predictor.to(device)
     report_slow_decoder()
     how = Labelling(args.batch_size, args.num_workers, args.max_pixels, args.tta, args.amp, args.heatmap)
 
     scores = {}
-    with interrupt.deferring_signals("stopping"), progress(len(paths), "label") as bar:
-        for path, result in zip(paths, model.label(paths, how)):
+    with interrupt.deferring_signals("stopping"), progress_bar(len(paths), "label") as bar:
+        for path, result in zip(paths, predictor.label(paths, how)):
             if interrupt.received:
                 interrupt.stop()
             bar.update(1)
@@ -51,17 +51,17 @@ def main() -> None:
                 continue
             scores[path] = result.scores
             best = best_classes(result.scores, thresholds, args.top)
-            bar.write(one_line(f"{path}: {describe(result.scores, model.classes, best)}"))
+            bar.write(one_line(f"{path}: {describe(result.scores, predictor.classes, best)}"))
             if args.heatmap:
-                write_heatmaps(folders[path], path, args.max_pixels, class_maps(model, result, best))
+                write_heatmaps(folders[path], path, args.max_pixels, class_maps(predictor, result, best))
 
     if args.heatmap:
         print(f"written to {args.out_dir}")
     if args.json:
-        write_json_table(args.json, model.classes, scores)
+        write_json_table(args.json, predictor.classes, scores)
         print(f"written to {args.json}")
     if args.csv:
-        write_csv_table(args.csv, model.classes, scores)
+        write_csv_table(args.csv, predictor.classes, scores)
         print(f"written to {args.csv}")
     num_skipped = len(paths) - len(scores)
     if num_skipped:
@@ -88,8 +88,10 @@ def parse_args() -> argparse.Namespace:
     options.add_checkpoint(group)
     options.add_tta(group)
     group = parser.add_argument_group("output")
-    least = "lowest score to show, or a .json file with one per class [default: 0.5, or 0 if --top is given]"
-    group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=least)
+    threshold_help = (
+        "lowest score to show, or a .json file with one per class [default: 0.5, or 0 if --top is given]"
+    )
+    group.add_argument("--threshold", type=threshold, metavar="NUMBER|FILE", help=threshold_help)
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")

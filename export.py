@@ -27,9 +27,9 @@ TOLERANCE = 1e-4  # largest allowed difference between the outputs of the checkp
 
 def main() -> None:
     args = parse_args()
-    model = load_model_for(args)
-    size = model.options["img_size"]
-    network: nn.Module = model.network
+    predictor = load_model_for(args)
+    size = predictor.options["img_size"]
+    network: nn.Module = predictor.network
     output = "logits"
     if args.probabilities:
         network = nn.Sequential(network, nn.Sigmoid()).eval()
@@ -39,7 +39,7 @@ def main() -> None:
         # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
         images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
         shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else {}
-        exported = FORMATS[args.out.suffix](network, images, shapes, json.dumps(model.classes), part)
+        exported = FORMATS[args.out.suffix](network, images, shapes, json.dumps(predictor.classes), part)
         if exported is None:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
         else:

@@ -29,8 +29,7 @@ from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
 from utils.runtime.device import autocast, choose_device
-from utils.runtime.progress import ProgressLines
-from utils.runtime.progress import progress as progress_bar
+from utils.runtime.progress import ProgressLines, progress_bar
 from utils.training import messages, resume, saving
 from utils.training.average import MovingAverage
 from utils.training.folder import RunFolder, holds_run
@@ -130,8 +129,8 @@ def train_one_epoch(
             state.scaler.scale(loss).backward()
             state.scaler.step(state.optimizer)
             state.scaler.update()
-            if state.average:
-                state.average.update(state.network, iteration)
+            if state.moving_average:
+                state.moving_average.update(state.network, iteration)
             meter.add(loss_sum, num_labels)
             progress.step += 1
 
@@ -174,14 +173,14 @@ def build_run(args: argparse.Namespace, folder: RunFolder, network: Network, loa
 
 def build_state(network: Network, args: argparse.Namespace) -> TrainingState:
     """Return the state of a run that has done nothing yet."""
-    average = None
+    moving_average = None
     if args.ema:
-        average = MovingAverage(network, args.ema)
+        moving_average = MovingAverage(network, args.ema)
         if args.compile:
-            average.network.compile()
+            moving_average.network.compile()
     device = next(network.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    return TrainingState(network, build_optimizer(network, args), scaler, average, Progress())
+    return TrainingState(network, build_optimizer(network, args), scaler, moving_average, Progress())
 
 
 def restore(run: Run, saved: dict[str, Any]) -> None:
@@ -225,7 +224,7 @@ def build_optimizer(model: Network, args: argparse.Namespace) -> SGD:
 
 
 def make_parser() -> Parser:
-    own = "[default: the data set's]"
+    default = "[default: the data set's]"
     positive = number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe, with one head and λ = 0.1.")
     group = parser.add_argument_group("data")
@@ -238,13 +237,13 @@ def make_parser() -> Parser:
     group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
-    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {own}")
+    weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {default}")
     weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {own}")
+    group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {default}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
-    group.add_argument("--decay_step", type=number(int, 1), help=f"epochs until --lr drops tenfold {own}")
+    group.add_argument("--decay_step", type=number(int, 1), help=f"epochs until --lr drops tenfold {default}")
     group.add_argument("--lr", type=positive, default=0.01, help="learning rate of the backbone")
     factor_help = "learning rate of the classifier, in multiples of --lr; 1 for the authors' baseline"
     group.add_argument("--head_lr_factor", type=positive, default=10.0, help=factor_help)

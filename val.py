@@ -29,60 +29,60 @@ from utils.runtime.files import check_file, nan_to_none, write_json
 def main() -> None:
     parser, given = parse_args()
     spec = dataset_spec(given.dataset)
-    model = load_model_for(given)
-    report_lam(given, model)
-    args = options_in_effect(given, model)
-    thresholds = read_thresholds(args.threshold, model.classes)
+    predictor = load_model_for(given)
+    report_lam(given, predictor)
+    args = options_in_effect(given, predictor)
+    thresholds = read_thresholds(args.threshold, predictor.classes)
     device = choose_device(args.device, args.amp, args.compile)
     distributed.connect(device)
     if args.compile:
-        model.compile()
-    model.to(device)
+        predictor.compile()
+    predictor.to(device)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = EvaluationLoader(dataset, args.batch_size, args.num_workers, device)
     print(summary(parser, args))
     print(f"{len(dataset)} {args.split} images, on {device}")
-    report_other_labels(model, dataset.labels)
+    report_other_labels(predictor, dataset.labels)
 
     terms = None
     with interrupt.deferring_signals("stopping"):
         if args.sweep:
             temperatures = args.sweep.temperatures
-            terms = compute_terms(model.network, loader, device, temperatures, args.amp, args.tta)
+            terms = compute_terms(predictor.network, loader, device, temperatures, args.amp, args.tta)
             logits = terms.logits(args.lam, None)
         else:
-            forward = with_tta(model.network, args.tta)
-            logits = compute_outputs(model.network, loader, device, args.amp, forward)
+            forward = with_tta(predictor.network, args.tta)
+            logits = compute_outputs(predictor.network, loader, device, args.amp, forward)
     scores = sigmoid(logits)
     metrics = evaluate_scores(scores, dataset.labels, thresholds)
-    print(format_report(metrics, model.classes))
-    results = by_class(metrics, model.classes)
+    print(format_report(metrics, predictor.classes))
+    results = by_class(metrics, predictor.classes)
     if terms is not None:
         points = sweep(terms, dataset.labels, args.sweep, thresholds)
         print(f"\n{format_sweep(points)}")
-        results["sweep"] = sweep_results(points, model.classes)
+        results["sweep"] = sweep_results(points, predictor.classes)
     if args.out and distributed.RANK == 0:
         write_json(args.out, nan_to_none(results))
         print(f"written to {args.out}")
     if args.save_scores and distributed.RANK == 0:
-        write_scores(args.save_scores, scores, dataset.labels, model.classes)
+        write_scores(args.save_scores, scores, dataset.labels, predictor.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
 
 
-def report_lam(given: argparse.Namespace, model: Predictor) -> None:
+def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:
     """Print which λ is used if the file does not store one, or stores another; given: the options."""
-    if given.lam is None and not model.config:
-        print(f"{given.load_from} stores no lambda: using {model.options['lam']}; set another with --lam")
-    elif given.lam not in (None, model.config.get("lam", given.lam)):
-        print(f"this file was trained with lambda {model.config['lam']:g}; evaluating with {given.lam:g}")
+    if given.lam is None and not predictor.config:
+        print(f"{given.load_from} stores no lambda: using {predictor.options['lam']}; set another with --lam")
+    elif given.lam not in (None, predictor.config.get("lam", given.lam)):
+        print(f"this file was trained with lambda {predictor.config['lam']:g}; evaluating with {given.lam:g}")
 
 
-def report_other_labels(model: Predictor, labels: Labels) -> None:
+def report_other_labels(predictor: Predictor, labels: Labels) -> None:
     """Print a line if the network was trained with other label files than these labels are from."""
-    known = model.config.get("labels")
+    known = predictor.config.get("labels")
     if known and fingerprint(labels) not in str(known):
-        print(f"this file was trained with other label files, of --dataset {model.config.get('dataset')}")
+        print(f"this file was trained with other label files, of --dataset {predictor.config.get('dataset')}")
 
 
 def parse_args() -> tuple[Parser, argparse.Namespace]:
@@ -99,8 +99,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     options.add_tta(group)
     group = parser.add_argument_group("run")
     options.add_run_options(group)
-    least = "lowest score that is a prediction, or a .json file with one per class"
-    group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=least)
+    threshold_help = "lowest score that is a prediction, or a .json file with one per class"
+    group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=threshold_help)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
     group.add_argument("--save_scores", type=given_path, metavar="FILE", help="write scores to this .npz")
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"

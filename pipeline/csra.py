@@ -37,7 +37,7 @@ def residual_attention(scores: Tensor, T: float, lam: float) -> Tensor:
     return scores.mean(dim=-1) + lam * attended_scores(scores, T)
 
 
-def score_maps(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+def head_score_maps(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
     """Return (m / ||m||) · x (Eq. 5) for the weights m (C, D, 1, 1) of each head and features x (B, D, H, W).
 
     Each result has shape (B, C, H, W).
@@ -86,7 +86,7 @@ class CSRA(ResidualAttention):
         self.head = nn.Conv2d(input_dim, num_classes, kernel_size=1, bias=False)
 
     def score_maps(self, x: Tensor) -> list[ScoreMap]:
-        (scores,) = score_maps(x, [self.head.weight])
+        (scores,) = head_score_maps(x, [self.head.weight])
         return [ScoreMap(scores, self.T)]
 
 
@@ -110,7 +110,7 @@ class MHA(ResidualAttention):
 
     def score_maps(self, x: Tensor) -> list[ScoreMap]:
         heads = cast(list[Head], list(self.multi_head))
-        maps = score_maps(x, [head.head.weight for head in heads])
+        maps = head_score_maps(x, [head.head.weight for head in heads])
         return [ScoreMap(scores, head.T) for scores, head in zip(maps, heads)]
 
 

@@ -16,8 +16,11 @@ class Trunk_CSRA(Network):
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str):
         super().__init__()
-        plain = {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
-        self.trunk, width = cut_after_last_map(torchvision.models.get_model(model, weights=None, **plain))
+        without_extras = {}
+        if model in ("googlenet", "inception_v3"):
+            without_extras = {"aux_logits": False, "init_weights": False}
+        network = torchvision.models.get_model(model, weights=None, **without_extras)
+        self.trunk, width = cut_after_last_map(network)
         self.classifier = make_classifier(num_heads, lam, width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:

@@ -58,13 +58,13 @@ def read_predictor(
         known = ", ".join(NORMALIZATION)
         raise UserError(f"{path}: normalize {normalization} is not one of {known}")
     with reporting_value_errors(path):
-        held = read_architecture(weights, config.get("model"))
-        default_lam = 0.1 if held["num_heads"] else 0.0
+        architecture = read_architecture(weights, config.get("model"))
+        default_lam = 0.1 if architecture["num_heads"] else 0.0
         options = BuildOptions(
-            model=held["model"],
-            num_heads=held["num_heads"],
-            num_cls=held["num_cls"],
-            img_size=first_known(img_size, config.get("img_size"), held["img_size"], spec.img_size),
+            model=architecture["model"],
+            num_heads=architecture["num_heads"],
+            num_cls=architecture["num_cls"],
+            img_size=first_known(img_size, config.get("img_size"), architecture["img_size"], spec.img_size),
             lam=first_known(lam, config.get("lam"), default_lam),
         )
         network = build_network(options, normalization)

@@ -39,9 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser = Parser("Print the metrics of scores that val.py --save_scores or another program wrote.")
     arrays = "arrays scores, targets (N, C); optionally ignore, names, paths and unknown_is_negative"
     parser.add_argument("file", type=given_path, metavar="FILE.npz", help=arrays)
-    least = "lowest score that is a prediction, or a .json file with one per class [default: 0.5]"
+    threshold_help = "lowest score that is a prediction, or a .json file with one per class [default: 0.5]"
     any_number = functools.partial(threshold, low=-math.inf, high=math.inf)
-    parser.add_argument("--threshold", type=any_number, metavar="NUMBER|FILE", help=least)
+    parser.add_argument("--threshold", type=any_number, metavar="NUMBER|FILE", help=threshold_help)
     fit_help = "write each class's threshold with the best F1, else --threshold, to this .json, and use it"
     parser.add_argument("--fit_thresholds", type=given_path, metavar="FILE", help=fit_help)
     args = parser.parse_args()

@@ -9,16 +9,16 @@ from utils.runtime.cli import UserError
 
 def load_model_for(args: Namespace) -> Predictor:
     """Return the Predictor, on the CPU, that options ask for; UserError if the file has another network."""
-    model = read_predictor(args.load_from, args.dataset, args.img_size, args.lam, args.normalize)
-    held = {name: model.options[name] for name in ("model", "num_heads", "num_cls")}
+    predictor = read_predictor(args.load_from, args.dataset, args.img_size, args.lam, args.normalize)
+    held = {name: predictor.options[name] for name in ("model", "num_heads", "num_cls")}
     for name, value in held.items():
         given = getattr(args, name)
         if given not in (None, value):
             raise UserError(f"--{name} {given}: {args.load_from} has {name} {value}; leave the option out")
-    return model
+    return predictor
 
 
-def options_in_effect(args: Namespace, model: Predictor) -> Namespace:
+def options_in_effect(args: Namespace, predictor: Predictor) -> Namespace:
     """Return the options with those of the network in place of the ones that were left out."""
-    held = {**model.options, "normalize": model.network.normalization}
+    held = {**predictor.options, "normalize": predictor.network.normalization}
     return Namespace(**{**vars(args), **held})

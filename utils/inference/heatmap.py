@@ -54,21 +54,21 @@ def resize(image: Image.Image, scale: float) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def panel(image: Image.Image, found: ClassMap | None, text: str = "") -> Image.Image:
+def panel(image: Image.Image, class_map: ClassMap | None, text: str = "") -> Image.Image:
     """Draw an image, enlarged if it is small, with a map over a legend (name, score, bar), or over a text."""
     image = resize(image, max(1, PANEL / max(image.size)))
     width = max(image.width, PANEL)
     text_size = max(12, width // 32)
     margin = text_size // 2
     canvas = Image.new("RGB", (width, image.height + 7 * margin), PAPER)
-    picture = overlay(image, found.values) if found else image
+    picture = overlay(image, class_map.values) if class_map else image
     canvas.paste(picture, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     draw.font = find_font(text_size)
     row = image.height + text_size
-    if found:
-        text = f"{found.name}  {found.score:.2f}"
-        draw_legend(canvas, draw, found, row + 3 * margin, text_size)
+    if class_map:
+        text = f"{class_map.name}  {class_map.score:.2f}"
+        draw_legend(canvas, draw, class_map, row + 3 * margin, text_size)
     text = shorten(one_line(text), draw, width - 2 * margin)
     draw.text((margin, row), text, INK, anchor="lm")
     return canvas
@@ -83,16 +83,16 @@ def find_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def draw_legend(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, found: ClassMap, row: int, text_size: int
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, class_map: ClassMap, row: int, text_size: int
 ) -> None:
     """Draw the bar of colours between its ends in words, around the height `row`."""
     margin = text_size // 2
     right = canvas.width - margin
-    start_text = f"{found.measure}  0"
+    start_text = f"{class_map.measure}  0"
     draw.text((margin, row), start_text, INK, anchor="lm")
-    draw.text((right, row), found.maximum, INK, anchor="rm")
+    draw.text((right, row), class_map.maximum, INK, anchor="rm")
     bar_start = 2 * margin + draw.textlength(start_text)
-    bar_end = right - margin - draw.textlength(found.maximum)
+    bar_end = right - margin - draw.textlength(class_map.maximum)
     shades = np.linspace(0, 1, round(bar_end - bar_start))
     bar = colour(np.tile(shades, (text_size, 1)))
     canvas.paste(bar, (round(bar_start), row - margin))
@@ -113,7 +113,7 @@ def contact_sheet(image: Image.Image, maps: list[ClassMap], title: str) -> Image
     """Draw the image and all its maps side by side."""
     small = resize(image, min(PANEL / image.width, 2 * PANEL / image.height))
     panels = [panel(small, None, title)]
-    panels += [panel(small, found) for found in maps]
+    panels += [panel(small, class_map) for class_map in maps]
     num_columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / COLUMNS)
     width = panels[0].width + GAP

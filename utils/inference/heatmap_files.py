@@ -25,16 +25,16 @@ def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
     return folders
 
 
-def class_maps(model: Predictor, result: Labelled, classes: list[int]) -> list[ClassMap]:
+def class_maps(predictor: Predictor, result: Labelled, classes: list[int]) -> list[ClassMap]:
     """Return the ClassMaps of some classes of a photograph: shares for CSRA, scores for average pooling."""
     assert result.maps is not None
-    has_attention = not isinstance(model.network.classifier, AveragePooling)
+    has_attention = not isinstance(predictor.network.classifier, AveragePooling)
     found = []
     for c in classes:
         values = result.maps[c]
         maximum = f"{100 * values.max():.0f} %" if has_attention else f"{max(0, values.max()):.1f}"
         measure = "share of attention" if has_attention else "score of the place"
-        found.append(ClassMap(model.classes[c], float(result.scores[c]), values, maximum, measure))
+        found.append(ClassMap(predictor.classes[c], float(result.scores[c]), values, maximum, measure))
     return found
 
 
@@ -44,9 +44,9 @@ def write_heatmaps(folder: Path, path: str, max_pixels: float, maps: list[ClassM
     for earlier in folder.glob("*_*.png"):
         earlier.unlink()
     write_png(folder / "sheet.png", contact_sheet(image, maps, os.path.basename(path)))
-    for rank, found in enumerate(maps, start=1):
-        name = re.sub(r"\W+", "_", found.name)[:50]
-        write_png(folder / f"{rank}_{name}.png", panel(image, found))
+    for rank, class_map in enumerate(maps, start=1):
+        name = re.sub(r"\W+", "_", class_map.name)[:50]
+        write_png(folder / f"{rank}_{name}.png", panel(image, class_map))
 
 
 def write_png(path: Path, picture: Image.Image) -> None:

@@ -16,7 +16,7 @@ from utils.runtime import interrupt
 from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
-from utils.runtime.progress import ProgressLines, progress
+from utils.runtime.progress import ProgressLines, progress_bar
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)
 
@@ -53,7 +53,7 @@ def compute_outputs(
     forward = call or model
     batches = []
     lines = ProgressLines(every=100, first_after=5)
-    with without_trials(), progress(len(loader.dataset), "evaluate") as bar:
+    with without_trials(), progress_bar(len(loader.dataset), "evaluate") as bar:
         for images, _, indices in loader:
             if interrupt.received:
                 interrupt.stop()

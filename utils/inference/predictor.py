@@ -117,8 +117,8 @@ class Predictor:
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
         # A command makes malloc keep freed memory; without that, larger batches on a CPU cost page faults.
         batch_size = 4 if self.device.type == "cpu" else 16
-        how = Labelling(batch_size, default_workers(), self.limit(max_pixels))
-        results = (readable(result) for result in self.label(photos, how))
+        how = Labelling(batch_size, default_workers(), self.pixel_limit(max_pixels))
+        results = (raise_if_unreadable(result) for result in self.label(photos, how))
         return [self.name_scores(result.scores, thresholds) for result in results]
 
     def attention(self, photo: Photo, max_pixels: float | None = None) -> dict[str, np.ndarray]:
@@ -142,9 +142,9 @@ class Predictor:
 
     def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Labelled:
         """Return what the network says of one photograph; UserError if it cannot be read."""
-        how = Labelling(max_pixels=self.limit(max_pixels), with_maps=with_maps)
+        how = Labelling(max_pixels=self.pixel_limit(max_pixels), with_maps=with_maps)
         (result,) = self.label([photo], how)
-        return readable(result)
+        return raise_if_unreadable(result)
 
     @torch.inference_mode()
     def label_images(self, squares: list[Tensor], how: Labelling) -> list[Labelled]:
@@ -162,7 +162,7 @@ class Predictor:
                 maps = self.network.classifier.attention_maps(features).cpu().numpy()
         return [Labelled(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
 
-    def limit(self, max_pixels: float | None) -> float:
+    def pixel_limit(self, max_pixels: float | None) -> float:
         """Return the largest number of pixels that a photograph may have."""
         return self.max_pixels if max_pixels is None else max_pixels
 
@@ -171,7 +171,7 @@ class Predictor:
         return {self.classes[c]: float(scores[c]) for c in best_classes(scores, thresholds)}
 
 
-def readable(result: Labelled | Unreadable) -> Labelled:
+def raise_if_unreadable(result: Labelled | Unreadable) -> Labelled:
     """Return a result; raise the error of a photograph that cannot be read."""
     if isinstance(result, Unreadable):
         raise result.error

@@ -10,7 +10,7 @@ from utils.runtime.distributed import RANK
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def progress(total: int, description: str) -> "tqdm[Any]":
+def progress_bar(total: int, description: str) -> "tqdm[Any]":
     """Return a bar over `total` images on stderr; it shows in a terminal and in the first process alone."""
     hidden = True if RANK else None  # None: hidden unless stderr is a terminal
     return tqdm(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=hidden)

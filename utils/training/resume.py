@@ -50,11 +50,11 @@ def resumed_options(parser: Parser, saved: dict[str, Any]) -> argparse.Namespace
     """
     if "position" not in saved:
         raise UserError("it holds no run to resume, as only last.pth does")
-    own = vars(saved_options(parser, saved["config"]))
-    parser.set_defaults(**own)
+    saved_values = vars(saved_options(parser, saved["config"]))
+    parser.set_defaults(**saved_values)
     args = parser.parse_args()
     changed = []
-    for name, value in own.items():
+    for name, value in saved_values.items():
         now = getattr(args, name)
         if name not in FREE_OPTIONS and now != value:
             changed.append(f"--{name} {now} (it has {value})")
@@ -150,41 +150,44 @@ def first_that_does_not_fit(saved: dict[str, Any], expected: dict[str, Any]) -> 
     return None
 
 
-def fits(saved: Any, own: Any) -> bool:
-    """Return whether a saved value has the keys, types and shapes of our own, finite tensors, numbers ≥ 0."""
-    if type(saved) is not type(own):
+def fits(saved: Any, expected: Any) -> bool:
+    """Return whether a saved value has the keys, types and shapes of the expected one.
+
+    Tensors must be finite, and numbers finite and not negative.
+    """
+    if type(saved) is not type(expected):
         return False
-    if isinstance(own, Tensor):
-        return tensor_fits(saved, own)
-    if isinstance(own, dict):
-        return saved.keys() == own.keys() and all(fits(saved[key], own[key]) for key in own)
-    if isinstance(own, list):
-        return len(saved) == len(own) and all(map(fits, saved, own))
-    if isinstance(own, int | float):
+    if isinstance(expected, Tensor):
+        return tensor_fits(saved, expected)
+    if isinstance(expected, dict):
+        return saved.keys() == expected.keys() and all(fits(saved[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(saved) == len(expected) and all(map(fits, saved, expected))
+    if isinstance(expected, int | float):
         return 0 <= saved < math.inf
     return True
 
 
-def tensor_fits(saved: Tensor, own: Tensor) -> bool:
-    """Return whether a saved tensor is a finite, ordinary one of the type and shape of our own."""
+def tensor_fits(saved: Tensor, expected: Tensor) -> bool:
+    """Return whether a saved tensor is finite, ordinary, and of the expected type and shape."""
     # The shape first: a hostile file may hold a tensor too large to measure.
-    same = saved.layout == own.layout and saved.shape == own.shape and saved.dtype == own.dtype
+    same = saved.layout == expected.layout and saved.shape == expected.shape and saved.dtype == expected.dtype
     return same and saved.device.type == "cpu" and bool(saved.isfinite().all())
 
 
-def optimizer_fits(saved: Any, own: dict[str, Any]) -> bool:
-    """Return whether a saved optimizer has our momentum, and a learning rate for each of our groups."""
-    if not isinstance(saved, dict) or not fits(saved.get("state"), own["state"]):
+def optimizer_fits(saved: Any, expected: dict[str, Any]) -> bool:
+    """Return whether a saved optimizer has the expected momentum, and a learning rate for each group."""
+    if not isinstance(saved, dict) or not fits(saved.get("state"), expected["state"]):
         return False
     groups = saved.get("param_groups")
-    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
+    if not isinstance(groups, list) or len(groups) != len(expected["param_groups"]):
         return False
     return all(isinstance(group, dict) and fits(group.get("lr"), 1.0) for group in groups)
 
 
-def buffers_fit(saved: Any, own: list[Tensor]) -> bool:
-    """Return whether there is a list of buffers like our own for each of one or more processes."""
-    return isinstance(saved, list) and len(saved) > 0 and all(fits(buffers, own) for buffers in saved)
+def buffers_fit(saved: Any, expected: list[Tensor]) -> bool:
+    """Return whether there is a list of the expected buffers for each of one or more processes."""
+    return isinstance(saved, list) and len(saved) > 0 and all(fits(buffers, expected) for buffers in saved)
 
 
 def is_plain(value: Any) -> bool:

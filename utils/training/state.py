@@ -68,18 +68,18 @@ class Progress:
 
 @dataclass(eq=False)
 class TrainingState:
-    """The network, what trains it, and how far it is; `average` is None without --ema."""
+    """The network, what trains it, and how far it is; `moving_average` is None without --ema."""
 
     network: Network
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    average: MovingAverage | None
+    moving_average: MovingAverage | None
     progress: Progress
 
     @property
     def evaluated(self) -> Network:
         """The network that is evaluated and saved as "model": the average if there is one."""
-        return self.average.network if self.average else self.network
+        return self.moving_average.network if self.moving_average else self.network
 
     @property
     def device(self) -> torch.device:
@@ -88,15 +88,15 @@ class TrainingState:
     def networks(self) -> dict[str, Any]:
         """Return the weights: "model" to evaluate, and with an average also "raw", those that are trained."""
         weights = {"model": self.evaluated.state_dict()}
-        if self.average:
+        if self.moving_average:
             weights["raw"] = self.network.state_dict()
         return weights
 
     def average_buffers(self) -> None:
         """Average the batch-norm statistics over the processes; all processes call this."""
         distributed.average_buffers(self.network)
-        if self.average:
-            distributed.average_buffers(self.average.network)
+        if self.moving_average:
+            distributed.average_buffers(self.moving_average.network)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this process, with the buffers of its network once more as a list.
@@ -113,13 +113,13 @@ class TrainingState:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, here or in another process."""
-        trained = saved["raw"] if self.average else saved["model"]
+        trained = saved["raw"] if self.moving_average else saved["model"]
         self.network.load_state_dict(without_batch_counters(trained), strict=False)
         load_buffers(self.network, saved["buffers"])
-        if self.average:
+        if self.moving_average:
             averaged = without_batch_counters(saved["model"])
-            self.average.network.load_state_dict(averaged, strict=False)
-            load_buffers(self.average.network, saved["buffers"])
+            self.moving_average.network.load_state_dict(averaged, strict=False)
+            load_buffers(self.moving_average.network, saved["buffers"])
         load_optimizer(self.optimizer, saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.progress.load_state_dict(saved)
