@@ -39,7 +39,8 @@ def main() -> None:
         # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
         images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
         shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else {}
-        exported = FORMATS[args.out.suffix](network, images, shapes, json.dumps(predictor.classes), part)
+        export = FORMATS[args.out.suffix]
+        exported = export(network, images, shapes, json.dumps(predictor.classes), part)
         if exported is None:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
         else:

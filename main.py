@@ -60,7 +60,8 @@ def main() -> None:
         if args.sync_bn and device.type != "cuda":
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         distributed.connect(device, args.batch_size)
-        resume.check_same_start(distributed.gather(saved and saved["position"]))
+        position = None if saved is None else saved["position"]
+        resume.check_same_start(distributed.gather(position))
         folder.broadcast_path()
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)
@@ -250,8 +251,9 @@ def make_parser() -> Parser:
     group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
     group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
     group.add_argument("--loss", choices=LOSSES, default="bce", help="bce, or the asymmetric loss")
+    decay = number(float, 0, low_allowed=False, high=1)
     ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
-    group.add_argument("--ema", type=number(float, 0, False, high=1), metavar="DECAY", help=ema_help)
+    group.add_argument("--ema", type=decay, metavar="DECAY", help=ema_help)
 
     group = parser.add_argument_group("run")
     options.add_run_options(group)

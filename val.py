@@ -4,6 +4,7 @@ python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from M
 """
 
 import argparse
+from pathlib import Path
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -111,10 +112,15 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     check_file(args.out, "--out")
     check_file(args.save_scores, "--save_scores", ".npz")
     if args.out and args.out.exists():
-        content = args.out.read_bytes() if args.out.is_file() else b"no file"
-        if content and not content.startswith(b'{\n  "mAP"'):
-            raise UserError(f"--out {args.out} exists and is not from val.py: name another file")
+        check_is_from_val(args.out)
     return parser, args
+
+
+def check_is_from_val(path: Path) -> None:
+    """Raise UserError unless an existing file is empty or holds metrics that val.py wrote."""
+    content = path.read_bytes() if path.is_file() else b"no file"
+    if content and not content.startswith(b'{\n  "mAP"'):
+        raise UserError(f"--out {path} exists and is not from val.py: name another file")
 
 
 if __name__ == "__main__":

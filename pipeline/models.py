@@ -80,6 +80,6 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
     img_size = None
     if model is None or model not in OTHERS:
         model, img_size = read_vit(state_dict)
-    if model is None:
-        model = f"resnet{read_depth(state_dict)}"
+        if model is None:
+            model = f"resnet{read_depth(state_dict)}"
     return Architecture(model=model, num_heads=num_heads, num_cls=weight.shape[0], img_size=img_size)

@@ -91,8 +91,11 @@ def read_classes(
     names = class_names(dataset_spec(dataset).folder)
     if len(names) == num_cls and stored in (None, names):
         return names
-    pairs = enumerate(zip(stored or names, names), start=1)
-    unequal = [f" (class {i} is {own}, not {name})" for i, (own, name) in pairs if own != name]
-    counts = f"{num_cls} classes{''.join(unequal[:1])}, --dataset {dataset} has {len(names)}"
+    held = f"{num_cls} classes"
+    for number, (own, name) in enumerate(zip(stored or [], names), start=1):
+        if own != name:
+            held += f" (class {number} is {own}, not {name})"
+            break
     trained = checkpoint["config"].get("dataset", "the one it was trained for")
+    counts = f"{held}, --dataset {dataset} has {len(names)}"
     raise UserError(f"{path} holds {counts}: name its data set, {trained}")

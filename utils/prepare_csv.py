@@ -60,8 +60,9 @@ def make_parser() -> Parser:
     parser.add_argument("--separator", default=";", help="text between the labels in one cell")
     val_help = "share of each class in val.json, on which main.py chooses the best epoch; 0: no val.json"
     parser.add_argument("--val_fraction", type=number(float, 0, high=1), default=0.2, help=val_help)
+    test_share = number(float, 0, low_allowed=False, high=1)
     test_help = "share of each class in test.json; neither share counts if there is a column split"
-    parser.add_argument("--test_fraction", type=number(float, 0, False, 1), default=0.2, help=test_help)
+    parser.add_argument("--test_fraction", type=test_share, default=0.2, help=test_help)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     return parser
@@ -231,7 +232,8 @@ def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     left = np.ones(len(positives), bool)
     while left.any():
         members = rarest_class(positives, left)
-        candidates = order[(left & members)[order]]
+        is_candidate = left & members
+        candidates = order[is_candidate[order]]  # in random order
         lacking = max(0, fraction * members.sum() - (held_out & members).sum())
         num_held = int(lacking)
         if rng.random() < lacking % 1:  # a fraction of an image is rounded at random

@@ -112,7 +112,8 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
             if name not in target:
                 raise ValueError(f"the class {name!r} is not in classes.json")
             difficult = (item.findtext("difficult") or "0").strip()
-            target[name] = max(target[name], {"0": POSITIVE, "1": DIFFICULT}[difficult])
+            value = {"0": POSITIVE, "1": DIFFICULT}[difficult]
+            target[name] = max(target[name], value)  # POSITIVE > DIFFICULT > ABSENT
     return list(target.values())
 
 

@@ -21,8 +21,9 @@ FOLDERS = ("Dataset/WIDER_ATTRIBUTE", "Dataset/WIDER")
 
 def main() -> None:
     parser = Parser(description="Make data/wider/trainval_wider.json and test_wider.json.")
-    found = next(filter(os.path.isdir, FOLDERS), " or ".join(FOLDERS))  # the error names both
-    parser.add_argument("--data_path", type=given_path, default=found, help="holds Annotations/ and Image/")
+    found = [folder for folder in FOLDERS if os.path.isdir(folder)]
+    default = found[0] if found else " or ".join(FOLDERS)  # no folder: the error then names both
+    parser.add_argument("--data_path", type=given_path, default=default, help="holds Annotations/ and Image/")
     args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
     classes = class_names("wider")

@@ -114,7 +114,7 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> Lo
         batch_size = min(args.batch_size, MAX_EVALUATION_BATCH)
         return EvaluationLoader(images, batch_size, args.num_workers, device)
 
-    images = load_split(spec, "train", args.img_size, True, args.seed, args.max_pixels)
+    images = load_split(spec, "train", args.img_size, train=True, seed=args.seed, max_pixels=args.max_pixels)
     train = TrainingLoader(images, args.batch_size, args.num_workers, device)
     if label_file(spec, "val").exists():
         return Loaders(train, evaluation_loader("val"), evaluation_loader("test"), has_val=True)

@@ -87,7 +87,9 @@ def check_bf16() -> None:
     if not cpuinfo.exists() or not re.search("avx512_bf16|amx_bf16", cpuinfo.read_text()):
         raise UserError("--amp bf16 needs a GPU, or a CPU with avx512_bf16 or amx_bf16: leave it out")
     # An instruction that the CPU lacks kills the process, so another process tries.
-    if status := subprocess.run([sys.executable, "-c", BF16_TRIAL], capture_output=True).returncode:
+    trial = subprocess.run([sys.executable, "-c", BF16_TRIAL], capture_output=True)
+    if trial.returncode != 0:
+        status = trial.returncode
         raise UserError(f"--amp bf16: a trial on this CPU failed with status {status}: leave it out")
 
 
@@ -97,7 +99,10 @@ def keep_freed_memory() -> None:
     On a small machine MALLOC_TRIM_THRESHOLD_=131072 in the environment saves memory and costs time.
     """
     is_set = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys()  # glibc reads them
-    if sys.platform == "linux" and not is_set and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if sys.platform != "linux" or is_set:
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)

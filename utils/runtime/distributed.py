@@ -24,7 +24,10 @@ Result = TypeVar("Result")
 
 
 def connect(device: torch.device, batch_size: int = 0) -> None:
-    """Join the processes of torchrun, or suggest it with a number that divides batch_size (0: any)."""
+    """Join the processes of torchrun; without torchrun, suggest it if there are GPUs to use.
+
+    batch_size: of all processes together, see suggest_torchrun.
+    """
     if WORLD_SIZE > 1:
         gpu = device if device.type == "cuda" else None
         store, *_ = next(rendezvous("env://"))
@@ -35,10 +38,16 @@ def connect(device: torch.device, batch_size: int = 0) -> None:
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
     elif device.type == "cuda":
-        num_gpus = torch.cuda.device_count()
-        if (fitting := max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)) > 1:
-            command = f"torchrun --nproc_per_node={fitting} {shlex.join(sys.argv)}"
-            print(f"This uses one of {num_gpus} GPUs; to use {fitting}: {command}")
+        suggest_torchrun(batch_size)
+
+
+def suggest_torchrun(batch_size: int) -> None:
+    """Print the command that uses the most GPUs whose number divides batch_size (0: all GPUs)."""
+    num_gpus = torch.cuda.device_count()
+    fitting = max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)
+    if fitting > 1:
+        command = f"torchrun --nproc_per_node={fitting} {shlex.join(sys.argv)}"
+        print(f"This uses one of {num_gpus} GPUs; to use {fitting}: {command}")
 
 
 def disconnect() -> None:
@@ -78,7 +87,9 @@ def gather(value: Result) -> list[Result]:
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Replace the values of tensors, in place, by those of the first process; all processes call this."""
-    for tensor in tensors if WORLD_SIZE > 1 else ():
+    if WORLD_SIZE == 1:
+        return
+    for tensor in tensors:
         dist.broadcast(tensor.detach(), src=0)
 
 
@@ -112,6 +123,8 @@ def wrap(model: nn.Module) -> nn.Module:
 
 def average_buffers(model: nn.Module) -> None:
     """Average the batch-norm statistics over the processes, so that all evaluate and save the same model."""
-    for buffer in model.buffers() if WORLD_SIZE > 1 else ():
+    if WORLD_SIZE == 1:
+        return
+    for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.copy_(average(buffer.double()))  # in float64 the average of equal values is exact

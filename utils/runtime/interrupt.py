@@ -39,10 +39,18 @@ def record_signal(message: str, number: int, frame: object) -> None:
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
             os.write(2, f"\n{signal.Signals(number).name}: {message}{second}\n".encode())
     received.append(number)
-    for other in SIGNALS if WORLD_SIZE == 1 else ():
-        if other.name != "SIGHUP":  # a closed terminal can send it twice
-            # KeyboardInterrupt lets the command remove what it has half written.
-            signal.signal(other, signal.default_int_handler if other.name == "SIGINT" else signal.SIG_DFL)
+    if WORLD_SIZE == 1:
+        let_next_signal_end_the_process()
+
+
+def let_next_signal_end_the_process() -> None:
+    """Restore the default handlers of SIGNALS, except of SIGHUP, which a closed terminal can send twice."""
+    for number in SIGNALS:
+        if number.name == "SIGINT":
+            # It raises KeyboardInterrupt, which lets the command remove what it has half written.
+            signal.signal(number, signal.default_int_handler)
+        elif number.name != "SIGHUP":
+            signal.signal(number, signal.SIG_DFL)
 
 
 def stop() -> NoReturn:

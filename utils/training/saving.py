@@ -69,7 +69,8 @@ def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
         "seconds": seconds,
         "images_per_second": run.num_images / progress.seconds,
     }
-    is_best = progress.best is None or not progress.record["mAP"] <= progress.best["mAP"]  # also if NaN
+    # mAP is NaN in every epoch if no class has positives; then the last epoch counts as the best one.
+    is_best = progress.best is None or not progress.record["mAP"] <= progress.best["mAP"]
     if is_best:
         progress.best = progress.record
     if RANK == 0:
