@@ -67,7 +67,10 @@ def check_outputs(network: nn.Module, exported: Forward, size: int, batch_sizes:
 def export_onnx(
     network: nn.Module, images: Tensor, shapes: dict[int, Any], names: str, path: Path
 ) -> Forward | None:
-    """Write one ONNX file with the names in its metadata; return it as a function, or None if unchecked."""
+    """Write an ONNX file with the class names in its metadata; return it as a function.
+
+    Returns None if onnxruntime, which runs such a file, is not installed.
+    """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError("export to ONNX needs two more packages: pip install onnx onnxscript")
@@ -92,7 +95,7 @@ def export_onnx(
 
 
 def export_pt2(network: nn.Module, images: Tensor, shapes: dict[int, Any], names: str, path: Path) -> Forward:
-    """Write a network as torch.export's file, with the class names in classes.json; return what it holds."""
+    """Write torch.export's file, with the class names in its classes.json; return it as a function."""
     program = torch.export.export(network, (images,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={"classes.json": names})
     return torch.export.load(path).module()
@@ -102,7 +105,7 @@ FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description="Export a checkpoint, and compare the outputs of the two.")
+    parser = Parser(description="Export a checkpoint, and compare its outputs with those of the new file.")
     group = parser.add_argument_group("data")
     options.add_dataset_of_checkpoint(group)
     options.add_image_options(group, from_checkpoint=True)

@@ -66,7 +66,7 @@ def main() -> None:
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)
         network = build_model(args, device, start_weights=saved is None)
-        ddp_model = distributed.wrap(network)  # before a saved state is loaded: it copies the first process's
+        ddp_model = distributed.wrap(network)  # copies the first process's buffers, so before `restore`
         run = build_run(args, folder, network, loaders)
         print(summary(make_parser(), args))
         if saved is not None:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
-    """Train the epochs that are left, and evaluate and save each; then test the best one."""
+    """Train the remaining epochs, evaluate and save each, and at the end test the best one."""
     device = run.state.device
     amp = run.args.amp
     lines = ProgressLines(run.args.print_freq)
@@ -93,7 +93,7 @@ def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
             saving.finish_epoch(run, metrics, meter.seconds())
             saving.gather_and_save(run)
         print(f"\n{messages.report(run)}")
-        if loaders.has_val:  # the test images have chosen nothing
+        if loaders.has_val:  # so the test images did not choose the best epoch
             metrics = evaluate_model(saving.broadcast_best(run), loaders.test, device, amp)
             saving.write_test_results(run, metrics)
             print(f"\nbest.pth on the test images:\n{format_report(metrics, run.classes)}")
@@ -102,7 +102,7 @@ def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:
 def train_one_epoch(
     run: Run, ddp_model: nn.Module, loader: TrainingLoader, lines: ProgressLines
 ) -> EpochMeter:
-    """Train the steps that are left of the current epoch, and save the run; return its loss and time."""
+    """Train the remaining steps of the current epoch, and save the run; return the epoch's loss and time."""
     args = run.args
     state = run.state
     progress = run.progress
@@ -119,12 +119,14 @@ def train_one_epoch(
             for group in state.optimizer.param_groups:
                 base = group["base_lr"]
                 group["lr"] = learning_rate(base, iteration, progress.epoch, warmup, args.decay_step)
-            torch.manual_seed(step_seed(args.seed, iteration, distributed.RANK))  # dropout can be resumed
+            # A resumed run repeats the random numbers of dropout.
+            torch.manual_seed(step_seed(args.seed, iteration, distributed.RANK))
 
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
-            # DDP averages gradients, so divide by the mean label count over the processes, which may be 0.
+            # DDP averages gradients, so divide by the mean label count over the processes. The clamp only
+            # matters if no process has a label: it prevents 0 / 0.
             loss = loss_sum / distributed.average(num_labels).clamp(min=1 / distributed.WORLD_SIZE)
             state.optimizer.zero_grad()
             state.scaler.scale(loss).backward()
@@ -153,7 +155,7 @@ def train_one_epoch(
 
 
 def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: int, decay_step: int) -> float:
-    """Return the rate at an iteration (from 0): linear warm-up, times 0.1 every `decay_step` epochs."""
+    """Return the rate at an iteration (from 0): linear warm-up, a tenfold drop every `decay_step` epochs."""
     warmup = min(1.0, iteration / warmup_iterations) if warmup_iterations else 1.0
     return base * warmup * 0.1 ** (epoch // decay_step)
 
@@ -260,12 +262,12 @@ def make_parser() -> Parser:
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of all random choices")
     options.add_folder_options(group)
-    parser.set_defaults(num_heads=1)
+    parser.set_defaults(num_heads=1)  # the other commands take the checkpoint's
     return parser
 
 
 def resumed_args(saved: dict[str, Any], folder: Path) -> argparse.Namespace:
-    """Return the options of a saved run, with those of the command line that may change."""
+    """Return the options of a saved run, updated by the command line; UserError if that changes the run."""
     try:
         return resolve(resume.resumed_options(make_parser(), saved))
     except UserError as error:
@@ -273,7 +275,7 @@ def resumed_args(saved: dict[str, Any], folder: Path) -> argparse.Namespace:
 
 
 def resolve(given: argparse.Namespace) -> argparse.Namespace:
-    """Return the options with the data set's defaults for None; UserError for options that conflict."""
+    """Replace options that are None by the data set's defaults; UserError for options that conflict."""
     spec = dataset_spec(given.dataset)
     num_classes = len(class_names(spec.folder))
     defaults = {

@@ -80,7 +80,7 @@ def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:
 
 
 def report_other_labels(predictor: Predictor, labels: Labels) -> None:
-    """Print a line if the network was trained with other label files than these labels are from."""
+    """Print a line if the network was trained with other label files than those of these labels."""
     known = predictor.config.get("labels")
     if known and fingerprint(labels) not in str(known):
         print(f"this file was trained with other label files, of --dataset {predictor.config.get('dataset')}")

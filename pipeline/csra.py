@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Temperatures of the heads by their number (paper, Sec. 3.3). ∞ is spatial max pooling.
+# The temperatures of the heads for each number of heads (paper, Sec. 3.3). ∞ is spatial max pooling.
 TEMPERATURES: dict[int, tuple[float, ...]] = {
     1: (1,),
     2: (1, math.inf),
@@ -18,7 +18,10 @@ TEMPERATURES: dict[int, tuple[float, ...]] = {
 
 
 def attention(scores: Tensor, T: float) -> Tensor:
-    """Return softmax_k(T · s_k) over the positions of score maps (..., K) (Eq. 6); T = ∞ takes the maxima."""
+    """Return softmax_k(T · s_k) over the K positions of score maps (..., K) (Eq. 6).
+
+    For T = ∞ the largest scores of a map share the attention equally.
+    """
     if math.isinf(T):
         maxima = (scores == scores.amax(dim=-1, keepdim=True)).to(scores.dtype)
         return maxima / maxima.sum(dim=-1, keepdim=True)
@@ -26,7 +29,10 @@ def attention(scores: Tensor, T: float) -> Tensor:
 
 
 def attended_scores(scores: Tensor, T: float) -> Tensor:
-    """Sum score maps (..., K) over positions, weighted by attention (Eq. 6); for T = ∞ take the maximum."""
+    """Return the sum of score maps (..., K) over positions, weighted by attention (Eq. 6).
+
+    For T = ∞ it is the maximum.
+    """
     if math.isinf(T):
         return scores.amax(dim=-1)
     return (attention(scores, T) * scores).sum(dim=-1)

@@ -14,7 +14,7 @@ from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA, read_vit
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
-# Excluded: one image size only, a map per ImageNet class as the last map, or no ImageNet-1k weights.
+# These take one image size only, end in a map per ImageNet class, or have no ImageNet-1k weights.
 EXCLUDED = ("vit_*", "maxvit*", "squeezenet*", "regnet_y_128gf*")
 OTHERS = tuple(torchvision.models.list_models(module=torchvision.models, exclude=(*EXCLUDED, *RESNETS)))
 MODELS = (*RESNETS, *SIZES, *OTHERS)
@@ -31,7 +31,7 @@ class BuildOptions(TypedDict):
 
 
 class Architecture(TypedDict):
-    """What a state dict tells of the arguments of `build`; img_size None: it does not tell."""
+    """The arguments of `build` that a state dict reveals; img_size is None if it does not reveal that."""
 
     model: str
     num_heads: int
@@ -40,7 +40,7 @@ class Architecture(TypedDict):
 
 
 def check_img_size(model: str, img_size: int) -> None:
-    """Raise ValueError if a model does not take square images of this side, in pixels."""
+    """Raise ValueError if a model cannot take square images of img_size pixels a side."""
     if model in SIZES and img_size % PATCH:
         raise ValueError(f"{model} takes images whose side is a multiple of {PATCH}, not {img_size}")
 
@@ -68,7 +68,7 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> Architecture:
     """Read the architecture off a state dict; ValueError if none fits.
 
-    model: the backbone, if it is known; of those in OTHERS, the state dict does not tell it.
+    model: the name of the backbone, if it is known. A state dict does not reveal it for those in OTHERS.
     """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)

@@ -8,12 +8,12 @@ from pipeline.csra import MHA, AveragePooling, ResidualAttention
 
 MIN_SIDE = 33  # of images in pixels: 32 leave one place in the feature map
 MAX_SIDE = 2**16  # sides must be below it; larger images would not fit in any memory
-# mean and std by the names that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
+# Mean and std for each name that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
 NORMALIZATION = {"none": (0.0, 1.0), "0.5": (0.5, 0.5)}
 
 
 class Network(nn.Module):
-    """Base of the networks, which define `features`, images to the last feature map, and `classifier`.
+    """Base of the networks. A subclass defines `features` and `classifier`.
 
     normalization: a key of NORMALIZATION, which `features` applies; the state dict does not hold it.
     """
@@ -35,12 +35,12 @@ class Network(nn.Module):
         return images if self.normalization == "none" else (images - mean) / std
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of torchvision or timm with the names and sizes of this network."""
+        """Convert a state dict of torchvision or timm to this network's names and sizes."""
         return state_dict
 
 
 def rename(state_dict: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Return a state dict with the starts of names replaced; `names` maps patterns to what replaces them."""
+    """Return a state dict in which the start of each name is replaced; `names`: {pattern: replacement}."""
     for pattern, ours in names.items():
         state_dict = {re.sub(f"^{pattern}", ours, key): value for key, value in state_dict.items()}
     return state_dict

@@ -32,7 +32,8 @@ class Trunk_CSRA(Network):
         if any(key.startswith("trunk.") for key in state_dict):
             return state_dict
         # torchvision's DenseNet files have names from before its code changed, such as norm.1 for norm1.
-        return rename(state_dict, {r"(.*denselayer\d+\.(?:norm|conv))\.": r"\1", "": "trunk."})
+        renamed = rename(state_dict, {r"(.*denselayer\d+\.(?:norm|conv))\.": r"\1"})
+        return {f"trunk.{name}": value for name, value in renamed.items()}
 
 
 def cut_after_last_map(network: nn.Module) -> tuple[nn.Module, int]:

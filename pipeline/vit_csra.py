@@ -12,7 +12,7 @@ from pipeline.network import Network, make_classifier, rename
 PATCH = 16
 # Layers, attention heads per layer, width of a token, width of the MLP.
 SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
-# How names start in timm's files, as in the released checkpoints, and in torchvision's.
+# {start of a name in timm's files, and so in the released checkpoints: its start in torchvision's}.
 TIMM = {
     r"patch_embed\.proj\.": "conv_proj.",
     r"cls_token$": "class_token",
@@ -60,7 +60,10 @@ class ViT_CSRA(Network):
 
 
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
-    """Return the ViT's name and image size in a state dict, None if unknown; ValueError for another width."""
+    """Return the name and image size of the ViT in a state dict, None for what it does not tell.
+
+    Raises ValueError for a ViT whose width is not in SIZES.
+    """
     tensors = rename(state_dict, TIMM)
     token = tensors.get("class_token")
     embedding = tensors.get("encoder.pos_embedding")

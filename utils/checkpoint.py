@@ -16,7 +16,7 @@ from utils.weights.fitting import load_adapted
 Value = TypeVar("Value")
 
 
-def load_model(  # noqa: PLR0913  each is one thing that a user of Python may want to say
+def load_model(  # noqa: PLR0913  a Python user may want to set each
     path: str | Path,
     dataset: str | None = None,
     img_size: int | None = None,
@@ -27,10 +27,10 @@ def load_model(  # noqa: PLR0913  each is one thing that a user of Python may wa
 ) -> Predictor:
     """Return a checkpoint's network as a Predictor: `predict` and `attention` take photographs.
 
-    dataset: the data set of a file that main.py did not write, which does not store it; None means voc07. A
-    file that stores its class names must have those of `dataset`.
-    img_size, lam, normalize: None means as trained; if the file does not say so, as for its data set, and for
-    lam 0.1, or 0 for average pooling.
+    dataset: the data set of a file that main.py did not write; None means voc07. If a file stores its class
+    names, those of `dataset` must be the same.
+    img_size, lam, normalize: None means as trained. If the file does not store it, img_size and normalize are
+    those of the data set, and lam is 0.1, or 0 for average pooling.
     device: as torch names it; "auto" is a GPU if there is one.
     max_pixels: the Predictor refuses photographs with more pixels, before it decodes them.
     Raises UserError if the file holds no network of this project, or one for other classes, or if PyTorch
@@ -81,7 +81,7 @@ def first_known(*values: Value | None) -> Value:
 def read_classes(
     checkpoint: dict[str, Any], num_cls: int, dataset: str | None, path: str | Path
 ) -> list[str]:
-    """Return the class names in a checkpoint, else the data set's; UserError if they differ."""
+    """Return the class names that a checkpoint stores, or else the data set's; UserError if they differ."""
     stored: list[str] | None = checkpoint.get("classes")
     if stored is not None and len(stored) != num_cls:
         raise UserError(f"{path}: it names {len(stored)} classes for {num_cls} outputs")

@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose_threshold(given: float | Path | None, saved: SavedScores, file: Path) -> float | Path:
-    """Return the given threshold, or 0.5; UserError if that has no meaning because scores leave [0, 1]."""
+    """Return the given threshold, or 0.5 if there is none; UserError for 0.5 if scores leave [0, 1]."""
     if given is not None:
         return given
     lowest, highest = saved.scores.min(), saved.scores.max()

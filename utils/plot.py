@@ -125,7 +125,7 @@ def short_names(sources: list[Path]) -> list[tuple[str, Path]]:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Read what the log of a run holds of each epoch; UserError if there is no epoch or it lacks a number."""
+    """Read the log of a run; UserError if it holds no epoch, or an epoch lacks a number."""
     rows = []
     for record in read_log(folder):
         with reporting_errors(f"{folder}/log.jsonl: epoch {record['epoch']} lacks train_loss, mAP or lr"):
@@ -157,7 +157,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def line_styles(number: int) -> Iterator[dict[str, Any]]:
-    """Yield a style for each of several lines: later ones are thinner and dashed, so that none is hidden."""
+    """Yield a style for each line; later lines are thinner and dashed, so that none is hidden."""
     widths = np.linspace(min(3, 0.7 + 0.5 * number), 1.2, number)
     for color, dashes, width in zip(itertools.cycle(PALETTE), itertools.cycle(DASHES), widths):
         yield {
@@ -194,7 +194,7 @@ def draw_curves(runs: dict[str, RunLog]) -> Figure:
 
 
 def draw_average_precisions(title: str, values: dict[str, float]) -> Figure:
-    """Draw the AP of each class as a bar, the best on top, and their mean; NaN: no positives."""
+    """Draw the AP of each class as a bar, the best on top, and their mean; values: NaN without positives."""
     names = sorted(values, key=lambda name: np.nan_to_num(values[name], nan=-1))
     percent = [100 * values[name] for name in names]
     numbers = ["no positives" if math.isnan(value) else f"{value:.1f}" for value in percent]
@@ -211,7 +211,7 @@ def draw_average_precisions(title: str, values: dict[str, float]) -> Figure:
 
 
 def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
-    """Draw precision against recall of all labels together and of single classes: all, or best and worst."""
+    """Draw precision against recall, of all labels together and of each class, or the best and worst few."""
     curves = class_curves(saved)
     if not curves:
         raise UserError("no class has a positive: there is no precision to draw")

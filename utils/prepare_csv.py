@@ -69,7 +69,7 @@ def make_parser() -> Parser:
 
 
 def new_folder(name: str) -> Path:
-    """Return data/NAME; UserError if the name is taken by a built-in data set or is no folder name."""
+    """Return data/NAME; UserError if it is the name of a built-in data set, or not a folder name."""
     folder = Path("data", name)
     if name in DATASETS or name.startswith(".") or folder.name != name:
         raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(DATASETS)}")
@@ -98,7 +98,7 @@ def group_by_split(entries: list[Entry], splits: list[str], cause: str) -> Split
 
 def write_data_set(folder: Path, classes: list[str], splits: Splits) -> None:
     """Write classes.json and the label files, in place of those of an earlier data set."""
-    # An interruption leaves no test.json, without which nothing starts, and no labels of other classes.
+    # After an interruption test.json is missing, so nothing starts, and no labels are for other classes.
     for split in SPLITS:
         (folder / f"{split}.json").unlink(missing_ok=True)
     write_json_list(folder / "classes.json", classes)
@@ -129,7 +129,7 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def read_lines(text: list[str]) -> list[Row]:
-    """Return the rows of a table that are not empty, from its lines; the first is the header."""
+    """Split the lines of a table into rows, without empty ones; the first row is the header."""
     # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
     first_line = text[0] if text else ""
     delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
@@ -204,7 +204,7 @@ def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
 
 
 def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
-    """Return the split of each image: the two shares of each class for val and test, the rest train.
+    """Return the split of each image: the given shares of each class are val and test, the rest train.
 
     positives: bool (N, C). Raises UserError if the shares leave nothing to train on.
     """
@@ -223,8 +223,8 @@ def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
 def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return which images to hold out, bool (N,): the same share of each class, but never a whole class.
 
-    positives: bool (N, C). This is the iterative stratification of Sechidis et al. (2011): it takes the class
-    with the fewest images left, and holds out as many of them as the share of the class still lacks.
+    positives: bool (N, C). This is the iterative stratification of Sechidis et al. (2011): it takes the
+    class with the fewest images left, holds out as many of them as its share still lacks, and so on.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(positives))
@@ -247,9 +247,9 @@ def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def rarest_class(positives: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Return the members, bool (N,), of the class with the fewest images that are left, but not with none.
+    """Return the images, bool (N,), of the class that has the fewest images left, but at least one.
 
-    positives: bool (N, C). left: bool (N,). If no class has an image left, all images are members.
+    positives: bool (N, C). left: bool (N,). If no class has an image left, return all images.
     """
     counts = positives[left].sum(axis=0)
     if not counts.any():

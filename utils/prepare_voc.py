@@ -16,7 +16,8 @@ from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, r
 from utils.runtime.files import check_folder
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
-# The splits: + joins lists of images, the first split is for training and the last one for evaluation.
+# Each split names one or more lists of images, joined by +. The first split is for training, the last one for
+# evaluation.
 SPLITS = {"2007": ["train+val", "test"], "2012": ["train", "train+val", "val"]}
 
 

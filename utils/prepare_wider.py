@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[Entry]:
-    """Return an entry per person: the target, the image and the box as the annotation has it."""
+    """Return an entry per person: the target, the image and the annotated box."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")

@@ -8,7 +8,7 @@ from utils.runtime.cli import UserError
 
 
 def load_model_for(args: Namespace) -> Predictor:
-    """Return the Predictor, on the CPU, that options ask for; UserError if the file has another network."""
+    """Return the Predictor of --load_from, on the CPU; UserError if other options contradict the file."""
     predictor = read_predictor(args.load_from, args.dataset, args.img_size, args.lam, args.normalize)
     held = {name: predictor.options[name] for name in ("model", "num_heads", "num_cls")}
     for name, value in held.items():
@@ -19,6 +19,6 @@ def load_model_for(args: Namespace) -> Predictor:
 
 
 def options_in_effect(args: Namespace, predictor: Predictor) -> Namespace:
-    """Return the options with those of the network in place of the ones that were left out."""
+    """Return the options, with those that describe the network replaced by its own values."""
     held = {**predictor.options, "normalize": predictor.network.normalization}
     return Namespace(**{**vars(args), **held})

@@ -44,7 +44,7 @@ def add_dataset_of_checkpoint(group: OptionGroup) -> None:
 
 
 def add_image_options(group: OptionGroup, from_checkpoint: bool) -> None:
-    """Add the options on what the network sees; from_checkpoint: a checkpoint gives the defaults."""
+    """Add the options on the images; from_checkpoint: the defaults come from a checkpoint."""
     default = "as trained, else the data set's" if from_checkpoint else "the data set's"
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     group.add_argument("--img_size", type=image_side, help=f"side in pixels [default: {default}]")
@@ -62,7 +62,7 @@ def add_loader_options(group: OptionGroup, batch_help: str) -> None:
 
 
 def add_model_options(group: OptionGroup, from_checkpoint: bool) -> None:
-    """Add the options on the network; from_checkpoint: a checkpoint gives the defaults."""
+    """Add the options on the network; from_checkpoint: the defaults come from a checkpoint."""
     if from_checkpoint:
         model = heads = "the checkpoint's"
         lam = "as trained, else 0.1, without heads 0"

@@ -16,11 +16,11 @@ class DatasetSpec:
     """What differs between data sets.
 
     train, val, test: label files data/<folder>/<name>.json. If there is a val.json, best.pth is chosen on it,
-    else on the test images. prepare: the command in utils/ that makes the others.
-    test_values: what the numbers in the test file mean: 1 positive, 0 negative, or IGNORED.
+    else on the test images. prepare: the script in utils/ that makes the train and the test file.
+    test_values: maps each number in the test file to its meaning: 1 positive, 0 negative, or IGNORED.
     unknown_is_negative: whether metrics other than mAP count an ignored label as negative, see `evaluate`.
     crop: whether training images are cropped at random; else they are only flipped.
-    exif: whether the EXIF orientation is applied; the published figures are without it.
+    exif: whether the EXIF orientation is applied; the published figures were computed without it.
     normalize: how pixels are normalised by default, a key of NORMALIZATION in pipeline/network.py.
     model, pretrained, img_size, total_epoch, decay_step: defaults of main.py's options; decay_step None is
     two thirds of the run.
@@ -56,8 +56,8 @@ DATASETS = {
         img_size=64, total_epoch=4),
 }
 # fmt: on
-# A data set that a user adds. A small one has few steps per epoch. With a drop every 4 epochs, 2 of them
-# warm-up, the rate would soon be too low to learn. One drop after two thirds of the run suits any length.
+# A data set that a user adds. If it is small, an epoch has few steps. With a drop every 4 epochs, of which 2
+# are warm-up, the rate would soon be too low to learn. One drop after two thirds of a run suits any length.
 OWN = DatasetSpec("", exif=True, decay_step=None)
 
 

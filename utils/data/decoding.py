@@ -87,8 +87,8 @@ def rgb_pixels(image: Image.Image) -> Tensor:
 
 
 def upright(pixels: Tensor, image: Image.Image) -> Tensor:
-    """Return an image's pixels (3, H, W) turned as its EXIF orientation says; a damaged one is ignored."""
-    # ImageOps.exif_transpose also writes the EXIF data anew, and so fails for some damaged ones.
+    """Turn an image's pixels (3, H, W) as its EXIF orientation says; ignore damaged EXIF data."""
+    # ImageOps.exif_transpose also writes the EXIF data again, and so fails for some damaged data.
     orientation = None
     with contextlib.suppress(Exception):  # the type depends on the damage
         orientation = image.getexif().get(ExifTags.Base.Orientation)

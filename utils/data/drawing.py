@@ -16,7 +16,8 @@ class Difficulty(NamedTuple):
     """How hard the classes are to tell apart.
 
     radius: range, as a share of the image side. hue_spread: degrees to either side of the hue of the class.
-    saturation: lowest of the objects. tint: highest saturation of the background. num_strokes: lines on it.
+    saturation: the lowest of an object. tint: the highest saturation of the background. num_strokes: lines on
+    the background.
     """
 
     radius: Range
@@ -101,7 +102,7 @@ def draw_background(rng: np.random.Generator, side: int, difficulty: Difficulty)
 
 
 def find_place(rng: np.random.Generator, side: int, radius: Range, taken: list[Place]) -> Place | None:
-    """Draw a place for an object that hides the middle of no other; None if none was found."""
+    """Choose a random place for an object where it hides the middle of no other; None if none was found."""
     for _ in range(MAX_TRIES):
         r = side * rng.uniform(*radius)
         x, y = rng.uniform(r, side - r, size=2)

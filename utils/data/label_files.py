@@ -21,7 +21,7 @@ class Labels(NamedTuple):
     """A label file in flat arrays, whose memory worker processes can share.
 
     paths: (N,) of UTF-8 bytes. targets: (N, C) int8 of 1, 0 or IGNORED. boxes: (N, 4) int32, the edges of the
-    parts to cut out (see `box_edges`), or None. unknown_is_negative: see `evaluate`.
+    parts to cut out (see `box_edges`), or None for whole images. unknown_is_negative: see `evaluate`.
     """
 
     paths: np.ndarray
@@ -89,7 +89,7 @@ def box_edges(box: Any, max_pixels: float) -> tuple[int, int, int, int]:
 
 
 def fingerprint(labels: Labels) -> str:
-    """Return 12 hex digits of a hash of the targets, boxes and file names; the folders may change."""
+    """Return 12 hex digits of a hash of the targets, boxes and file names, without the folders' names."""
     names = b"/".join(path.rpartition(b"/")[2] for path in labels.paths.tolist())
     boxes = b"" if labels.boxes is None else labels.boxes.tobytes()
     return hashlib.sha256(labels.targets.tobytes() + boxes + names).hexdigest()[:12]

@@ -26,7 +26,10 @@ def prepare_worker(worker: int) -> None:
 
 
 class Loader(DataLoader[Sample]):
-    """Loads labelled images, a Batch at a time, in workers that see no signals; no more than batches."""
+    """Loads labelled images, a Batch at a time, in workers that see no signals.
+
+    There are at most as many workers as batches.
+    """
 
     dataset: LabelledImages
 
@@ -55,7 +58,7 @@ class Loader(DataLoader[Sample]):
             return super().__iter__()
 
     def check_worker_number_rationality(self) -> None:
-        """Do not warn: the user may choose more workers than there are cores."""
+        """Replace PyTorch's check, which warns: the user may choose more workers than there are cores."""
 
 
 class TrainingLoader(Loader):
@@ -68,7 +71,7 @@ class TrainingLoader(Loader):
         super().__init__(dataset, batches, num_workers, device, keep_workers=True)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
+        """Choose the epoch (from 0) and the batch (from 0) at which the next iteration starts."""
         self.batch_sampler.set_epoch(epoch, start)
 
 
@@ -83,10 +86,10 @@ class EvaluationLoader(Loader):
 def keeps_evaluation_workers() -> bool:
     """Return whether the workers of an evaluation stay for the next one, or start anew for each.
 
-    A forked worker starts within a second, but it holds a copy of what the memory of training was at its
-    start, gigabytes with a large network: it ends with the evaluation. A spawned worker first imports all
-    modules again, for seconds to a minute, and one of a forkserver may have to. They hold nothing of
-    training: they stay.
+    A forked worker starts within a second, but keeps a copy of the training process's memory, which is
+    gigabytes with a large network, so it ends with the evaluation. A spawned worker first imports all modules
+    again, for seconds to a minute, and a worker of a forkserver may have to. Neither holds memory of
+    training, so both stay.
     """
     return multiprocessing.get_start_method() != "fork"
 

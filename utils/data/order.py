@@ -15,9 +15,9 @@ AUGMENTATION = 1
 
 
 class SampleKey(NamedTuple):
-    """Which sample a data set is asked for: the epoch (from 0), its row, and whether its labels count.
+    """Names a sample of an epoch.
 
-    row: its place in the label file, from 0.
+    epoch: from 0. row: its entry in the label file, from 0. counted: whether its labels count.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch (from 0) that the next iteration gives, and the batch that it starts with."""
+        """Choose the epoch (from 0) and the batch (from 0) at which the next iteration starts."""
         self.epoch = epoch
         self.start = start
 

@@ -1,4 +1,4 @@
-"""The samples of a data set: its images and targets, one by one, and joined to batches."""
+"""The samples of a data set: its images and targets, one by one, and joined into batches."""
 
 import os
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Batch(NamedTuple):
 class LabelledImages(Dataset[Sample]):
     """Images and targets of one split, indexed by SampleKey.
 
-    train: augment each sample; the result depends only on (seed, epoch, row), so that neither the number of
-    workers nor an interruption changes it; else use the test transform. crop, exif: see DatasetSpec.
+    train: whether to augment each sample. The result depends only on (seed, epoch, row), so that neither the
+    number of workers nor an interruption changes it. crop, exif: see DatasetSpec.
     """
 
     labels: Labels
@@ -55,7 +55,7 @@ class LabelledImages(Dataset[Sample]):
         return len(self.labels.paths)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Return a sample; its target is IGNORED unless it counts."""
+        """Return a sample; if it does not count, its whole target is IGNORED."""
         epoch, row, counted = key
         image = load_image(os.fsdecode(self.labels.paths[row]), self.max_pixels, self.exif)
         if self.labels.boxes is not None:
@@ -97,7 +97,7 @@ def load_split(
 
 
 def check_images_exist(labels: Labels, path: Path) -> None:
-    """Raise UserError if an image is missing that the label file at `path` names."""
+    """Raise UserError if an image that the label file at `path` names is missing."""
     images = [os.fsdecode(image) for image in labels.paths]
     missing = [image for image in images if not os.path.isfile(image)]
     if missing:
@@ -106,7 +106,7 @@ def check_images_exist(labels: Labels, path: Path) -> None:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Join samples to a batch."""
+    """Join samples into a batch."""
     # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.
     in_memory_order = [Sample(image.permute(1, 2, 0), target, row) for image, target, row in samples]
     images, targets, rows = default_collate(in_memory_order)
@@ -114,5 +114,5 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def to_float(images: Tensor, device: torch.device) -> Tensor:
-    """Move uint8 images (B, 3, S, S) to the device, and there to float32 in [0, 1]."""
+    """Move uint8 images (B, 3, S, S) to the device, and convert them there to float32 in [0, 1]."""
     return images.to(device, non_blocking=True).float().div_(255)

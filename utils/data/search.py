@@ -11,10 +11,10 @@ from utils.runtime.cli import UserError
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:
-    """Return the images that places name, each once; UserError if a place names none.
+    """Return the images that places name, without repeats; UserError if a place names none.
 
-    places: files, which are taken as they are, folders, for all visible images below them, and patterns.
-    out_dir: the folder that a command writes to, whose images are left out.
+    places: files, folders and patterns. A folder stands for all visible images below it; a file is returned
+    whatever it is. out_dir: the folder that a command writes to; images below it are left out.
     """
     found: list[str] = []
     for place in places:

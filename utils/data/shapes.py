@@ -61,7 +61,10 @@ def make_shapes(folder: Path, options: ShapesOptions, overwrite: bool = False) -
 
 
 def write_images(folder: Path, options: ShapesOptions) -> Splits:
-    """Write images/ at once, after the label files of an earlier one are gone; return the new label files."""
+    """Draw all images into images.part/, then rename it to images/; return the entries of the label files.
+
+    The label files of an earlier data set are removed just before the images that they belong to.
+    """
     images, part = folder / "images", folder / "images.part"
     shutil.rmtree(part, ignore_errors=True)  # a killed call left it
     counts = {"train": options.num_train, "test": options.num_test}

@@ -8,8 +8,9 @@ from torch import Tensor
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw a box (left, top, right, bottom) as RandomResizedCrop does: scale 0.7-1, ratio 3/4-4/3."""
     # RandomResizedCrop draws from torch's global state, but a sample depends on seed, epoch and row alone.
-    # To seed that state for each sample, and its slower resize of a crop, cost 25 to 52 % of the time to load
-    # one (448 x 448, photographs of COCO and smaller ones, two CPU cores); its draws alone cost 4 to 14 %.
+    # Seeding that state for each sample, together with the slower resize of RandomResizedCrop, took 25 to
+    # 52 % of the time to load a sample (448 x 448, photographs of COCO and smaller ones, two CPU cores); its
+    # draws alone took 4 to 14 %.
     for _ in range(10):
         area = width * height * rng.uniform(0.7, 1)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -28,7 +29,7 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
 
 
 def cut_out(image: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """Return a part of an image (3, H, W) as Pillow's crop does: what lies outside of the image is black."""
+    """Return a part of an image (3, H, W) as Pillow's crop does: pixels outside the image are black."""
     part = image.new_zeros(bottom - top, right - left, 3).permute(2, 0, 1)
     inside = image[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
     y = max(0, -top)

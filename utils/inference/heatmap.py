@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.runtime.cli import one_line
 
-# From no attention to the most: black, violet, red, orange, yellow; readable in greyscale, too.
+# From no attention to the most: black, violet, red, orange, yellow. Each is lighter, also in greyscale.
 STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 CHANNELS = [np.interp(np.linspace(0, 4, 256), range(5), channel) for channel in STOPS.T]
 COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
@@ -55,7 +55,11 @@ def resize(image: Image.Image, scale: float) -> Image.Image:
 
 
 def panel(image: Image.Image, class_map: ClassMap | None, text: str = "") -> Image.Image:
-    """Draw an image, enlarged if it is small, with a map over a legend (name, score, bar), or over a text."""
+    """Draw an image, enlarged if it is small, and a line of text below it.
+
+    With a class_map the image is blended with the map, the text is the name and score of the class, and below
+    it is a legend of the colours.
+    """
     image = resize(image, max(1, PANEL / max(image.size)))
     width = max(image.width, PANEL)
     text_size = max(12, width // 32)
@@ -99,7 +103,7 @@ def draw_legend(
 
 
 def shorten(text: str, draw: ImageDraw.ImageDraw, width: float) -> str:
-    """Return a text without as much of its start as does not fit: the end of a path tells the most."""
+    """Cut the start of a text so that the rest fits: the end of a path says the most."""
     if draw.textlength(text) <= width:
         return text
     for start in range(len(text)):

@@ -22,7 +22,7 @@ Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs
 
 
 class BatchLoader(Protocol):
-    """What is needed of a loader: the batches of this process, and the data set that they are from."""
+    """What compute_outputs needs of a loader: the batches of this process, and their data set."""
 
     @property
     def dataset(self) -> LabelledImages: ...
@@ -33,7 +33,7 @@ class BatchLoader(Protocol):
 
 
 class Rows(NamedTuple):
-    """Outputs of some samples: the indices of the samples (B,), and a row for each (B, ...)."""
+    """Outputs of a batch: the indices of its samples (B,), and a row of values for each (B, ...)."""
 
     indices: np.ndarray
     values: np.ndarray
@@ -45,7 +45,7 @@ def compute_outputs(
 ) -> np.ndarray:
     """Return a network's logits (N, C) float64 for the loader's data set; row i belongs to sample i.
 
-    call: a function of images to use instead of the network; its outputs (B, ...) are joined to (N, ...).
+    call: a function of images to use instead of the network; its outputs (B, ...) are joined into (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
     so the order of the loader does not matter; the rows of missing samples are NaN.
     """
@@ -88,7 +88,7 @@ def without_trials() -> Iterator[None]:
 
 
 def with_tta(forward: Forward, tta: str) -> Forward:
-    """Return a function of images (B, 3, S, S); "flip" averages over images and their mirror images."""
+    """Return `forward`, or for "flip" a function that averages its outputs over images and mirror images."""
     if tta == "off":
         return forward
     return lambda images: mirrored_mean(forward(images), forward, images)
@@ -100,7 +100,7 @@ def mirrored_mean(outputs: Tensor, forward: Forward, images: Tensor) -> Tensor:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return scores in float64, as in float32 every logit above 17 gives exactly 1."""
+    """Return scores in float64: in float32 every logit above 17 would give exactly 1."""
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 

@@ -1,4 +1,4 @@
-"""Photographs as the network takes them: loaded when needed, files by threads ahead of the network."""
+"""Photographs as the network takes them; threads load files ahead of the network."""
 
 import itertools
 import os
@@ -55,8 +55,8 @@ def load_ahead(
 ) -> Iterator[Item]:
     """Yield load(photo) for each photograph, in order; up to `count` are loaded ahead of the consumer.
 
-    Threads load the files (num_threads 0: none, and nothing is loaded ahead). Images and arrays are loaded
-    before the next photograph is asked for, because a generator may then close or overwrite them.
+    Threads load the files; with num_threads 0, nothing is loaded ahead. Images and arrays are loaded before
+    the next photograph is taken, because a generator may then close or overwrite them.
     """
     if num_threads == 0:
         yield from map(load, photos)

@@ -42,7 +42,7 @@ class Labelling:
 
 
 class Labelled(NamedTuple):
-    """What the network says of a photograph: scores (C,) float64, and maps (C, h, w) if they are wanted."""
+    """The result for a photograph: scores (C,) float64, and attention maps (C, h, w) if they are wanted."""
 
     scores: np.ndarray
     maps: np.ndarray | None
@@ -68,7 +68,7 @@ class Predictor:
         return self.network(images)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and copy store: weights, because some of the networks cannot be copied."""
+        """Return what pickle and copy store: weights, because some networks cannot be pickled or copied."""
         stored = (self.network.normalization, self.network.state_dict())
         return {**vars(self), "network": stored}
 
@@ -90,7 +90,7 @@ class Predictor:
         return self
 
     def compile(self) -> None:
-        """Compile the layers before the classifier, whose parts are also used alone."""
+        """Compile `features` alone, because callers also use the parts of the classifier one by one."""
         self.network.features = torch.compile(self.network.features)  # type: ignore[method-assign]
 
     def predict(
@@ -131,7 +131,7 @@ class Predictor:
         return dict(zip(self.classes, maps))
 
     def label(self, photos: Iterable[Photo], how: Labelling) -> Iterator[Labelled | Unreadable]:
-        """Yield what the network says of each photograph, in order; they are taken and loaded as needed."""
+        """Yield the result for each photograph, in order; photographs are taken and loaded as needed."""
         load = functools.partial(load_photo, img_size=self.options["img_size"], max_pixels=how.max_pixels)
         loaded = load_ahead(photos, load, how.num_threads, how.batch_size)
         for batch in in_batches(loaded, how.batch_size):
@@ -141,14 +141,14 @@ class Predictor:
                 yield image if isinstance(image, Unreadable) else next(labelled)
 
     def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Labelled:
-        """Return what the network says of one photograph; UserError if it cannot be read."""
+        """Return the result for one photograph; UserError if it cannot be read."""
         how = Labelling(max_pixels=self.pixel_limit(max_pixels), with_maps=with_maps)
         (result,) = self.label([photo], how)
         return raise_if_unreadable(result)
 
     @torch.inference_mode()
     def label_images(self, squares: list[Tensor], how: Labelling) -> list[Labelled]:
-        """Return what the network says of each image; squares: uint8 (3, S, S)."""
+        """Return the result for each of a batch of images; squares: uint8 (3, S, S)."""
         if not squares:
             return []
         images = to_float(torch.stack(squares), self.device)
@@ -163,7 +163,7 @@ class Predictor:
         return [Labelled(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
 
     def pixel_limit(self, max_pixels: float | None) -> float:
-        """Return the largest number of pixels that a photograph may have."""
+        """Return max_pixels, or for None that of this Predictor."""
         return self.max_pixels if max_pixels is None else max_pixels
 
     def name_scores(self, scores: np.ndarray, thresholds: np.ndarray) -> dict[str, float]:
@@ -172,20 +172,23 @@ class Predictor:
 
 
 def raise_if_unreadable(result: Labelled | Unreadable) -> Labelled:
-    """Return a result; raise the error of a photograph that cannot be read."""
+    """Return a result, or raise its error if the photograph could not be read."""
     if isinstance(result, Unreadable):
         raise result.error
     return result
 
 
 def best_classes(scores: np.ndarray, thresholds: np.ndarray, top: int | None = None) -> list[int]:
-    """Return the classes (C,) to show, best first: of the `top` ones, those that reach their threshold."""
+    """Return the indices of the classes to show, best first.
+
+    Of the `top` highest scores (C,), or of all, these are the ones that reach their thresholds (C,).
+    """
     best_first = np.argsort(-scores, kind="stable")[:top]
     return [int(c) for c in best_first if scores[c] >= thresholds[c]]
 
 
 def build_network(options: BuildOptions, normalization: str) -> Network:
-    """Return a network with random weights; the caller's random numbers stay as they are."""
+    """Return a network with random weights; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         network = build(**options)
     network.normalization = normalization

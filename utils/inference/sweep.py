@@ -78,7 +78,7 @@ def parse_range(text: str, values: str, parse: Callable[[str], float]) -> list[T
 
 
 def sweep_axes(given: list[Axis]) -> SweepAxes:
-    """Return what the axes of --sweep ask for; UserError unless λ is there once, and T at most once."""
+    """Combine the axes of --sweep; UserError unless λ is given once, and T at most once."""
     if sorted(axis.name for axis in given) not in (["lam"], ["T", "lam"]):
         raise UserError("--sweep takes lam= once, and T= at most once, as in --sweep lam=0:1:0.1 T=1,2,4,inf")
     values = {axis.name: axis.values for axis in given}
@@ -137,12 +137,12 @@ def sweep(terms: LogitTerms, labels: Labels, axes: SweepAxes, thresholds: np.nda
 
 
 def temperature_name(T: Temperature) -> str:
-    """Return a temperature as files of results hold it."""
+    """Return a temperature in words, as files of results hold it."""
     return "as trained" if T is None else f"{T:g}"
 
 
 def sweep_results(points: list[SweepPoint], names: list[str]) -> list[dict[str, Any]]:
-    """Return the points as val.py --out holds them; names: of the classes."""
+    """Return the points as val.py --out writes them; names: of the classes."""
     results = []
     for lam, T, metrics in points:
         results.append({"lam": lam, "T": temperature_name(T), **by_class(metrics, names)})

@@ -63,8 +63,8 @@ def evaluate(
     negative in all metrics but mAP and AP, as the authors do for WIDER. An ignored label takes no place in
     the top 3. In the authors' code VOC's difficult labels take one, but they never print these metrics.
     threshold: a number or (C,); a label is predicted if its score is at least its threshold.
-    AP is the mean, over the positives of a class, of the precision at each one's rank, and mAP the mean over
-    the classes that have positives. Precision and recall without predictions or positives are 0.
+    AP is the mean, over the positives of a class, of the precision at the rank of each. mAP is the mean over
+    the classes that have positives. Precision without predictions and recall without positives are 0.
     Raises ValueError for other shapes or targets, for no images and for NaN scores.
     """
     scores = np.asarray(scores, float)
@@ -131,7 +131,7 @@ def average_precisions(scores: np.ndarray, positives: np.ndarray, known: np.ndar
 def average_precision(scores: np.ndarray, positives: np.ndarray, known: np.ndarray) -> float:
     """Compute a class's mean precision at the ranks of its positives, from arrays (N,); NaN without any.
 
-    A rank is the number of scores at least as high: equal scores share the last one, as in scikit-learn.
+    The rank of a score is the number of scores that are at least as high, as in scikit-learn.
     """
     positive_scores = np.sort(scores[positives])
     if len(positive_scores) == 0:
@@ -149,9 +149,9 @@ def num_at_least(values: np.ndarray, sorted_scores: np.ndarray) -> np.ndarray:
 
 
 def three_highest(scores: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Return where the three highest counted scores of each image are, bool (N, C); of equals the first.
+    """Return where the three highest counted scores of each image are, bool (N, C).
 
-    With fewer than three counted scores, others are taken too.
+    Of equal scores the first is taken. With fewer than three counted scores, others are taken too.
     """
     images = np.arange(len(scores))
     remaining = np.where(counted, scores, -np.inf)
@@ -184,12 +184,12 @@ def overall_rates(counts: Counts) -> Rates:
 
 
 def with_f1(precision: float, recall: float) -> Rates:
-    """Return precision and recall with their harmonic mean, which is 0 if both are."""
+    """Return precision and recall with their harmonic mean, which is 0 if both are 0."""
     if precision + recall == 0:
         return Rates(precision, recall, 0.0)
     return Rates(precision, recall, 2 * precision * recall / (precision + recall))
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole of counts, and 0 where the whole is 0."""
+    """Return part / whole for counts, and 0 where the whole is 0."""
     return part / np.maximum(whole, 1)

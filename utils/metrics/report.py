@@ -1,4 +1,4 @@
-"""Metrics for people and for files: the printed report, and lists by the names of the classes."""
+"""Metrics for people and for files: the printed report, and {class: value} instead of lists."""
 
 import math
 from collections.abc import Mapping
@@ -46,6 +46,6 @@ def format_cell(value: int | float) -> str:
 
 
 def totals_line(title: str, metrics: Mapping[str, Any], suffix: str = "") -> str:
-    """Return a line with the precision, recall and F1 of all classes; suffix: that of the metrics' names."""
+    """Return a line with the precision, recall and F1 of all classes; suffix: ends the metrics' names."""
     cells = [f"{name} {100 * metrics[name + suffix]:6.2f}" for name in TOTALS]
     return "  ".join([f"{title:5}", *cells])

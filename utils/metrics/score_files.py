@@ -54,7 +54,7 @@ def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """Open an .npz file, after checking that it is whole: a damaged one can seem to lack optional arrays."""
+    """Open an .npz file after checking that it is whole: a damaged one can seem to lack optional arrays."""
     if not path.is_file():
         raise ValueError("it is not a file")
     with open(path, "rb") as content:

@@ -1,4 +1,4 @@
-"""Thresholds: the score from which a label is a prediction, as a number for all classes or one for each."""
+"""Thresholds: the lowest score that is a prediction, one number for all classes or one for each."""
 
 import argparse
 import contextlib
@@ -58,8 +58,11 @@ def fit_thresholds(
 
 
 def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarray) -> float:
-    """Compute a class's threshold with the best F1, the highest of equals, from arrays (N,), or NaN."""
-    # Only the scores of positives are tried: between two of them, a lower threshold just adds errors.
+    """Compute the threshold with the best F1 of a class, from arrays (N,); NaN without positives.
+
+    If several thresholds are equally good, it is the highest.
+    """
+    # Only the scores of positives are tried: any threshold between two of them just adds errors.
     candidates = np.sort(scores[positives])
     if len(candidates) == 0:
         return math.nan

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-# How each part starts. The parts called LARGE have room for numbers of more than 32 bits.
+# How each part starts. The parts called LARGE belong to zip64, for numbers of more than 32 bits.
 ENTRY_START = b"PK\x03\x04"
 TRAILER_START = b"PK\x07\x08"
 DIRECTORY_START = b"PK\x01\x02"
@@ -35,20 +35,20 @@ DIRECTORY_ENTRY = struct.Struct("<4s6H3I5H2I")
 LARGE_END = struct.Struct("<4sQ2H2I4Q")
 LOCATOR = struct.Struct("<4sIQI")  # says where LARGE_END is
 END = struct.Struct("<4s4H2IH")
-# Flags of an entry, and a bit of its attributes: torch.load reads no bytes of a folder.
+# Flags of an entry, and a bit of its attributes: torch.load does not read the bytes of a folder.
 HAS_TRAILER = 0x0008
-LEVEL = 0x0006  # how well it is compressed
+LEVEL = 0x0006  # how hard the writer tried to compress it
 IS_UTF8 = 0x0800
 IS_FOLDER = 0x10
 STORED, DEFLATED = 0, 8  # values of `compression`
-# Stand for a number that does not fit in 16 or 32 bits, and is stored elsewhere.
+# These stand for a number that does not fit in 16 or 32 bits, and is stored elsewhere.
 MAX_16 = 0xFFFF
 MAX_32 = 0xFFFFFFFF
 CHUNK = 2**20
 
 
 class ArchiveError(ValueError):
-    """The file is no archive, or a damaged one; the message says where."""
+    """The file is not an archive, or it is damaged; the message says where."""
 
 
 class Header(NamedTuple):
@@ -117,7 +117,7 @@ class Directory(NamedTuple):
 
 
 def check_archive(file: BinaryIO, compressed: bool = False) -> None:
-    """Read a whole archive; raise ArchiveError unless every byte is where and what it has to be.
+    """Read a whole archive; raise ArchiveError unless every byte is as expected.
 
     compressed: whether entries may be compressed; they are decompressed in small parts.
     """
@@ -187,7 +187,7 @@ def read_directory(file: BinaryIO, directory: Directory) -> list[Entry]:
 
 
 def read_entry(fields: DirectoryEntry, name: bytes, extra: bytes) -> Entry:
-    """Return what the directory says of an entry; ArchiveError if that is not about an ordinary file."""
+    """Return what the directory says of an entry; ArchiveError if it is not an ordinary file."""
     size, packed_size, start = read_large([fields.size, fields.packed_size, fields.start], extra)
     entry = Entry(name, fields.flags, fields.compression, fields.checksum, packed_size, size, start)
     if fields.signature != DIRECTORY_START or fields.comment_size or fields.disk:
@@ -202,7 +202,7 @@ def read_entry(fields: DirectoryEntry, name: bytes, extra: bytes) -> Entry:
 
 
 def read_large(numbers: list[int], extra: bytes) -> list[int]:
-    """Return numbers of a header; those that do not fit in 32 bits are in the extra bytes behind its name."""
+    """Return numbers of a header; those of more than 32 bits are in the extra bytes after its name."""
     large = [index for index, value in enumerate(numbers) if value == MAX_32]
     if not large:
         return numbers
@@ -229,7 +229,7 @@ def check_entry(file: BinaryIO, entry: Entry) -> int:
 
     has_trailer = bool(entry.flags & HAS_TRAILER)
     found = [header.checksum, *read_large([header.size, header.packed_size], extra)]
-    # A header before a trailer was written when these numbers were not known.
+    # If there is a trailer, the header was written before these numbers were known.
     expected = [0, 0, 0] if has_trailer else [entry.checksum, entry.size, entry.packed_size]
     same_kind = (header.flags, header.compression) == (entry.flags, entry.compression)
     if header.signature != ENTRY_START or name != entry.name or not same_kind or found != expected:
@@ -265,14 +265,14 @@ def checksum_of(file: BinaryIO, position: int, entry: Entry) -> int:
 
 
 def read_parts(file: BinaryIO, position: int, size: int) -> Iterator[bytes]:
-    """Return a part of the file in pieces that fit in memory."""
+    """Yield a part of the file in pieces that fit in memory."""
     end = position + size
     for start in range(position, end, CHUNK):
         yield take(file, start, min(CHUNK, end - start))
 
 
 def decompress(parts: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
-    """Decompress an entry to pieces that fit in memory; its bytes must end where the last part ends."""
+    """Yield a decompressed entry in pieces that fit in memory; it must end where the last part ends."""
     engine = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:
         for part in parts:
@@ -287,7 +287,7 @@ def decompress(parts: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
 
 
 def take(file: BinaryIO, position: int, size: int) -> bytes:
-    """Return a part of the file; ArchiveError if the file ends before it."""
+    """Return `size` bytes of the file; ArchiveError if the file ends before that."""
     if position < 0:
         raise ArchiveError("it is cut short")
     file.seek(position)

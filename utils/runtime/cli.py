@@ -40,7 +40,10 @@ def reporting_value_errors(what: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(fault: str) -> Iterator[None]:
-    """Turn an exception on malformed data into a UserError with `fault`; errors of files and memory pass."""
+    """Turn an exception into a UserError with `fault`, for blocks that read data which may be malformed.
+
+    UserErrors pass unchanged, and so do errors of the file system and of memory.
+    """
     try:
         yield
     except Exception as error:  # the type depends on the library and the damage
@@ -109,7 +112,7 @@ def add_max_pixels(group: argparse._ActionsContainer) -> None:
 
 
 def ignore_decoder_warnings() -> None:
-    """Let Pillow not warn in this process of damage that it can repair: a command's stderr is for errors.
+    """Keep Pillow from warning of damage that it can repair: a command's stderr is for errors.
 
     This is for commands and their workers; the library leaves the warnings to the program that imports it.
     """
@@ -158,12 +161,12 @@ def prepare_output() -> None:
 
 
 def wait_for_torchrun() -> None:
-    """Wait until torchrun has ended this process, as it does when another one has failed, or for 5 s."""
+    """Wait for 5 s, in which torchrun ends this process if another one has failed."""
     time.sleep(5)
 
 
 def user_message(error: Exception) -> str | None:
-    """Return what to print about an error that the user can mend, None for an error of the program."""
+    """Return the message for an error that the user can fix, None for an error of the program."""
     if isinstance(error, UserError):
         # A DataLoader worker's error arrives as a traceback that ends with the message.
         return str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
@@ -173,7 +176,7 @@ def user_message(error: Exception) -> str | None:
 
 
 def check_torch() -> None:
-    """Raise UserError if this command has imported a PyTorch that is too old; import nothing."""
+    """Raise UserError if PyTorch has been imported and is too old; this function imports nothing."""
     torch = sys.modules.get("torch")
     if torch is None:
         return
@@ -186,7 +189,7 @@ def check_torch() -> None:
 
 
 def out_of_memory_message(error: Exception) -> str | None:
-    """Return the message for an error that means that memory ran out, None for any other error."""
+    """Return the message for an error if it means that memory ran out, else None."""
     text = str(error).partition("\n")[0]
     if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, text):
         return None

@@ -66,7 +66,7 @@ def is_available(name: str) -> bool:
 
 
 def take_gpu(amp: str) -> torch.device:
-    """Make a GPU of its own the current one of this process, and return it; UserError if it lacks `amp`."""
+    """Select this process's own GPU and return it; UserError if there is none, or it cannot do `amp`."""
     with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
         torch.cuda.set_device(LOCAL_RANK)
     if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -75,7 +75,7 @@ def take_gpu(amp: str) -> torch.device:
 
 
 def check_compiler() -> None:
-    """Raise UserError unless the C++ compiler that torch.compile calls on a CPU is there."""
+    """Raise UserError unless the C++ compiler that torch.compile calls on a CPU is installed."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
@@ -86,7 +86,7 @@ def check_bf16() -> None:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or not re.search("avx512_bf16|amx_bf16", cpuinfo.read_text()):
         raise UserError("--amp bf16 needs a GPU, or a CPU with avx512_bf16 or amx_bf16: leave it out")
-    # An instruction that the CPU lacks kills the process, so another process tries.
+    # An instruction that the CPU lacks kills the process, so try it in another process.
     trial = subprocess.run([sys.executable, "-c", BF16_TRIAL], capture_output=True)
     if trial.returncode != 0:
         status = trial.returncode
@@ -94,7 +94,7 @@ def check_bf16() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory; by default it returns gigabytes per step and pages them in again.
+    """Make glibc keep freed memory; by default it gives back gigabytes in each step and asks for them again.
 
     On a small machine MALLOC_TRIM_THRESHOLD_=131072 in the environment saves memory and costs time.
     """
@@ -109,5 +109,5 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Return the context that computes in `amp`, a key of AMP_DTYPES; "off" changes nothing."""
+    """Return a context in which torch computes in the precision `amp`, a key of AMP_DTYPES."""
     return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off")

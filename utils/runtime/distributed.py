@@ -1,4 +1,4 @@
-"""Many processes, one per GPU, as torchrun starts them; with one process nothing is exchanged."""
+"""The processes that torchrun starts, one per GPU; a single process exchanges nothing."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
-DOWNLOAD_LIMIT = timedelta(hours=6)  # the largest file, 1.2 GB, then comes through at 60 kB/s
+DOWNLOAD_LIMIT = timedelta(hours=6)  # enough for the largest file, 1.2 GB, at 60 kB/s
 
 Result = TypeVar("Result")
 
@@ -63,7 +63,7 @@ def barrier() -> None:
 
 
 def average(tensor: Tensor) -> Tensor:
-    """Return the mean of a floating-point tensor over the processes."""
+    """Return the mean of a floating-point tensor over the processes; all processes call this."""
     total = tensor.clone()
     if WORLD_SIZE > 1:
         dist.all_reduce(total)
@@ -71,13 +71,13 @@ def average(tensor: Tensor) -> Tensor:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Return for each flag whether it is set in any process; all processes must call this."""
+    """Return for each flag whether it is set in any process; all processes call this."""
     shares = average(torch.tensor(flags, dtype=torch.float32))
     return (shares > 0).tolist()
 
 
 def gather(value: Result) -> list[Result]:
-    """Return the values of all processes, ordered by rank, to each of them."""
+    """Return the values of all processes, ordered by rank; all processes call this."""
     values = [value] * WORLD_SIZE
     if WORLD_SIZE > 1:
         with torch.inference_mode(False):  # torch 2.5 cannot gather values in inference mode
@@ -96,7 +96,8 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def first_process_first(action: Callable[[], Result]) -> Result:
     """Call an action in the first process of each machine, which may download a file, then in the others.
 
-    The others wait longer than in a barrier, whose limit is 10 minutes with nccl and 30 with gloo.
+    The others can wait for DOWNLOAD_LIMIT; an ordinary barrier gives up after 10 minutes with nccl, 30 with
+    gloo.
     """
     if WORLD_SIZE == 1:
         return action()

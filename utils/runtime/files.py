@@ -14,7 +14,7 @@ from utils.runtime.cli import UserError, reporting_errors
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Raise UserError, naming `option`, if a folder that exists or will be made cannot be written to."""
+    """Raise UserError, naming `option`, if a folder cannot be written to, or made where it is missing."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()
@@ -23,7 +23,10 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def check_file(path: Path | None, option: str, *endings: str) -> None:
-    """Raise UserError if the file of an option cannot be written or has none of the endings; None passes."""
+    """Raise UserError if the file of an option cannot be written or has none of the endings.
+
+    path: None, an option that was left out, passes.
+    """
     if path is None:
         return
     if endings and path.suffix not in endings:

@@ -21,7 +21,7 @@ def deferring_signals(message: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The other processes ended at the signal, so this step failed.
+        # The step failed because the other processes ended at the signal: end at it, too.
         if received and WORLD_SIZE > 1 and not isinstance(error, UserError | OSError):
             signal.signal(received[0], before[received[0]])
             signal.raise_signal(received[0])
@@ -33,7 +33,10 @@ def deferring_signals(message: str) -> Iterator[None]:
 
 
 def record_signal(message: str, number: int, frame: object) -> None:
-    """Record a signal and say so; without torchrun, which repeats it, let the next one end the process."""
+    """Record a signal and print `message`; without torchrun, let the next signal end the process.
+
+    torchrun sends its processes the same signal again, so there a repeat is ignored.
+    """
     if not received and RANK == 0:
         second = "; a second signal ends it at once" if WORLD_SIZE == 1 else ""
         with contextlib.suppress(OSError):  # stderr may be a pipe that the same signal closed
@@ -54,5 +57,8 @@ def let_next_signal_end_the_process() -> None:
 
 
 def stop() -> NoReturn:
-    """Raise Interrupted with the exit status of the signal; schedulers send SIGUSR1 before SIGTERM."""
+    """Raise Interrupted with the exit status of SIGINT, or of SIGTERM for all other signals.
+
+    Schedulers send SIGUSR1 as a warning before SIGTERM.
+    """
     raise Interrupted(130 if signal.SIGINT in received else 143)

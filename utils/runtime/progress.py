@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def progress_bar(total: int, description: str) -> "tqdm[Any]":
-    """Return a bar over `total` images on stderr; it shows in a terminal and in the first process alone."""
+    """Return a bar over `total` images on stderr; only the first process shows it, and only in a terminal."""
     hidden = True if RANK else None  # None: hidden unless stderr is a terminal
     return tqdm(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=hidden)
 
@@ -19,8 +19,8 @@ def progress_bar(total: int, description: str) -> "tqdm[Any]":
 class ProgressLines:
     """Says when a line of progress is due: every so many steps, and once a minute if the steps are slow.
 
-    every: the number of steps between two lines. first_after: seconds until the first line, which is due at
-    the first step after them, so that a user soon sees that the command works, and how fast.
+    every: the number of steps between two lines. first_after: the first line is due at the first step after
+    so many seconds, so that a user soon sees that the command works, and how fast.
     """
 
     def __init__(self, every: int, first_after: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes: they do not see the signals that end a command, which ends them itself.
+"""Worker processes: they do not see the signals that end a command; the command ends its workers itself.
 
 Terminals and schedulers send a signal to all processes of a command at once. How workers start depends on the
 system: by fork, by spawn (macOS, Windows), or by forkserver (Linux since Python 3.14).
@@ -20,8 +20,8 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_I
 def sheltering_children() -> Iterator[None]:
     """Keep SIGNALS from the processes that start inside the block; Windows needs ignore_signals as well.
 
-    A child inherits the signals that its parent blocks, from its first instruction to its end. This process
-    receives those that arrive meanwhile when the block ends.
+    A child inherits the set of blocked signals from its parent, and keeps it to its end. This process
+    receives the signals that arrive inside the block when the block ends.
     """
     if sys.platform == "win32":
         yield

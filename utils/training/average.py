@@ -8,9 +8,9 @@ from pipeline.network import Network
 
 
 class MovingAverage:
-    """An exponential moving average of the weights of a network, itself a network.
+    """An exponential moving average of the weights of a network.
 
-    decay: the share of the average that an update keeps, in (0, 1), once the average has warmed up.
+    network: holds the average. decay: the share of it that an update keeps, in (0, 1), after the warm-up.
     """
 
     def __init__(self, network: Network, decay: float):
@@ -30,7 +30,7 @@ class MovingAverage:
 
 
 def warmed_up(decay: float, num_updates: int) -> float:
-    """Return the decay of an update after `num_updates` others: min(decay, (1 + n) / (10 + n)), as in timm.
+    """Return the decay of an update after n others: min(decay, (1 + n) / (10 + n)), as in timm.
 
     With a fixed decay of 0.9997, the 313 updates of an epoch of VOC2007 would keep 91 % of the start weights.
     """

@@ -28,13 +28,13 @@ ALL_RUNS = Path("checkpoint")
 
 
 class RunFolder:
-    """The folder of one run, which `open` or `make` sets; a context manager that leaves it to others.
+    """The folder of one run; `open` or `make` sets its path. At the end of a `with` block it is unlocked.
 
     Only the first process makes, locks and writes; the others learn the folder's path by `broadcast_path`.
     """
 
     def __init__(self) -> None:
-        self.path = ALL_RUNS
+        self.path = ALL_RUNS  # placeholders, until `open` or `make` sets path and lock
         self.lock = FolderLock(self.path)
         self.made: list[Path] = []  # folders to remove in the end if they are still empty
         self.replaced: list[Path] = []  # files of an earlier run to remove at the first save
@@ -86,7 +86,7 @@ class RunFolder:
         self.path = distributed.gather(self.path)[0]
 
     def remove_leftovers(self) -> None:
-        """Remove the files that a killed run was writing; without a lock they may be those of a live one."""
+        """Remove the part files of a killed run; without the lock, they may be those of a live run."""
         if not self.lock.held:
             return
         for file in RUN_FILES:
@@ -111,7 +111,7 @@ class RunFolder:
 
     def write_last(self, checkpoint: dict[str, Any]) -> None:
         """Write last.pth, and keep the one before as previous.pth."""
-        for file in self.replaced:  # only now is there something to put in the place of the earlier run
+        for file in self.replaced:  # not before there is something to replace the earlier run
             file.unlink(missing_ok=True)
         self.replaced = []
         keep_previous(self.path)
@@ -151,7 +151,7 @@ def make_new_folder(args: argparse.Namespace) -> Path:
 
 
 def keep_previous(folder: Path) -> None:
-    """Make last.pth available as previous.pth too; it stays complete at every moment."""
+    """Make last.pth available as previous.pth too; last.pth stays complete at every moment."""
     last = folder / "last.pth"
     previous = folder / "previous.pth"
     if last.exists():

@@ -15,7 +15,7 @@ except ImportError:  # Windows
 
 
 class FolderLock:
-    """The lock of this process on a folder; the system frees it when the process ends, in whatever way.
+    """The lock of this process on a folder; the system frees it when the process ends, however it ends.
 
     It is a POSIX record lock, which a forked process does not inherit: the data loaders of a killed run end
     some seconds after it, and they do not keep its folder locked.
@@ -57,13 +57,16 @@ class FolderLock:
 
 
 def open_and_lock(path: Path) -> int:
-    """Return a descriptor of the locked file; BlockingIOError if it is locked, OSError without locks."""
+    """Lock a file and return its descriptor.
+
+    Raises BlockingIOError if another process has the lock, OSError if locks do not work here.
+    """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, "this system has no such locks")
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError:  # some systems say so instead
+    except PermissionError:  # some systems raise this instead
         os.close(file)
         raise BlockingIOError from None
     except BlockingIOError:
@@ -77,7 +80,7 @@ def open_and_lock(path: Path) -> int:
 
 
 def is_open_at(file: int, path: Path) -> bool:
-    """Return whether a descriptor is of the file that has this path now."""
+    """Return whether a descriptor still refers to the file at this path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
@@ -85,14 +88,14 @@ def is_open_at(file: int, path: Path) -> bool:
 
 
 def write_holder(file: int) -> None:
-    """Write into a locked file who holds it, for the message of another run."""
+    """Write into a locked file which process has the lock, for the message of another run."""
     with contextlib.suppress(OSError):  # the disk may be full
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def read_holder(path: Path) -> str:
-    """Return what a locked file says about who holds it."""
+    """Return what a locked file says about the process that has the lock."""
     try:
         return path.read_text(errors="replace") or "which has just begun"
     except OSError:  # it ends just now

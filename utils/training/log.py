@@ -20,7 +20,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
-    """Return the record in a line of a log; an exception if it holds none."""
+    """Return the record in a line of a log; raise an exception if the line holds none."""
     record = json.loads(line.decode("utf-8-sig"))
     if not isinstance(record["epoch"], int):
         raise TypeError("its epoch is not a whole number")

@@ -22,8 +22,9 @@ def asl_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sum the asymmetric loss over the known labels (Ridnik et al., ICCV 2021, Eq. 7, with its values).
 
-    It is -(1-p)^gamma_pos log p for positives and -q^gamma_neg log(1-q), q = max(p - clip, 0), for negatives,
-    where p is the score: easy negatives count less. Arguments and results are those of `bce_loss`.
+    With the score p and q = max(p - clip, 0), it is -(1-p)^gamma_pos log p for a positive, and
+    -q^gamma_neg log(1-q) for a negative, so easy negatives count less. logits, targets and results are those
+    of `bce_loss`.
     """
     known = targets != IGNORED
     logits = logits.float()

@@ -10,7 +10,7 @@ from utils.training.run import Run
 
 
 def data_line(run: Run, loaders: Loaders) -> str:
-    """Return the line that says on how many images a run trains and evaluates."""
+    """Return the line that says how many images a run trains on and evaluates on."""
     split = "validation" if loaders.has_val else "test"
     evaluated = f"{len(loaders.val.dataset)} {split} images"
     return f"{run.num_images} training and {evaluated}, on {run.state.device}"
@@ -26,7 +26,7 @@ def start_line(run: Run, is_resumed: bool) -> str:
 
 
 def processes_line(before: int) -> str:
-    """Return the line that says that another number of processes saved the run."""
+    """Return the line that says that the number of processes has changed since the run was saved."""
     changes = "same batches, batch-norm statistics averaged, results not equal to the last bit"
     return f"number of processes: {before} before, {WORLD_SIZE} now ({changes})"
 

@@ -12,7 +12,7 @@ from utils.training.state import Progress
 class EpochMeter:
     """Adds up the losses of this process on the device, so that no step waits for a GPU, and takes the time.
 
-    progress: where the epoch stands, which is not at its start if the run was stopped within the epoch.
+    progress: where the epoch stands; a resumed run may start in the middle of an epoch.
     """
 
     def __init__(self, progress: Progress, device: torch.device):
@@ -24,7 +24,7 @@ class EpochMeter:
         self.totals += torch.stack([loss_sum.detach(), num_labels])
 
     def seconds(self) -> float:
-        """Return the seconds since the epoch began, without those while the run was stopped."""
+        """Return the seconds that the epoch has taken so far, without the time while the run was stopped."""
         return time.perf_counter() - self.started
 
     def average_into(self, progress: Progress) -> None:

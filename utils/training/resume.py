@@ -14,13 +14,14 @@ from utils.training.folder import holds_run
 from utils.weights.contents import is_number
 from utils.weights.fitting import check_names, check_weights, without_batch_counters
 
-# Options of the command, not of the run; and options that may differ when a run is resumed.
+# Options of the command, not of the run.
 COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
+# Options that may differ when a run is resumed.
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
 
 
 def named_folder(given: argparse.Namespace) -> Path | None:
-    """Return the folder that --resume or --output_dir names, also by its last.pth, or None.
+    """Return the folder that --resume or --output_dir names, or None; with --resume it may name last.pth.
 
     Raises UserError if an option needs a folder and has none, if the two options name two folders, or if
     --resume names one without a run.
@@ -87,7 +88,7 @@ def check_same_start(positions: list[dict[str, Any] | None]) -> None:
 
 
 def check_resumable(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
-    """Raise UserError unless a saved run can go on as the run that was set up; nothing is changed.
+    """Raise UserError unless a saved run can continue as the run that was set up; nothing is changed.
 
     saved: the content of last.pth, which can be anything that `load_checkpoint` accepts.
     expected: what last.pth would hold if the run that was set up were saved now, by a single process.
@@ -101,14 +102,14 @@ def check_resumable(saved: dict[str, Any], expected: dict[str, Any], source: str
 
 
 def unusable(source: str, reason: str) -> UserError:
-    """Return the error for a file that is not, or not any more, a complete save of this run."""
+    """Return the error for a file that does not hold a complete state of this run."""
     return UserError(f"{source} holds no run to resume ({reason}): start a new run")
 
 
 def check_data(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
-    """Raise UserError if the classes or the label files are not those of the saved run."""
+    """Raise UserError if the classes or the label files differ from those of the saved run."""
     labels = expected["config"]["labels"]
-    # Runs of early versions do not know their label files.
+    # Runs of early versions did not store the fingerprints of their label files.
     same_labels = saved["config"].get("labels", labels) == labels
     if saved["classes"] != expected["classes"] or not same_labels:
         data = f"--dataset {expected['config']['dataset']} has now: restore its files, or start a new run"
@@ -116,7 +117,7 @@ def check_data(saved: dict[str, Any], expected: dict[str, Any], source: str) -> 
 
 
 def check_networks(saved: dict[str, Any], expected: dict[str, Any], source: str) -> None:
-    """Raise UserError unless the weights, and with --ema those behind the average, fit the network."""
+    """Raise UserError unless the weights fit the network; with --ema these are the average and "raw"."""
     for part in ("model", "raw"):
         if part in expected:
             check_state_dict(part, saved.get(part), expected[part], source)
@@ -133,7 +134,7 @@ def check_state_dict(part: str, weights: Any, expected: dict[str, Tensor], sourc
 
 
 def first_that_does_not_fit(saved: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Return the name of a part of a saved state that is unlike that of the run that was set up, or None."""
+    """Return the name of the first part of a saved state that does not fit this run, or None."""
     for part in ("position", "scaler"):
         if not fits(saved.get(part), expected[part]):
             return part
@@ -170,7 +171,7 @@ def fits(saved: Any, expected: Any) -> bool:
 
 def tensor_fits(saved: Tensor, expected: Tensor) -> bool:
     """Return whether a saved tensor is finite, ordinary, and of the expected type and shape."""
-    # The shape first: a hostile file may hold a tensor too large to measure.
+    # Compare the shape first: a malicious file may hold a tensor that is too large for isfinite.
     same = saved.layout == expected.layout and saved.shape == expected.shape and saved.dtype == expected.dtype
     return same and saved.device.type == "cpu" and bool(saved.isfinite().all())
 
@@ -217,7 +218,10 @@ def is_list_of_numbers(values: Any, length: int) -> bool:
 
 
 def share_among(saved: dict[str, Any], num_processes: int) -> dict[str, Any]:
-    """Return a saved state for another number of processes: its buffers and sums are means over them."""
+    """Convert a saved state to another number of processes.
+
+    Each process gets the mean of the saved buffers. The sums, which are means over processes, are scaled.
+    """
     saved_by = len(saved["buffers"])
     if saved_by == num_processes:
         return saved

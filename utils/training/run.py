@@ -1,4 +1,4 @@
-"""What belongs to a training run."""
+"""The parts of a training run, in one object."""
 
 import argparse
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from utils.training.state import Progress, TrainingState
 class Run:
     """A training run: its options, its data, its state and its folder.
 
-    labels: the fingerprints of its label files. num_images: how many it trains on. steps_per_epoch: in how
-    many batches.
+    labels: the fingerprints of its label files. num_images: the number of training images. steps_per_epoch:
+    the number of batches that they make.
     """
 
     args: argparse.Namespace

@@ -1,4 +1,4 @@
-"""What a training run writes, and when: checkpoints, the log, the results on the test images."""
+"""Saving a training run: checkpoints, the log, and the results on the test images."""
 
 import contextlib
 import math
@@ -59,7 +59,7 @@ def description(run: Run) -> dict[str, Any]:
 
 
 def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
-    """Log the epoch, write best.pth if it is the best one so far, and count it; seconds: what it took."""
+    """Log the epoch, write best.pth if it is the best so far, and count it as done; seconds: its duration."""
     progress = run.progress
     progress.record = {
         "epoch": progress.epoch + 1,
@@ -82,7 +82,7 @@ def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
 
 
 def broadcast_best(run: Run) -> nn.Module:
-    """Load best.pth into the evaluated network of all processes, which cannot train on after this.
+    """Load best.pth into the evaluated network of all processes; after this the run cannot train any more.
 
     Only the first process reads the file, because other machines lack the folder.
     """

@@ -1,4 +1,4 @@
-"""The state of a training run as data: all that changes while it trains, and that a resume needs."""
+"""The state of a training run as data: all that changes during training and that a resume needs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,9 @@ from utils.weights.fitting import without_batch_counters
 class Progress:
     """Where a run stands.
 
-    epoch: epochs done. step: steps done of the next epoch. seconds, loss_sum, num_labels: the time that these
-    steps took, the sum of their losses and the number of labels, which are means over the processes.
+    epoch: epochs done. step: steps done in the current epoch. seconds: the time that these steps took.
+    loss_sum, num_labels: the sum of their losses and the number of their labels; each is a mean over the
+    processes.
     record: the last line of the log. best: the line of the log with the highest mAP.
     """
 
@@ -32,7 +33,7 @@ class Progress:
 
     @property
     def train_loss(self) -> float:
-        """The mean loss of the steps done of this epoch, 0 without labels."""
+        """The mean loss of the steps done in this epoch; 0 if there are no labels."""
         return self.loss_sum / self.num_labels if self.num_labels else 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Progress:
 
 @dataclass(eq=False)
 class TrainingState:
-    """The network, what trains it, and how far it is; `moving_average` is None without --ema."""
+    """The network, what trains it, and its progress; `moving_average` is None without --ema."""
 
     network: Network
     optimizer: Optimizer
@@ -99,9 +100,9 @@ class TrainingState:
             distributed.average_buffers(self.moving_average.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of this process, with the buffers of its network once more as a list.
+        """Return the state of this process; "buffers" repeats the buffers of its network as a list.
 
-        Within an epoch each process has batch-norm statistics of its own; last.pth holds the lists of all.
+        Within an epoch each process has its own batch-norm statistics, so last.pth holds the lists of all.
         """
         return {
             **self.networks(),
@@ -132,7 +133,7 @@ def load_buffers(network: nn.Module, saved: list[Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Restore the momentum and the rates; all else in the groups follows from the options of the run."""
+    """Restore the momentum and the learning rates; the rest of the groups follows from the options."""
     groups = optimizer.state_dict()["param_groups"]
     for group, saved_group in zip(groups, saved["param_groups"], strict=True):
         group["lr"] = saved_group["lr"]

@@ -11,11 +11,11 @@ from utils.data.classes import check_names
 from utils.runtime.cli import UserError
 from utils.weights.reading import read_file
 
-# How names start in files of DataParallel and of mmpretrain, and here.
+# {start of a name in files of DataParallel or mmpretrain: its start here}.
 PREFIXES = {r"module\.": "", r"backbone\.": "", r"head\.csra_heads\.": "classifier.multi_head."}
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool}
-OWN_KEYS = {"config", "classes", "record"}  # in each file that main.py wrote, and in no other
+OWN_KEYS = {"config", "classes", "record"}  # every file that main.py wrote has them, and no other file
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def find_state_dict(content: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the dict under "model" or "state_dict" in what a file holds, or all of it if there is none."""
+    """Return the dict under "model" or "state_dict" in the content of a file, or the content itself."""
     for key in ("model", "state_dict"):
         inner = content.get(key)
         if isinstance(inner, dict):
@@ -54,7 +54,7 @@ def find_state_dict(content: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
-    """Raise UserError unless a tensor is one of ordinary numbers, each of them in memory."""
+    """Raise UserError unless a tensor is dense, of an ordinary type, and has its numbers in memory."""
     is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
     if not is_dense or tensor.dtype not in FLOATS | INTEGERS:
         kind = f"{tensor.dtype}, layout {tensor.layout}, on {tensor.device}"

@@ -27,7 +27,7 @@ def imagenet_weights(model: str) -> dict[str, Tensor]:
     cached = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not cached.exists():
         download(url, cached)
-    # Of many of these files, which torch before 1.6 wrote, nothing but the hash tells that they are damaged.
+    # Many of these files are from torch before 1.6 and hold no checksums: only the hash shows damage.
     with open(cached, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(hash_in_name(cached)):
@@ -45,7 +45,7 @@ def weights_url(model: str) -> str:
 
 
 def hash_in_name(path: Path) -> str:
-    """Return the first digits of a file's SHA-256, with which its name ends, as in resnet18-f37072fd.pth."""
+    """Return the first digits of a file's SHA-256, which end its name, as in resnet18-f37072fd.pth."""
     return path.stem.rpartition("-")[2]
 
 

@@ -12,7 +12,7 @@ from utils.weights.downloads import imagenet_weights
 
 
 def load_backbone(network: Network, model: str, file: Path | None) -> None:
-    """Load the weights of all but the classifier: of a checkpoint, or with None ImageNet's of the `model`."""
+    """Load weights for all but the classifier: of a checkpoint, or for None the model's ImageNet weights."""
     if file is None:
         weights = first_process_first(lambda: imagenet_weights(model))
         load_adapted(network, weights, "ImageNet weights", trunk_only=True)
@@ -22,10 +22,10 @@ def load_backbone(network: Network, model: str, file: Path | None) -> None:
 
 
 def load_adapted(network: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:
-    """Load a state dict as load_weights does, also under the names that torchvision and timm give."""
+    """Load a state dict as load_weights does; its names may also be those of torchvision or timm."""
     try:
         adapted = network.adapt(weights)
-    except (RuntimeError, ValueError) as error:  # it computes with shapes that nothing has checked yet
+    except (RuntimeError, ValueError) as error:  # adapt computes with shapes that are not checked yet
         raise UserError(f"{source} cannot be loaded ({error})") from error
     load_weights(network, adapted, source, trunk_only)
 
@@ -55,7 +55,7 @@ def check_weights(weights: dict[str, Tensor], wanted: dict[str, Tensor], source:
 
 
 def without_batch_counters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the batch counters: unused, missing in old files, and fractions in averaged weights."""
+    """Leave out the batch counters: nothing uses them, old files lack them, and averaging makes fractions."""
     return {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -70,7 +70,7 @@ def check_names(given: dict[str, Tensor], wanted: dict[str, Tensor], source: str
 
 
 def check_tensor(name: str, given: Tensor, wanted: Tensor, source: str) -> None:
-    """Raise UserError unless a tensor of a file is an ordinary one, of the shape and kind that is wanted."""
+    """Raise UserError unless a tensor of a file is ordinary, and has the shape and kind of the wanted one."""
     check_ordinary(given, name, source)
     if given.shape != wanted.shape or given.is_floating_point() != wanted.is_floating_point():
         found = f"{tuple(given.shape)} of {given.dtype}"

@@ -1,10 +1,10 @@
 """Read a file that torch.save wrote, without running code in it.
 
 Such a file holds a pickle, and the numbers of the tensors beside it. A pickle is a program: it can name any
-function of any installed module and have it called, os.system too. torch.load with weights_only=True runs no
-other functions than those on a list: PyTorch's own, which put tensors together, and what SAFE adds.
+function of any installed module and have it called, even os.system. torch.load with weights_only=True runs
+only the functions on a list: PyTorch's own, which put tensors together, and those in SAFE.
 
-SAFE is what else is commonly stored beside weights: the options of argparse, the version of torch, and NumPy
+SAFE lists what else is often stored beside weights: the options of argparse, the version of torch, and NumPy
 numbers, such as the best mAP. NumPy's own functions are not safe to call. They believe what the pickle gives
 them, and made-up arguments let them use memory that is not theirs. So where a pickle asks for numpy.dtype, it
 gets a NumpyType, which only stores two words, and where it asks for NumPy's scalar(), it gets python_number,
@@ -78,10 +78,10 @@ SAFE: list[Any] = [
 
 
 def read_file(path: Path) -> Any:
-    """Return what a file holds that torch.save wrote: tensors on the CPU, and plain values.
+    """Return the content of a file that torch.save wrote: tensors on the CPU, and plain values.
 
     Raises UserError if the file is missing or damaged, or holds anything else. Files of torch before 1.6 hold
-    no checksums: in these, a wrong number is not noticed.
+    no checksums, so a wrong number in them is not noticed.
     """
     if not path.is_file():
         problem = "not a file: name best.pth in it" if path.exists() else "no such file"
@@ -107,7 +107,7 @@ def damaged(path: Path, reason: str) -> UserError:
 
 
 def read_archive(file: BinaryIO, path: Path) -> Any:
-    """Return what an archive holds, which torch.save writes since torch 1.6."""
+    """Return the content of an archive, the format of torch.save since torch 1.6."""
     try:
         check_archive(file)
     except ArchiveError as error:
@@ -116,7 +116,7 @@ def read_archive(file: BinaryIO, path: Path) -> Any:
 
 
 def read_old_file(file: BinaryIO, path: Path) -> Any:
-    """Return what a file of torch before 1.6 holds: pickles, then the numbers of the tensors."""
+    """Return the content of a file of torch before 1.6: pickles, then the numbers of the tensors."""
     content = unpickle(file, path)
     position = file.tell()
     if position != file.seek(0, os.SEEK_END):
@@ -126,7 +126,7 @@ def read_old_file(file: BinaryIO, path: Path) -> Any:
 
 
 def unpickle(file: BinaryIO, path: Path) -> Any:
-    """Return what torch.load reads with functions of SAFE alone; UserError if the file holds other things."""
+    """Return what torch.load reads when it may run only what is on its list; UserError if it fails."""
     file.seek(0)
     with safe_settings():
         try:
@@ -137,7 +137,7 @@ def unpickle(file: BinaryIO, path: Path) -> Any:
             check_reading_works()
             if out_of_memory_message(error):
                 raise UserError(f"{path} cannot be read: memory ran out, or the file is damaged") from error
-            # The message of torch.load can advise to run the file.
+            # The message of torch.load is left out: it may advise to run the code in the file.
             fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
             raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from error
 
@@ -148,7 +148,7 @@ def load_safely(file: BinaryIO) -> Any:
 
 
 def check_reading_works() -> None:
-    """Read a small file written here: an error that this raises is not the fault of another file."""
+    """Read a small file written here; if that fails, the error is not the fault of the user's file."""
     file = io.BytesIO()
     torch.save({"weights": torch.zeros(1), "number": np.float64(0.5)}, file)
     file.seek(0)
