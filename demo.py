@@ -38,7 +38,14 @@ def main() -> None:
         predictor.compile()
     predictor.to(device)
     report_slow_decoder()
-    how = Labelling(args.batch_size, args.num_workers, args.max_pixels, args.tta, args.amp, args.heatmap)
+    how = Labelling(
+        batch_size=args.batch_size,
+        num_threads=args.num_workers,
+        max_pixels=args.max_pixels,
+        tta=args.tta,
+        amp=args.amp,
+        with_maps=args.heatmap,
+    )
 
     scores = {}
     with interrupt.deferring_signals("stopping"), progress_bar(len(paths), "label") as bar:

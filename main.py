@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from pipeline.models import MODELS, build, check_img_size
+from pipeline.models import MODELS, build, check_img_size, default_lam
 from pipeline.network import Network
 from utils.commands import options
 from utils.commands.summary import summary
@@ -286,7 +286,7 @@ def resolve(given: argparse.Namespace) -> argparse.Namespace:
         "total_epoch": spec.total_epoch,
         "decay_step": spec.decay_step,
         "num_cls": num_classes,
-        "lam": 0.1 if given.num_heads else 0.0,
+        "lam": default_lam(given.num_heads),
     }
     args = argparse.Namespace(**vars(given))
     del args.list_models  # not part of a run

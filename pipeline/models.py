@@ -45,6 +45,11 @@ def check_img_size(model: str, img_size: int) -> None:
         raise ValueError(f"{model} takes images whose side is a multiple of {PATCH}, not {img_size}")
 
 
+def default_lam(num_heads: int) -> float:
+    """Return the λ to use if none is given: 0.1, or 0 for average pooling, which has no heads."""
+    return 0.1 if num_heads else 0.0
+
+
 def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -> Network:
     """Return a network with random weights that maps images (B, 3, S, S) in [0, 1] to logits (B, num_cls).
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.models import BuildOptions, read_architecture
+from pipeline.models import BuildOptions, default_lam, read_architecture
 from pipeline.network import NORMALIZATION
 from utils.data.classes import class_names
-from utils.data.datasets import DATASETS, OWN, dataset_spec
+from utils.data.datasets import DATASETS, DEFAULT_DATASET, OWN, dataset_spec
 from utils.inference.predictor import Predictor, build_network
 from utils.runtime.cli import MAX_PIXELS, UserError, check_torch, reporting_value_errors
 from utils.runtime.device import find_device
@@ -52,20 +52,19 @@ def read_predictor(
     check_torch()
     checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
-    spec = DATASETS.get(config.get("dataset", dataset or "voc07"), OWN)
+    spec = DATASETS.get(config.get("dataset", dataset or DEFAULT_DATASET), OWN)
     normalization = first_known(normalize, config.get("normalize"), spec.normalize)
     if normalization not in NORMALIZATION:
         known = ", ".join(NORMALIZATION)
         raise UserError(f"{path}: normalize {normalization} is not one of {known}")
     with reporting_value_errors(path):
         architecture = read_architecture(weights, config.get("model"))
-        default_lam = 0.1 if architecture["num_heads"] else 0.0
         options = BuildOptions(
             model=architecture["model"],
             num_heads=architecture["num_heads"],
             num_cls=architecture["num_cls"],
             img_size=first_known(img_size, config.get("img_size"), architecture["img_size"], spec.img_size),
-            lam=first_known(lam, config.get("lam"), default_lam),
+            lam=first_known(lam, config.get("lam"), default_lam(architecture["num_heads"])),
         )
         network = build_network(options, normalization)
     load_adapted(network, weights, str(path))
@@ -87,7 +86,7 @@ def read_classes(
         raise UserError(f"{path}: it names {len(stored)} classes for {num_cls} outputs")
     if stored is not None and dataset is None:
         return stored
-    dataset = dataset or "voc07"
+    dataset = dataset or DEFAULT_DATASET
     names = class_names(dataset_spec(dataset).folder)
     if len(names) == num_cls and stored in (None, names):
         return names

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import check_names
-from utils.data.datasets import DATASETS
+from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
 from utils.data.preparing import Entry, Splits, parse_args, verify, write_labels
 from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
@@ -70,9 +70,9 @@ def make_parser() -> Parser:
 
 def new_folder(name: str) -> Path:
     """Return data/NAME; UserError if it is the name of a built-in data set, or not a folder name."""
-    folder = Path("data", name)
-    if name in DATASETS or name.startswith(".") or folder.name != name:
+    if name in DATASETS or not is_folder_name(name):
         raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(DATASETS)}")
+    folder = Path("data", name)
     check_folder(folder, "--dataset")
     return folder
 

@@ -6,7 +6,7 @@ import difflib
 from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
 from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
-from utils.data.datasets import DATASETS
+from utils.data.datasets import DATASETS, DEFAULT_DATASET
 from utils.runtime.cli import add_max_pixels, default_workers, given_path, number
 
 OptionGroup = argparse._ArgumentGroup  # argparse has no public name for what add_argument_group returns
@@ -33,14 +33,16 @@ def image_side(text: str) -> int:
 
 def add_dataset(group: OptionGroup) -> None:
     """Add --dataset for a command that reads the images and labels of a data set."""
-    names = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
-    group.add_argument("--dataset", metavar="NAME", default="voc07", help=names)
+    dataset_help = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
+    group.add_argument("--dataset", metavar="NAME", default=DEFAULT_DATASET, help=dataset_help)
 
 
 def add_dataset_of_checkpoint(group: OptionGroup) -> None:
     """Add --dataset for a command that needs only the classes and the defaults of a checkpoint's data set."""
-    foreign = "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
-    group.add_argument("--dataset", metavar="NAME", help=foreign)
+    dataset_help = (
+        "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
+    )
+    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
 
 
 def add_image_options(group: OptionGroup, from_checkpoint: bool) -> None:
@@ -48,8 +50,8 @@ def add_image_options(group: OptionGroup, from_checkpoint: bool) -> None:
     default = "as trained, else the data set's" if from_checkpoint else "the data set's"
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     group.add_argument("--img_size", type=image_side, help=f"side in pixels [default: {default}]")
-    pixels = f"none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5 [default: {default}]"
-    group.add_argument("--normalize", choices=NORMALIZATION, help=pixels)
+    normalize_help = f"none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5 [default: {default}]"
+    group.add_argument("--normalize", choices=NORMALIZATION, help=normalize_help)
 
 
 def add_loader_options(group: OptionGroup, batch_help: str) -> None:
@@ -84,29 +86,33 @@ def add_checkpoint(group: OptionGroup) -> None:
 
 def add_tta(group: OptionGroup) -> None:
     """Add the option on test-time augmentation."""
-    flip = "flip: the mean over image and mirror image"
-    group.add_argument("--tta", choices=["off", "flip"], default="off", help=flip)
+    tta_help = "flip: the mean over image and mirror image"
+    group.add_argument("--tta", choices=["off", "flip"], default="off", help=tta_help)
 
 
 def add_run_options(group: OptionGroup) -> None:
     """Add the options on device and precision, for all commands that run a network on many images."""
     devices = ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
-    amp = "mixed precision on CUDA GPUs, bf16 also on CPUs that compute it; off: float32, as in the paper"
-    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp)
-    compiled = "use torch.compile, which takes minutes once; CPUs hardly gain (measured), GPUs may"
-    group.add_argument("--compile", action="store_true", help=compiled)
+    amp_help = (
+        "mixed precision on CUDA GPUs, bf16 also on CPUs that compute it; off: float32, as in the paper"
+    )
+    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp_help)
+    compile_help = "use torch.compile, which takes minutes once; CPUs hardly gain (measured), GPUs may"
+    group.add_argument("--compile", action="store_true", help=compile_help)
 
 
 def add_folder_options(group: OptionGroup) -> None:
     """Add the options on the folder of a training run, and on what it saves and prints."""
-    folder = "folder of the run [default: a new one in checkpoint/, named after the options]"
-    group.add_argument("--output_dir", type=given_path, metavar="FOLDER", help=folder)
+    folder_help = "folder of the run [default: a new one in checkpoint/, named after the options]"
+    group.add_argument("--output_dir", type=given_path, metavar="FOLDER", help=folder_help)
     existing = group.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
-    resume = "continue the run in FOLDER; without FOLDER, the one in --output_dir, or start it there"
-    existing.add_argument("--resume", type=given_path, nargs="?", const=True, metavar="FOLDER", help=resume)
-    save = "also save every STEPS steps [default: after each epoch and at a signal]"
-    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save)
-    log = "print the mean loss of the epoch so far every STEPS steps"
-    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=log)
+    resume_help = "continue the run in FOLDER; without FOLDER, the one in --output_dir, or start it there"
+    existing.add_argument(
+        "--resume", type=given_path, nargs="?", const=True, metavar="FOLDER", help=resume_help
+    )
+    save_help = "also save every STEPS steps [default: after each epoch and at a signal]"
+    group.add_argument("--save_every", type=number(int, 1), metavar="STEPS", help=save_help)
+    print_help = "print the mean loss of the epoch so far every STEPS steps"
+    group.add_argument("--print_freq", type=number(int, 1), default=100, metavar="STEPS", help=print_help)

@@ -61,11 +61,19 @@ DATASETS = {
 OWN = DatasetSpec("", exif=True, decay_step=None)
 
 
+DEFAULT_DATASET = "voc07"
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether data/<name>/ can be the folder of a data set: one visible folder, not a path."""
+    return name != "" and not name.startswith(".") and Path(name).name == name
+
+
 def dataset_spec(name: str) -> DatasetSpec:
     """Return the DatasetSpec of a name or of a folder data/<name>/; UserError if there is neither."""
     if name in DATASETS:
         return DATASETS[name]
-    if not name or name.startswith(".") or Path(name).name != name or not Path("data", name).is_dir():
+    if not is_folder_name(name) or not Path("data", name).is_dir():
         raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, nor a folder data/{name}/")
     return replace(OWN, folder=name)
 

@@ -29,7 +29,7 @@ class Entry(TypedDict):
     objects: NotRequired[list[DrawnObject]]
 
 
-Splits = dict[str, list[Entry]]  # the entries of each label file, by its name
+Splits = dict[str, list[Entry]]  # the entries of each label file or split, by its name
 
 
 def parse_args(parser: Parser) -> Namespace:

@@ -93,7 +93,9 @@ def load_split(
     labels = read_labels(path, len(class_names(spec.folder)), values, max_pixels)
     check_images_exist(labels, path)
     labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
-    return LabelledImages(labels, img_size, train, seed, spec.crop, spec.exif, max_pixels)
+    return LabelledImages(
+        labels, img_size, train, seed, crop=spec.crop, exif=spec.exif, max_pixels=max_pixels
+    )
 
 
 def check_images_exist(labels: Labels, path: Path) -> None:

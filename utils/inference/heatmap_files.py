@@ -32,8 +32,12 @@ def class_maps(predictor: Predictor, result: Labelled, classes: list[int]) -> li
     found = []
     for c in classes:
         values = result.maps[c]
-        maximum = f"{100 * values.max():.0f} %" if has_attention else f"{max(0, values.max()):.1f}"
-        measure = "share of attention" if has_attention else "score of the place"
+        if has_attention:
+            measure = "share of attention"
+            maximum = f"{100 * values.max():.0f} %"
+        else:
+            measure = "score of the place"
+            maximum = f"{max(0, values.max()):.1f}"
         found.append(ClassMap(predictor.classes[c], float(result.scores[c]), values, maximum, measure))
     return found
 

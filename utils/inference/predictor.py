@@ -117,7 +117,8 @@ class Predictor:
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
         # A command makes malloc keep freed memory; without that, larger batches on a CPU cost page faults.
         batch_size = 4 if self.device.type == "cpu" else 16
-        how = Labelling(batch_size, default_workers(), self.pixel_limit(max_pixels))
+        num_threads = default_workers()
+        how = Labelling(batch_size, num_threads, max_pixels=self.pixel_limit(max_pixels))
         results = (raise_if_unreadable(result) for result in self.label(photos, how))
         return [self.name_scores(result.scores, thresholds) for result in results]
 
