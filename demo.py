@@ -4,6 +4,7 @@ python demo.py --load_from MODEL.pth --img_dir photos [--heatmap]
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def main() -> None:
     )
 
     scores = {}
-    with interrupt.deferring_signals("stopping"), progress_bar(len(paths), "label") as bar:
-        for path, result in zip(paths, predictor.label(paths, how)):
+    with (
+        interrupt.deferring_signals("stopping"),
+        progress_bar(len(paths), "label") as bar,
+        contextlib.closing(predictor.label(paths, how)) as results,  # a stop leaves no file to be decoded
+    ):
+        for path, result in zip(paths, results):
             if interrupt.received:
                 interrupt.stop()
             bar.update(1)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,8 +244,10 @@ def test_a_generator_is_consumed_in_batches_and_may_close_its_images(photos):
 
 def test_a_photograph_that_cannot_be_read_ends_a_list(photos):
     model = load_model("model.pth", device="cpu")
-    with pytest.raises(UserError, match="gone.jpg is missing"):
+    num_threads = threading.active_count()
+    with pytest.raises(UserError, match="gone.jpg is missing") as error:
         model.predict([*NAMES, "gone.jpg", "a.jpg"])
+    assert threading.active_count() == num_threads, error  # also while the error is kept
     with pytest.raises(ValueError, match="not float64"):
         model.predict(["a.jpg", np.zeros((4, 5, 3))])
 

@@ -1,8 +1,9 @@
 """The Predictor: from photographs to scores and attention maps, for Python users, torch.hub and demo.py."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -119,8 +120,8 @@ class Predictor:
         batch_size = 4 if self.device.type == "cpu" else 16
         num_threads = default_workers()
         how = Labelling(batch_size, num_threads, max_pixels=self.pixel_limit(max_pixels))
-        results = (raise_if_unreadable(result) for result in self.label(photos, how))
-        return [self.name_scores(result.scores, thresholds) for result in results]
+        with contextlib.closing(self.label(photos, how)) as results:  # ends its threads, also on an error
+            return [self.name_scores(raise_if_unreadable(result).scores, thresholds) for result in results]
 
     def attention(self, photo: Photo, max_pixels: float | None = None) -> dict[str, np.ndarray]:
         """Return where the network looks in a photograph, as demo.py draws it: {class: map (h, w)}.
@@ -131,7 +132,7 @@ class Predictor:
         assert maps is not None
         return dict(zip(self.classes, maps))
 
-    def label(self, photos: Iterable[Photo], how: Labelling) -> Iterator[Labelled | Unreadable]:
+    def label(self, photos: Iterable[Photo], how: Labelling) -> Generator[Labelled | Unreadable, None, None]:
         """Yield the result for each photograph, in order; photographs are taken and loaded as needed."""
         load = functools.partial(load_photo, img_size=self.options["img_size"], max_pixels=how.max_pixels)
         loaded = load_ahead(photos, load, how.num_threads, how.batch_size)
