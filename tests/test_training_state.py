@@ -97,6 +97,9 @@ def test_a_first_epoch_has_no_best_one_yet(saved):
     saved["best"] = None
     saved["position"]["epoch"] = 0
     check_resumable(saved, expected, "last.pth")
+    del saved["best"]
+    with pytest.raises(UserError, match="best does not fit"):
+        check_resumable(saved, expected, "last.pth")
 
 
 @pytest.mark.slow

@@ -144,9 +144,9 @@ def first_that_does_not_fit(saved: dict[str, Any], expected: dict[str, Any]) -> 
         return "buffers"
     if not is_plain(saved.get("record")):
         return "record"
-    num_classes = len(expected["classes"])
-    in_first_epoch = saved["position"]["epoch"] == 0
-    if not best_fits(saved.get("best"), num_classes) and not (in_first_epoch and saved.get("best") is None):
+    best = saved.get("best", "missing")  # it is stored in the first epoch, too, as None
+    no_best_yet = best is None and saved["position"]["epoch"] == 0
+    if not no_best_yet and not best_fits(best, len(expected["classes"])):
         return "best"
     return None
 
