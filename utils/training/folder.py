@@ -106,7 +106,7 @@ class RunFolder:
             if RANK == 0:
                 print(f"{error}; resuming from {previous}", file=sys.stderr)
                 if last.exists():  # set it aside, so that the next save does not keep it as previous.pth
-                    last.rename(self.path / "damaged.pth")
+                    last.replace(self.path / "damaged.pth")
             return checkpoint
 
     def write_last(self, checkpoint: dict[str, Any]) -> None:
