@@ -55,13 +55,14 @@ def main() -> None:
             args = resumed_args(saved, path)
         else:
             args = resolve(given)
-            folder.make(path, args)
         device = choose_device(args.device, args.amp, args.compile)
         if args.sync_bn and device.type != "cuda":
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         distributed.connect(device, args.batch_size)
         position = None if saved is None else saved["position"]
         resume.check_same_start(distributed.gather(position))
+        if saved is None:
+            folder.make(path, args)  # only now: if another process lacks a GPU, torchrun kills this one
         folder.broadcast_path()
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)

@@ -94,6 +94,17 @@ def test_a_folder_that_was_made_for_a_failed_run_is_removed(tmp_path):
     assert (tmp_path / "mine").is_dir()  # it was there before
 
 
+def test_a_folder_is_made_when_all_processes_have_started(shapes, tmp_path, fails, monkeypatch):
+    """If one lacks a GPU, torchrun kills the first process, which then cannot remove what it has made."""
+
+    def connect(*args) -> None:
+        assert not list(tmp_path.iterdir())
+        raise UserError("another process has no GPU")
+
+    monkeypatch.setattr("utils.runtime.distributed.connect", connect)
+    fails(main, *RUN, "--output_dir", tmp_path / "run", says=["another process has no GPU"])
+
+
 @pytest.mark.slow
 def test_a_second_run_in_a_folder_ends_in_one_line(shapes, tmp_path, command):
     folder = tmp_path / "run"
