@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import sys
+import tracemalloc
 from argparse import Namespace
 from pathlib import Path
 
@@ -170,6 +171,17 @@ def test_processes_take_whole_batches_of_evaluation(world_size):
     dealt = [batch for share in shares for batch in share]
     assert sorted(dealt) == sorted(alone)
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+
+
+def test_an_order_takes_little_memory():
+    tracemalloc.start()
+    try:
+        orders = [iter(TrainingBatches(200_000, 16, seed=0)), EvaluationBatches(200_000, 16)]
+        next(orders[0])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * 200_000  # bytes, for the two; lists of numbers take more than twice that
 
 
 def test_a_sample_that_does_not_count_has_no_labels(shapes):

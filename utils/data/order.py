@@ -55,11 +55,11 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         order = np.arange(self.num_samples)
         np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
         for batch in split_into_batches(order, self.batch_size)[self.start :]:
-            share = batch[self.rank :: self.world_size]
+            share = batch[self.rank :: self.world_size].tolist()
             if share:
                 yield [SampleKey(self.epoch, row, counted=True) for row in share]
             else:
-                yield [SampleKey(self.epoch, batch[0], counted=False)]
+                yield [SampleKey(self.epoch, int(batch[0]), counted=False)]
 
 
 class EvaluationBatches(Sampler[list[SampleKey]]):
@@ -75,10 +75,11 @@ class EvaluationBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in self.batches:
-            yield [SampleKey(0, row, counted=True) for row in batch]
+            yield [SampleKey(0, row, counted=True) for row in batch.tolist()]
 
 
-def split_into_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Split rows (N,) into lists of batch_size; the last one may be shorter."""
+def split_into_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Split rows (N,) into arrays of batch_size; the last one may be shorter."""
+    # Not into lists: a number in a list takes five times the memory, for all batches of an epoch at once.
     starts = range(0, len(order), batch_size)
-    return [order[start : start + batch_size].tolist() for start in starts]
+    return [order[start : start + batch_size] for start in starts]
