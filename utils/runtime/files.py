@@ -62,8 +62,9 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
         file: IO[Any] = io.BufferedWriter(PartFile(part, path))
     try:
         if mode == "w":
-            # surrogateescape: file names may hold any bytes.
-            file = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")
+            # surrogateescape: file names may hold any bytes. newline: files are the same on Windows, where
+            # val.py would not know its own file again by its first bytes.
+            file = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="\n")
         with file:
             yield file
             file.flush()
