@@ -95,8 +95,12 @@ COMMANDS = [
 @pytest.mark.parametrize(("script", "words"), [command for command in COMMANDS if command[1].strip()])
 def test_the_commands_of_the_authors_readme_are_understood(workdir, monkeypatch, script, words):
     monkeypatch.setattr(sys, "argv", [script.__name__, *words.split()])
-    args = script.parse_args()
-    args = {main: lambda: args[0], val: lambda: args[1], demo: lambda: args}[script]()
+    parse = {
+        main: lambda: main.resolve(main.make_parser().parse_args()),
+        val: lambda: val.parse_args()[1],
+        demo: demo.parse_args,
+    }[script]
+    args = parse()
     given = words.split()
     for option, value in zip(given[::2], given[1::2], strict=True):
         assert str(getattr(args, option.removeprefix("--"))) in (value, f"['{value}']")
