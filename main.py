@@ -157,8 +157,11 @@ def train_one_epoch(
 
 def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: int, decay_step: int) -> float:
     """Return the rate at an iteration (from 0): linear warm-up, a tenfold drop every `decay_step` epochs."""
-    warmup = min(1.0, iteration / warmup_iterations) if warmup_iterations else 1.0
-    return base * warmup * 0.1 ** (epoch // decay_step)
+    rate = base
+    if iteration < warmup_iterations:
+        rate *= iteration / warmup_iterations
+    num_drops = epoch // decay_step
+    return rate * 0.1**num_drops
 
 
 def build_run(args: argparse.Namespace, folder: RunFolder, network: Network, loaders: Loaders) -> Run:

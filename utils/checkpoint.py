@@ -52,7 +52,8 @@ def read_predictor(
     check_torch()
     checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
-    spec = DATASETS.get(config.get("dataset", dataset or DEFAULT_DATASET), OWN)
+    described_by = config.get("dataset") or dataset or DEFAULT_DATASET
+    spec = DATASETS.get(described_by, OWN)
     normalization = first_known(normalize, config.get("normalize"), spec.normalize)
     if normalization not in NORMALIZATION:
         known = ", ".join(NORMALIZATION)

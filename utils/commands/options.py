@@ -39,9 +39,8 @@ def add_dataset(group: OptionGroup) -> None:
 
 def add_dataset_of_checkpoint(group: OptionGroup) -> None:
     """Add --dataset for a command that needs only the classes and the defaults of a checkpoint's data set."""
-    dataset_help = (
-        "data set of a file that main.py did not write; other files are checked for it [default: voc07]"
-    )
+    foreign = "data set of a file that main.py did not write; other files are checked for it"
+    dataset_help = f"{foreign} [default: {DEFAULT_DATASET}]"
     group.add_argument("--dataset", metavar="NAME", help=dataset_help)
 
 

@@ -56,11 +56,9 @@ DATASETS = {
         img_size=64, total_epoch=4),
 }
 # fmt: on
-# A data set that a user adds. If it is small, an epoch has few steps. With a drop every 4 epochs, of which 2
-# are warm-up, the rate would soon be too low to learn. One drop after two thirds of a run suits any length.
+# A data set that a user adds. It may be small, and then an epoch has few steps: with a drop every 4 epochs,
+# the rate would be too low before the network has learned much. It drops once, after two thirds of the run.
 OWN = DatasetSpec("", exif=True, decay_step=None)
-
-
 DEFAULT_DATASET = "voc07"
 
 

@@ -56,6 +56,7 @@ def polygon(radii: list[float], num_corners: int) -> np.ndarray:
 
 
 ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+# A well-known heart curve: x = 16 sin³ t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, here with y downwards.
 HEART_Y = -(13 * np.cos(ANGLES) - 5 * np.cos(2 * ANGLES) - 2 * np.cos(3 * ANGLES) - np.cos(4 * ANGLES))
 DISC = polygon([1], 40)
 CROSS = np.stack([(1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1, -1), (3, 1, 1, -1, -1, -3, -3, -1, -1, 1, 1, 3)], 1)

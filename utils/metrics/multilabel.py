@@ -81,8 +81,10 @@ def evaluate(
     among_top_3 = three_highest(scores, counted)
     counts = count_labels(predicted, positives)
     counts_3 = count_labels(predicted & among_top_3, positives)
-    per_class, overall = mean_rates(counts), overall_rates(counts)
-    per_class_3, overall_3 = mean_rates(counts_3), overall_rates(counts_3)
+    per_class = mean_rates(counts)
+    overall = overall_rates(counts)
+    per_class_3 = mean_rates(counts_3)
+    overall_3 = overall_rates(counts_3)
     return Metrics(
         mAP=float(np.nanmean(aps)) if positives.any() else math.nan,
         AP=aps,

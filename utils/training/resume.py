@@ -171,9 +171,13 @@ def fits(saved: Any, expected: Any) -> bool:
 
 def tensor_fits(saved: Tensor, expected: Tensor) -> bool:
     """Return whether a saved tensor is finite, ordinary, and of the expected type and shape."""
-    # Compare the shape first: a malicious file may hold a tensor that is too large for isfinite.
-    same = saved.layout == expected.layout and saved.shape == expected.shape and saved.dtype == expected.dtype
-    return same and saved.device.type == "cpu" and bool(saved.isfinite().all())
+    for attribute in ("layout", "shape", "dtype"):
+        if getattr(saved, attribute) != getattr(expected, attribute):
+            return False
+    if saved.device.type != "cpu":
+        return False
+    # Only now: a malicious file may hold a tensor that is too large for isfinite.
+    return bool(saved.isfinite().all())
 
 
 def optimizer_fits(saved: Any, expected: dict[str, Any]) -> bool:
