@@ -13,19 +13,21 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 import numpy as np
 
 from utils.commands import options
-from utils.commands.checkpoint import load_model_for
+from utils.commands.load_from import load_model_for
 from utils.data.decoding import report_slow_decoder
-from utils.data.search import find_photos
 from utils.inference.heatmap_files import class_maps, heatmap_folders, write_heatmaps
 from utils.inference.photographs import Unreadable
 from utils.inference.predictor import Labelling, best_classes
+from utils.inference.search import find_photos
 from utils.inference.tables import write_csv_table, write_json_table
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import interrupt
-from utils.runtime.cli import Parser, given_path, number, one_line, run_script
+from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.device import choose_device
+from utils.runtime.errors import one_line
 from utils.runtime.files import check_file
 from utils.runtime.progress import progress_bar
+from utils.runtime.script import run_script
 
 
 def main() -> None:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.commands import options
-from utils.commands.checkpoint import load_model_for
+from utils.commands.load_from import load_model_for
 from utils.inference.outputs import Forward
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, check_file
+from utils.runtime.script import run_script
 
 TOLERANCE = 1e-4  # largest allowed difference between the outputs of the checkpoint and of the exported file
 

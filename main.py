@@ -27,9 +27,11 @@ from utils.data.samples import to_float
 from utils.inference.outputs import evaluate_model
 from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Parser, UserError, given_path, number, reporting_value_errors, run_script
+from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.device import autocast, choose_device
+from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.progress import ProgressLines, progress_bar
+from utils.runtime.script import run_script
 from utils.training import messages, resume, saving
 from utils.training.average import MovingAverage
 from utils.training.folder import RunFolder, holds_run
@@ -140,16 +142,16 @@ def train_one_epoch(
 
             stop, show = distributed.any_process(bool(interrupt.received), lines.due(progress.step))
             if stop or (args.save_every and progress.step % args.save_every == 0):
-                saving.average_losses(run, meter)
+                meter.average_into(run)
                 saving.gather_and_save(run)
             if stop:  # before anything is printed: the terminal may be closed
                 interrupt.stop()
             bar.update(min(args.batch_size, run.num_images - bar.n))
             if show:
-                saving.average_losses(run, meter)  # waits for the GPU
+                meter.average_into(run)  # waits for the GPU
                 bar.write(messages.progress_line(run))
                 lines.printed()
-    saving.average_losses(run, meter)
+    meter.average_into(run)
     state.average_buffers()
     saving.gather_and_save(run)
     return meter

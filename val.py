@@ -9,22 +9,26 @@ from pathlib import Path
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 from utils.commands import options
-from utils.commands.checkpoint import load_model_for, options_in_effect
+from utils.commands.load_from import load_model_for, options_in_effect
 from utils.commands.summary import summary
+from utils.commands.sweep_option import axis, sweep_axes
 from utils.data.datasets import dataset_spec
 from utils.data.label_files import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split
 from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
 from utils.inference.predictor import Predictor
-from utils.inference.sweep import axis, compute_terms, format_sweep, sweep, sweep_axes, sweep_results
+from utils.inference.sweep import compute_terms, sweep
+from utils.inference.sweep_report import format_sweep, sweep_results
 from utils.metrics.report import by_class, format_report
 from utils.metrics.score_files import write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Parser, UserError, given_path, run_script
+from utils.runtime.arguments import Parser, given_path
 from utils.runtime.device import choose_device
+from utils.runtime.errors import UserError
 from utils.runtime.files import check_file, nan_to_none, write_json
+from utils.runtime.script import run_script
 
 
 def main() -> None:

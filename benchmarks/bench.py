@@ -27,9 +27,12 @@ from benchmarks.settings import QUICK, Settings, Sizes, Variant
 from benchmarks.table import HEAD, format_row
 from utils.commands.options import add_run_options
 from utils.data.decoding import load_image
-from utils.runtime.cli import Parser, UserError, default_workers, given_path, number, run_script
+from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.device import choose_device
+from utils.runtime.errors import UserError
 from utils.runtime.files import check_file, nan_to_none, write_json
+from utils.runtime.script import run_script
+from utils.runtime.workers import default_workers
 
 STAGES = {
     "loader": parts.time_loader,

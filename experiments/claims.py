@@ -24,8 +24,10 @@ from utils.data.preparing import write_labels
 from utils.data.samples import load_split
 from utils.plot import PALETTE, make_figure
 from utils.prepare_csv import stratify
-from utils.runtime.cli import Parser, UserError, given_path, number, run_script
+from utils.runtime.arguments import Parser, given_path, number
+from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json, write_json_list
+from utils.runtime.script import run_script
 from utils.training.log import read_log
 
 if TYPE_CHECKING:

@@ -22,8 +22,10 @@ from utils.checkpoint import load_model
 from utils.data.datasets import dataset_spec, label_file
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split, to_float
-from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import read_json
+from utils.runtime.script import run_script
 
 CPU = torch.device("cpu")
 GRID = 256  # boxes are drawn on a grid of this side

@@ -11,7 +11,7 @@ import torch
 
 from helpers import REPOSITORY, RUN, TINY, train_in
 from utils import prepare_shapes
-from utils.runtime.cli import run_script
+from utils.runtime.script import run_script
 
 # One thread is fastest for such small images. Sums in different processes then have the same order.
 torch.set_num_threads(1)

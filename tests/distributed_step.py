@@ -19,8 +19,8 @@ from utils.data.label_files import Labels
 from utils.data.loaders import Loaders, TrainingLoader
 from utils.data.samples import load_split
 from utils.runtime import distributed
-from utils.runtime.cli import run_script
 from utils.runtime.progress import ProgressLines
+from utils.runtime.script import run_script
 from utils.training import saving
 from utils.training.folder import RunFolder
 

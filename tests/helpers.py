@@ -72,7 +72,7 @@ def start_method(name: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "start_method"), "START_METHOD": name}
 
 
-def die(worker: int) -> None:
+def die() -> None:
     """End a DataLoader worker at its start as the system does when memory runs out; a worker_init_fn."""
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -16,7 +16,7 @@ import torch
 from stress.damage import DAMAGES, KINDS, Damage, try_damage
 from utils.metrics.score_files import read_scores
 from utils.runtime.archive import ArchiveError, check_archive, read_large
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 from utils.weights.reading import read_file
 

@@ -20,7 +20,7 @@ from utils.data.label_files import IGNORED, read_labels
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.data.order import EvaluationBatches, SampleKey, TrainingBatches
 from utils.data.samples import LabelledImages, load_split, to_float
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 import demo
 import val
 from helpers import SHAPES
-from utils.data.search import find_photos
 from utils.inference.heatmap import ClassMap, contact_sheet, overlay, panel
+from utils.inference.search import find_photos
 
 CPU = ["--num_workers", "0", "--device", "cpu"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import REPOSITORY
-from utils.runtime.cli import Parser
+from utils.runtime.arguments import Parser
 
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("[bet]*/**/README.md")]
 TORCHRUN_OPTIONS = {"--nproc_per_node", "--nnodes", "--max_restarts", "--rdzv_backend", "--rdzv_endpoint"}

@@ -16,7 +16,7 @@ import torch
 
 from experiments import claims, pointing
 from main import make_parser
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
 TINY = [

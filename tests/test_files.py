@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, write_json
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import main
 from helpers import REPOSITORY, RUN, finish, start, wait_until
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.training.folder import RunFolder
 from utils.training.lock import FolderLock, is_open_at
 

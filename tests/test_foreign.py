@@ -16,7 +16,7 @@ import val
 from helpers import SHAPES
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights import reading
 from utils.weights.contents import load_checkpoint
 from utils.weights.reading import NumpyType, python_number, read_file

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers import REPOSITORY
 from utils.checkpoint import load_model
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 # Runs in a process of its own, with a checkpoint, a photograph and a huge picture. It prints a JSON object.
 GUEST = """

@@ -14,7 +14,7 @@ from benchmarks import bench
 from experiments import claims, pointing
 from helpers import REPOSITORY
 from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
-from utils.runtime.cli import Parser
+from utils.runtime.arguments import Parser
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
 SHIPPED = [
@@ -74,7 +74,7 @@ def test_some_files_need_few_packages():
     for path in (REPOSITORY / "utils" / "metrics").glob("*.py"):
         assert third_party(f"utils/metrics/{path.name}") <= {"numpy", "utils"}
     assert third_party("utils/evaluation.py") == {"utils"}
-    assert third_party("utils/runtime/cli.py") == {"utils"}
+    assert third_party("utils/runtime/arguments.py") == {"utils"}
     assert third_party("utils/runtime/workers.py") == set()
 
 

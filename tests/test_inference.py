@@ -15,7 +15,7 @@ from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
 from utils.inference.outputs import compute_outputs, evaluate_model
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
 CPU = torch.device("cpu")

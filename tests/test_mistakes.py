@@ -16,7 +16,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import main
 import val
 from helpers import OWN, SHAPES, TINY, die, finish, make_own, start
-from utils.runtime.cli import number, out_of_memory_message
+from utils.runtime.arguments import number
+from utils.runtime.errors import out_of_memory_message
 from utils.weights.contents import load_checkpoint
 
 RUN = ["--output_dir", "run"]

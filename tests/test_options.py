@@ -22,7 +22,7 @@ from utils.commands.summary import SUMMARY, summary
 from utils.data.decoding import load_image
 from utils.data.label_files import IGNORED
 from utils.data.transforms import eval_transform
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.training.average import MovingAverage, warmed_up
 from utils.training.losses import asl_loss
 

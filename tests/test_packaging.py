@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 import val
 from helpers import REPOSITORY
 from utils.checkpoint import load_model
-from utils.runtime import cli
+from utils.runtime import errors, versions
 
 README = (REPOSITORY / "README.md").read_text()
 GATE = (REPOSITORY / ".ci/run").read_text()
@@ -62,12 +62,12 @@ def test_an_old_torch_is_refused_in_one_line(workdir, fails, monkeypatch, versio
 @pytest.mark.parametrize("version", ["2.5.0", "2.5.0a0+nv24.10", "2.14.1", "3.0.0"])
 def test_a_later_torch_is_accepted(monkeypatch, version):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version))
-    cli.check_torch()
+    versions.check_torch()
 
 
 def test_load_model_refuses_an_old_torch(trained, monkeypatch):
     monkeypatch.setattr("torch.__version__", "2.4.1")
-    with pytest.raises(cli.UserError, match="PyTorch 2.4.1 is too old"):
+    with pytest.raises(errors.UserError, match="PyTorch 2.4.1 is too old"):
         load_model(trained / "best.pth")
 
 
@@ -81,7 +81,7 @@ def test_the_pins_are_versions_that_work():
         (version,) = pin.specifier
         assert version.operator == "=="
         assert version.version in allowed[name].specifier
-    assert allowed["torch"].specifier == SpecifierSet(">=" + ".".join(map(str, cli.OLDEST_TORCH)))
+    assert allowed["torch"].specifier == SpecifierSet(">=" + ".".join(map(str, versions.OLDEST_TORCH)))
 
 
 def test_every_development_requirement_is_pinned():

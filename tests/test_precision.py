@@ -19,8 +19,8 @@ from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model
 from utils.data.datasets import DATASETS
 from utils.runtime import device
-from utils.runtime.cli import UserError
 from utils.runtime.device import choose_device
+from utils.runtime.errors import UserError
 from utils.runtime.progress import ProgressLines
 from utils.training import saving
 from utils.training.folder import RunFolder

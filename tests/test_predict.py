@@ -26,7 +26,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
 from utils.inference.predictor import Predictor, build_network
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")
 

@@ -15,7 +15,7 @@ from utils.data import preparing
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.label_files import IGNORED
 from utils.data.samples import load_split
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"
 CELLS = "image,dog,cat\na.png,1,0\nb.png,0,1\nc.png,,1\nd.png,1.0,0.0\ne.png,0,\n"

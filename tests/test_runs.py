@@ -17,7 +17,7 @@ from utils.data import shapes as shapes_files
 from utils.data.datasets import DATASETS
 from utils.data.order import TrainingBatches
 from utils.data.samples import load_split
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.training.folder import make_new_folder
 from utils.weights.writing import save_checkpoint
 

@@ -14,9 +14,11 @@ import main
 import val
 from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
+from utils.commands.sweep_option import axis
 from utils.data.label_files import IGNORED, Labels
 from utils.evaluation import evaluate
-from utils.inference.sweep import SweepPoint, axis, format_sweep
+from utils.inference.sweep import SweepPoint
+from utils.inference.sweep_report import format_sweep
 from utils.metrics.score_files import read_scores, write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
 

@@ -11,7 +11,7 @@ import torch
 import broadcast_memory
 import main
 from helpers import assert_same, finish, start
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.training.resume import check_resumable, saved_options, share_among
 from utils.training.seeds import step_seed
 

@@ -24,7 +24,7 @@ from utils.data.label_files import Labels
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.data.transforms import eval_transform, random_crop, train_transform
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:

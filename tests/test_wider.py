@@ -21,7 +21,7 @@ from utils.data.samples import load_split
 from utils.data.transforms import cut_out
 from utils.inference.outputs import evaluate_scores
 from utils.metrics.score_files import read_scores
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from utils.metrics.multilabel import evaluate
 from utils.metrics.report import format_report
 from utils.metrics.score_files import SavedScores, read_scores
 from utils.metrics.thresholds import fit_thresholds, read_thresholds, threshold, write_thresholds
-from utils.runtime.cli import Parser, UserError, given_path, one_line, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError, one_line
 from utils.runtime.files import check_file
+from utils.runtime.script import run_script
 
 __all__ = ["evaluate"]
 

@@ -18,8 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.metrics.multilabel import average_precision
 from utils.metrics.score_files import SavedScores, read_scores
-from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import atomic_write, check_folder, read_json
+from utils.runtime.script import run_script
 from utils.training.log import read_log
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ from utils.data.classes import check_names
 from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
 from utils.data.preparing import Entry, Splits, parse_args, verify, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, number, reporting_errors, run_script
+from utils.runtime.arguments import Parser, given_path, number
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder, write_json_list
+from utils.runtime.script import run_script
 
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 SPLITS = ("train", "val", "test")

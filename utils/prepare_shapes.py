@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.drawing import DIFFICULTIES
 from utils.data.shapes import FOLDER, ShapesOptions, make_shapes
-from utils.runtime.cli import Parser, given_path, number, run_script
+from utils.runtime.arguments import Parser, given_path, number
+from utils.runtime.script import run_script
 
 
 def main(argv: list[str] | None = None) -> None:

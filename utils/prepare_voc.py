@@ -12,8 +12,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder
+from utils.runtime.script import run_script
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
 # Each split names one or more lists of images, joined by +. The first split is for training, the last one for

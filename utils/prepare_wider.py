@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
 from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
-from utils.runtime.cli import Parser, UserError, given_path, reporting_errors, run_script
+from utils.runtime.arguments import Parser, given_path
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder, read_json
+from utils.runtime.script import run_script
 
 FOLDERS = ("Dataset/WIDER_ATTRIBUTE", "Dataset/WIDER")
 

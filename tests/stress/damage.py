@@ -17,7 +17,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
 from utils.data.label_files import Labels
 from utils.metrics.score_files import read_scores, write_scores
-from utils.runtime.cli import Parser, UserError, number, run_script
+from utils.runtime.arguments import Parser, number
+from utils.runtime.errors import UserError
+from utils.runtime.script import run_script
 from utils.weights.contents import load_checkpoint
 
 END = 700  # bytes at the end of a small archive, which hold its directory and the records behind it

@@ -26,13 +26,13 @@ import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
 from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
-from utils.commands.checkpoint import load_model_for
+from utils.commands.load_from import load_model_for
 from utils.data.classes import class_names
 from utils.data.decoding import load_image
 from utils.data.label_files import read_labels
 from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
-from utils.runtime import cli
+from utils.runtime import script
 from utils.training.folder import RunFolder
 from utils.training.run import Run
 from utils.training.saving import last_checkpoint
@@ -304,7 +304,7 @@ def is_refused(parser: Parser, folder: Path, content: bytes) -> bool:
     status, start = 0, time.monotonic()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run_script(lambda: parser.parse(path))
+            script.run_script(lambda: parser.parse(path))
         except SystemExit as end:
             status = end.code
     err.seek(0)

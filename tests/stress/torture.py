@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
-from utils.runtime.cli import Parser, UserError, number, run_script
+from utils.runtime.arguments import Parser, number
+from utils.runtime.errors import UserError
+from utils.runtime.script import run_script
 from utils.weights.contents import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
 from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
 from utils.data.datasets import DATASETS, DEFAULT_DATASET
-from utils.runtime.cli import add_max_pixels, default_workers, given_path, number
+from utils.runtime.arguments import add_max_pixels, given_path, number
+from utils.runtime.workers import default_workers
 
 OptionGroup = argparse._ArgumentGroup  # argparse has no public name for what add_argument_group returns
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.runtime.cli import Parser
+from utils.runtime.arguments import Parser
 
 # The lines of `summary` and the options that each can name.
 SUMMARY = {

@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
 
 CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line ends

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.data.label_files import IGNORED, UNKNOWN
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 # What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.
 VALUES = {1: 1, 0: 0, UNKNOWN: IGNORED}

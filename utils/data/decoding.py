@@ -11,7 +11,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from utils.runtime.cli import MAX_PIXELS, UserError, reporting_errors
+from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.limits import MAX_PIXELS
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg

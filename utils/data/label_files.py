@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.runtime.cli import MAX_PIXELS, UserError
+from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
+from utils.runtime.limits import MAX_PIXELS
 
 FORM = '{"target": [...], "img_path": "..."}'
 UNKNOWN = 99  # in a label file: an unknown label

@@ -13,7 +13,7 @@ from utils.data.order import EvaluationBatches, TrainingBatches
 from utils.data.samples import LabelledImages, Sample, collate, load_split
 from utils.data.shapes import make_missing_shapes
 from utils.runtime import distributed, workers
-from utils.runtime.cli import ignore_decoder_warnings
+from utils.runtime.script import ignore_decoder_warnings
 
 MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
 Batches = TrainingBatches | EvaluationBatches
@@ -21,7 +21,7 @@ Batches = TrainingBatches | EvaluationBatches
 
 def prepare_worker(worker: int) -> None:
     """Prepare a worker process: its parent handles the signals, and it prints no warnings."""
-    workers.ignore_signals(worker)
+    workers.ignore_signals()
     ignore_decoder_warnings()
 
 

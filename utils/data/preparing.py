@@ -13,8 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
-from utils.runtime.cli import Parser, UserError, add_max_pixels, default_workers
+from utils.runtime.arguments import Parser, add_max_pixels
+from utils.runtime.errors import UserError
 from utils.runtime.files import write_json_list
+from utils.runtime.workers import default_workers
 
 
 class Entry(TypedDict):

@@ -16,7 +16,8 @@ from utils.data.decoding import load_image
 from utils.data.label_files import FORM, IGNORED, Labels, read_labels
 from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
-from utils.runtime.cli import MAX_PIXELS, UserError
+from utils.runtime.errors import UserError
+from utils.runtime.limits import MAX_PIXELS
 
 
 class Sample(NamedTuple):

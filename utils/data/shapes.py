@@ -10,7 +10,7 @@ from tqdm import tqdm
 from utils.data.datasets import DATASETS, label_file
 from utils.data.drawing import DIFFICULTIES, SHAPES, draw_scene
 from utils.data.preparing import Entry, Splits, write_labels
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
 
 FOLDER = Path("data/shapes")

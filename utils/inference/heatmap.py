@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.runtime.cli import one_line
+from utils.runtime.errors import one_line
 
 # From no attention to the most: black, violet, red, orange, yellow. Each is lighter, also in greyscale.
 STOPS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])

@@ -13,9 +13,9 @@ from utils.data.label_files import IGNORED, Labels
 from utils.data.samples import Batch, LabelledImages, to_float
 from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
-from utils.runtime.cli import reporting_value_errors
 from utils.runtime.device import autocast
 from utils.runtime.distributed import WORLD_SIZE, gather
+from utils.runtime.errors import reporting_value_errors
 from utils.runtime.progress import ProgressLines, progress_bar
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)

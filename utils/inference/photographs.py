@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.data.decoding import check_size, load_image, rgb_pixels, upright
 from utils.data.transforms import eval_transform
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 # A path, a Pillow image or a uint8 array (H, W, 3).
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray

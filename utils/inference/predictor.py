@@ -18,8 +18,9 @@ from utils.data.samples import to_float
 from utils.inference.outputs import mirrored_mean, sigmoid
 from utils.inference.photographs import Photo, Unreadable, in_batches, load_ahead, load_photo
 from utils.metrics.thresholds import read_thresholds
-from utils.runtime.cli import MAX_PIXELS, default_workers
 from utils.runtime.device import autocast
+from utils.runtime.limits import MAX_PIXELS
+from utils.runtime.workers import default_workers
 
 Threshold = float | str | os.PathLike[str]  # for all classes, or a .json file with one per class
 

@@ -10,7 +10,7 @@ import numpy as np
 from utils.data.label_files import IGNORED, Labels
 from utils.metrics.multilabel import check_inputs
 from utils.runtime.archive import ENTRY_START, check_archive
-from utils.runtime.cli import reporting_errors
+from utils.runtime.errors import reporting_errors
 from utils.runtime.files import atomic_write
 
 

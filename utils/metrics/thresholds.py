@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.metrics.multilabel import num_at_least
-from utils.runtime.cli import reporting_errors
+from utils.runtime.errors import reporting_errors
 from utils.runtime.files import read_json, write_json
 
 

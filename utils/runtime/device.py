@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from utils.runtime.cli import UserError, reporting_errors
 from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
+from utils.runtime.errors import UserError, reporting_errors
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_TRIAL = """

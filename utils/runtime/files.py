@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from utils.runtime.cli import UserError, reporting_errors
+from utils.runtime.errors import UserError, reporting_errors
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -7,11 +7,15 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from utils.runtime.cli import Interrupted, UserError
 from utils.runtime.distributed import RANK, WORLD_SIZE
+from utils.runtime.errors import UserError
 from utils.runtime.workers import SIGNALS
 
 received: list[int] = []
+
+
+class Interrupted(SystemExit):
+    """A signal asked the command to stop; a SystemExit passes every `except Exception` on its way out."""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ system: by fork, by spawn (macOS, Windows), or by forkserver (Linux since Python
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from multiprocessing import resource_tracker
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
     SIGNALS.append(signal.SIGHUP)
+
+
+def default_workers() -> int:
+    """Return one worker per CPU core available to this process, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 @contextlib.contextmanager
@@ -44,8 +51,8 @@ def start_resource_tracker() -> None:
             resource_tracker.ensure_running()
 
 
-def ignore_signals(worker: int) -> None:
-    """Make a DataLoader worker ignore SIGNALS."""
+def ignore_signals() -> None:
+    """Make this process ignore SIGNALS."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

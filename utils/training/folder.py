@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.runtime import distributed
-from utils.runtime.cli import UserError
 from utils.runtime.distributed import RANK
+from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder
 from utils.training.lock import FolderLock
 from utils.training.log import read_log

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 try:
     import fcntl

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.cli import reporting_errors
+from utils.runtime.errors import reporting_errors
 from utils.runtime.files import atomic_write, nan_to_none
 
 

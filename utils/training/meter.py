@@ -1,11 +1,14 @@
 """The loss of an epoch so far, and the time that it took."""
 
+import math
 import time
 
 import torch
 from torch import Tensor
 
 from utils.runtime import distributed
+from utils.training.messages import diverged
+from utils.training.run import Run
 from utils.training.state import Progress
 
 
@@ -27,9 +30,15 @@ class EpochMeter:
         """Return the seconds that the epoch has taken so far, without the time while the run was stopped."""
         return time.perf_counter() - self.started
 
-    def average_into(self, progress: Progress) -> None:
-        """Store the means over the processes, and the time, in `progress`; all processes call this."""
+    def average_into(self, run: Run) -> None:
+        """Store the means over the processes, and the time, in the run's progress; all processes call this.
+
+        Raises UserError if the loss is not finite.
+        """
+        progress = run.progress
         totals = distributed.average(self.totals).tolist()  # waits for the GPU
         progress.loss_sum = totals[0]
         progress.num_labels = totals[1]
         progress.seconds = self.seconds()
+        if not math.isfinite(progress.loss_sum):
+            raise diverged(run, f"the loss became {progress.loss_sum}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from utils.metrics.report import TOTALS
-from utils.runtime.cli import Parser, UserError
+from utils.runtime.arguments import Parser
+from utils.runtime.errors import UserError
 from utils.training.folder import holds_run
 from utils.weights.contents import is_number
 from utils.weights.fitting import check_names, check_weights, without_batch_counters

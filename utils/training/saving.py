@@ -1,7 +1,6 @@
 """Saving a training run: checkpoints, the log, and the results on the test images."""
 
 import contextlib
-import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +11,14 @@ from torch import nn
 from utils.metrics.multilabel import Metrics
 from utils.metrics.report import by_class
 from utils.runtime import distributed, interrupt
-from utils.runtime.cli import Interrupted
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import nan_to_none, write_json
+from utils.runtime.interrupt import Interrupted
 from utils.training.log import log_epoch
 from utils.training.messages import diverged, format_record, place
-from utils.training.meter import EpochMeter
 from utils.training.run import Run
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import first_not_finite, load_weights
-
-
-def average_losses(run: Run, meter: EpochMeter) -> None:
-    """Update the progress from the meter; UserError if the loss is not finite. All processes call this."""
-    meter.average_into(run.progress)
-    if not math.isfinite(run.progress.loss_sum):
-        raise diverged(run, f"the loss became {run.progress.loss_sum}")
 
 
 def gather_and_save(run: Run) -> None:

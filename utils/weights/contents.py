@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.network import MAX_SIDE, MIN_SIDE, rename
 from utils.data.classes import check_names
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights.reading import read_file
 
 # {start of a name in files of DataParallel or mmpretrain: its start here}.

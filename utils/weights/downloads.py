@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
 # timm's files, which the authors' Vision Transformers start from: trained on ImageNet-21k, then on ImageNet.

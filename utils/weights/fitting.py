@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pipeline.network import Network
-from utils.runtime.cli import UserError
 from utils.runtime.distributed import first_process_first
+from utils.runtime.errors import UserError
 from utils.weights.contents import check_ordinary, load_checkpoint
 from utils.weights.downloads import imagenet_weights
 

@@ -27,7 +27,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from utils.runtime.archive import ENTRY_START, ArchiveError, check_archive
-from utils.runtime.cli import UserError, out_of_memory_message
+from utils.runtime.errors import UserError, out_of_memory_message
 
 # How a file of torch before 1.6 starts after its first two bytes, which are the version of the pickle.
 OLD_START = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils.data.decoding import FORMATS
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 
 def find_photos(places: list[str], out_dir: Path | None = None) -> list[str]:

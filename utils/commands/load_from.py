@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from utils.checkpoint import read_predictor
 from utils.inference.predictor import Predictor
-from utils.runtime.cli import UserError
+from utils.runtime.errors import UserError
 
 
 def load_model_for(args: Namespace) -> Predictor:
