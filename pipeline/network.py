@@ -2,14 +2,20 @@
 
 import re
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.csra import MHA, AveragePooling, ResidualAttention
 
 MIN_SIDE = 33  # of images in pixels: 32 leave one place in the feature map
 MAX_SIDE = 2**16  # sides must be below it; larger images would not fit in any memory
-# Mean and std for each name that --normalize takes; "none" leaves pixels in [0, 1], as in the paper.
-NORMALIZATION = {"none": (0.0, 1.0), "0.5": (0.5, 0.5)}
+# Mean and std of red, green and blue for each name that --normalize takes; "none" leaves pixels in [0, 1], as
+# in the paper; "imagenet" is what torchvision's and most other ImageNet weights were trained with.
+NORMALIZATION = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 class Network(nn.Module):
@@ -30,9 +36,13 @@ class Network(nn.Module):
         return self.classifier(self.features(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return (images - mean) / std."""
-        mean, std = NORMALIZATION[self.normalization]
-        return images if self.normalization == "none" else (images - mean) / std
+        """Return (images - mean) / std of images (B, 3, H, W), in the memory order of channels_last."""
+        if self.normalization == "none":
+            return images
+        means, stds = NORMALIZATION[self.normalization]
+        # Numbers, unlike tensors, need no copy to the GPU in each step and no place in the state dict.
+        planes = [(plane - mean) / std for plane, mean, std in zip(images.unbind(1), means, stds)]
+        return torch.stack(planes, dim=3).permute(0, 3, 1, 2)
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert a state dict of torchvision or timm to this network's names and sizes."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torchvision.transforms import v2
 
 import demo
 import main
@@ -181,15 +182,22 @@ def test_list_models_prints_every_name(command):
     assert (result.status, result.out.split()) == (0, list(MODELS))
 
 
+# torchvision's presets have the mean and deviation of ImageNet in them.
+IMAGENET = torchvision.models.ResNet101_Weights.IMAGENET1K_V1.transforms()
+EXPECTED = {"0.5": ([0.5] * 3, [0.5] * 3), "imagenet": (IMAGENET.mean, IMAGENET.std)}
+
+
+@pytest.mark.parametrize("normalization", EXPECTED)
 @pytest.mark.parametrize("model", ["resnet18", "vit_B16_224", "alexnet"])
-def test_networks_normalise_their_images(tiny, model):
+def test_networks_normalise_their_images(tiny, model, normalization):
     network, images = build(model, 1, 0.3, 5, 64).eval(), torch.rand(2, 3, 64, 64)
     names = list(network.state_dict())
     with torch.inference_mode():
-        expected = network((images - 0.5) / 0.5)
+        expected = network(v2.functional.normalize(images, *EXPECTED[normalization]))
         assert not torch.allclose(network(images), expected)
-        network.normalization = "0.5"
+        network.normalization = normalization
         torch.testing.assert_close(network(images), expected)
+        assert network.normalize(images).is_contiguous(memory_format=torch.channels_last)
     assert list(network.state_dict()) == names
 
 

@@ -187,10 +187,11 @@ def test_val_averages_over_mirror_images(trained, shapes, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder, command, tmp_path):
-    folder = train_in(shapes_folder, "normalized", *RUN, "--normalize", "0.5")
-    assert last(folder)["config"]["normalize"] == "0.5"
-    assert load_model(folder / "last.pth").network.normalization == "0.5"
+@pytest.mark.parametrize("name", ["0.5", "imagenet"])
+def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder, command, tmp_path, name):
+    folder = train_in(shapes_folder, f"normalized-{name}", *RUN, "--normalize", name)
+    assert last(folder)["config"]["normalize"] == name
+    assert load_model(folder / "last.pth").network.normalization == name
     assert load_model(str(folder / "last.pth"), normalize="none").network.normalization == "none"
 
     def evaluated(path: Path, *options) -> float:
@@ -202,14 +203,14 @@ def test_normalization_is_an_option_that_checkpoints_store(shapes, shapes_folder
     assert evaluated(folder / "last.pth") == last(folder)["record"]["mAP"]
     assert evaluated(folder / "last.pth", "--normalize", "none") != last(folder)["record"]["mAP"]
     torch.save(last(folder)["model"], tmp_path / "bare.pth")
-    assert evaluated(tmp_path / "bare.pth", "--normalize", "0.5") == last(folder)["record"]["mAP"]
+    assert evaluated(tmp_path / "bare.pth", "--normalize", name) == last(folder)["record"]["mAP"]
 
 
 @pytest.mark.slow
 def test_demo_and_export_normalise_as_asked(trained, shapes, command, tmp_path):
     image = "data/shapes/images/test/00000.jpg"
-    model, scores = load_model(trained / "best.pth", device="cpu", normalize="0.5"), {}
-    for normalize in ("none", "0.5"):
+    model, scores = load_model(trained / "best.pth", device="cpu", normalize="imagenet"), {}
+    for normalize in ("none", "0.5", "imagenet"):
         options = ["--load_from", trained / "best.pth", "--normalize", normalize]
         run = ["--img_dir", image, "--num_workers", 0, "--device", "cpu", "--json", tmp_path / "s.json"]
         assert command(demo, *options, *run).status == 0
@@ -217,8 +218,8 @@ def test_demo_and_export_normalise_as_asked(trained, shapes, command, tmp_path):
     pixels = eval_transform(load_image(image), 40)[None] / 255
     with torch.inference_mode():
         expected = model(pixels)
-    torch.testing.assert_close(torch.tensor(scores["0.5"]), expected[0].sigmoid(), rtol=0, atol=1e-5)
-    assert scores["none"] != scores["0.5"]
+    torch.testing.assert_close(torch.tensor(scores["imagenet"]), expected[0].sigmoid(), rtol=0, atol=1e-5)
+    assert scores["none"] != scores["0.5"] != scores["imagenet"]
     assert command(export, *options, "--out", tmp_path / "m.pt2").status == 0
     exported = torch.export.load(tmp_path / "m.pt2").module()
     torch.testing.assert_close(exported(pixels), expected, rtol=0, atol=1e-5)
@@ -228,7 +229,7 @@ def test_an_unknown_normalization_is_refused(trained, shapes, fails, tmp_path):
     checkpoint = ["--load_from", trained / "best.pth"]
     fails(val, *SHAPES, *checkpoint, "--normalize", "1", says=["--normalize", "'1'", "none", "0.5"])
     content = torch.load(trained / "best.pth", weights_only=True)
-    for value in ("imagenet", 3):
+    for value in ("bogus", 3):
         content["config"]["normalize"] = value
         torch.save(content, tmp_path / "odd.pth")
         fails(

@@ -50,7 +50,10 @@ def add_image_options(group: OptionGroup, from_checkpoint: bool) -> None:
     default = "as trained, else the data set's" if from_checkpoint else "the data set's"
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     group.add_argument("--img_size", type=image_side, help=f"side in pixels [default: {default}]")
-    normalize_help = f"none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5 [default: {default}]"
+    normalize_help = (
+        "none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5; imagenet: with the mean and deviation "
+        f"of ImageNet, which torchvision's weights expect [default: {default}]"
+    )
     group.add_argument("--normalize", choices=NORMALIZATION, help=normalize_help)
 
 
