@@ -1,6 +1,7 @@
 """The preparers of VOC and COCO on small data sets with known content."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -158,6 +159,32 @@ def test_voc_errors_name_the_file(workdir, fails):
     fails(prepare_voc, "--data_path", "elsewhere", "--download", says=["elsewhere", "VOCdevkit"])
 
 
+def test_voc_names_the_class_that_is_probably_meant(workdir, fails):
+    annotation = make_voc(workdir) / "Annotations" / "000005.xml"
+    good = annotation.read_text()
+    hints = {"Dogg": "'Dogg' (did you mean 'dog'?)", "d\u043eg": "'d\\u043eg' (it prints like 'dog'"}
+    for name, says in hints.items():
+        annotation.write_text(good.replace("dog", name))
+        fails(prepare_voc, "--data_path", "VOCdevkit", says=["000005.xml", "classes.json has no class", says])
+
+
+def test_an_image_of_voc_counts_once_however_its_name_is_written(workdir, command, fails):
+    voc = make_voc(workdir)
+    lists = voc / "ImageSets" / "Main"
+    (lists / "val.txt").write_text("./000005\n.//000007\n000005\n000012\n000007\n")
+    assert command(prepare_voc, "--data_path", "VOCdevkit").status == 0
+    trainval = read("data/voc07/trainval_voc07.json")
+    assert sorted(Path(path).stem for path in trainval) == ["000005", "000007", "000012"]
+    assert list(trainval.values()).count(target("voc07", 0, dog=1)) == 1
+    assert len(load_split(DATASETS["voc07"], "train", 32)) == 3
+    shutil.rmtree("data")
+    (voc / "JPEGImages" / "link.jpg").symlink_to("000005.jpg")
+    (voc / "Annotations" / "link.xml").write_text((voc / "Annotations" / "000005.xml").read_text())
+    for name in ("000005", "./000005", "link"):
+        (lists / "test.txt").write_text(f"000009\n{name}\n")
+        fails(prepare_voc, "--data_path", "VOCdevkit", says=["000005.jpg", "is in trainval and in test"])
+
+
 def test_voc_accepts_unicode_folders_links_and_crlf(workdir, command):
     voc = make_voc(workdir / "Bilder von früher 猫")
     for path in (voc / "Annotations").iterdir():
@@ -185,7 +212,16 @@ def test_verify_lists_bad_images(workdir, command, preparer):
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert f"2 of {3 if preparer is prepare_coco else 5} images are bad, first {paths[0]}" in result.err
     assert all(f"{bad} cannot be read as an image" in result.out for bad in (paths[0], paths[-1]))
+    assert "--skip_bad leaves them all out" in result.err
     assert not Path("data").exists()
+    paths[-1].write_bytes(paths[1].read_bytes())  # the only image of COCO's val
+    result = command(preparer, *options, "--skip_bad")
+    assert result.status == 0, result.err
+    assert "1 of them bad" in result.out
+    assert "left out 1 bad images" in result.out
+    labels = "".join(path.read_text() for path in Path("data").rglob("*.json"))
+    assert paths[-1].name in labels
+    assert paths[0].name not in labels
     assert command(preparer, *options).status == 0
 
 
@@ -227,6 +263,26 @@ def test_coco_targets_and_order(workdir, command, year):
     assert all(f"{split}{year}: 1 images left out" in result.out for split in ("train", "val"))
     name = "coco" if year == "2014" else "coco2017"
     assert len(load_split(DATASETS[name], "train", 32)) == 2
+
+
+def test_an_image_of_coco_under_two_ids_is_one_entry(workdir, command, fails):
+    coco = make_coco(workdir)
+    path = coco / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        if image["id"] == 10:
+            image["file_name"] = f"./{30:012d}.jpg"
+    path.write_text(json.dumps(content))
+    assert command(prepare_coco, "--data_path", "COCO2014").status == 0
+    (entry,) = read("data/coco/train_coco2014.json").values()
+    assert entry == target("coco", 0, car=1, person=1, toothbrush=1)
+    assert len(load_split(DATASETS["coco"], "train", 32)) == 1
+    shutil.rmtree("data")
+    inside = coco / "images" / "val2014" / f"{5:012d}.jpg"
+    inside.unlink()
+    inside.symlink_to((coco / "images" / "train2014" / f"{30:012d}.jpg").resolve())
+    says = ["000000000030.jpg", "is in train_coco2014.json and in val_coco2014.json"]
+    fails(prepare_coco, "--data_path", "COCO2014", says=says)
 
 
 def test_coco_errors_name_the_file(workdir, fails):

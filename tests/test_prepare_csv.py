@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main
-from helpers import TINY
+import val
+from helpers import TINY, make_own
 from utils import prepare_csv
 from utils.data import preparing
+from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.label_files import IGNORED
 from utils.data.samples import load_split
 from utils.runtime.errors import UserError
+from utils.weights.contents import load_checkpoint
 
 LISTS = "image,labels\na.png,dog;cat\nb.png,\nc.png,dog\nd.png, cat ; bird\ne.png,bird\n"
 CELLS = "image,dog,cat\na.png,1,0\nb.png,0,1\nc.png,,1\nd.png,1.0,0.0\ne.png,0,\n"
@@ -167,16 +171,38 @@ def test_another_seed_makes_another_split():
         ("image,labels\n", ["rows below"]),
         ("image\na.png\n", ["a header"]),
         ("a.png,1,0\nb.png,0,1\n", ["a header image,labels", "['a.png', '1', '0']"]),
-        ("dog,image\n1,a.png\n", ["a header image,labels", "['dog', 'image']"]),
+        ("dog,cat\n1,a.png\n", ["a header image,labels", "['dog', 'cat']"]),
+        ("imgae,labels\na.png,dog\n", ["if 'imgae' holds the images, name it image"]),
+        ("img,file,dog\na.png,a.png,1\n", ["line 2: file is 'a.png'", "if it is not a class, delete it"]),
+        ("dog,img,file\n1,a.png,a.png\n", ["'img' and 'file' could both be the column image"]),
         ("image,labels\nz.png,dog\n", ["line 2", "photos/z.png", "--img_dir"]),
         ("image,labels\n../../x.png,dog\n", ["line 2", "no image photos/../../x.png in photos"]),
         ("image,labels\n,dog\n", ["line 2"]),
         ("image,labels\na.png,dog,cat\n", ["line 2", "3 cells", "has 2"]),
-        ("image,labels\na.png,dog\na.png,cat\n", ["photos/a.png has lines 2 and 3"]),
         ("image,labels\na.png,\nb.png,\n", ["labels.csv", "class names"]),
         ("image,dog,cat\na.png,yes,0\n", ["line 2", "dog is 'yes'", "1, 0 or empty"]),
         ("image,dog,dog\na.png,1,0\n", ["'dog' more than once"]),
-        ("image,dog,\na.png,1,0\n", ["labels.csv", "class names"]),
+        ("image,dog,\na.png,1,0\n", ["column 3 has no name, but line 2 has '0' in it", "delete it"]),
+        (",image,labels\n0,a.png,dog\n", ["column 1 has no name", "'0'", "index=False"]),
+        ("Unnamed: 0,image,dog\n0,a.png,1\n", ["column 1 has no name", "'0'", "index=False"]),
+        ("image,labels,width\na.png,dog;cat,640\n", ["'width' is too much beside 'labels'", "delete it"]),
+        ("image,label,width\na.png,dog;cat,640\n", ["'width' is too much beside 'label'", "delete it"]),
+        ("image,labels,tags\na.png,dog,x\n", ["'tags' is too much beside 'labels'"]),
+        ("image,labels,splt\na.png,dog,train\n", ["'splt' is too much", "name it split"]),
+        ("image,labels,subset\na.png,dog,Train\n", ["'subset' is too much", "name it split"]),
+        ("image,lables\na.png,dog;cat\n", ["line 2: lables is 'dog;cat'", "name it labels"]),
+        ("image,objects\na.png,dog;cat\n", ["line 2: objects is 'dog;cat'", "name it labels"]),
+        ("image,dog,width\na.png,1,640\n", ["line 2: width is '640'", "if it is not a class, delete it"]),
+        ("image,labels,split,Split\na.png,x,train,test\n", ["two columns split, 'split' and 'Split'"]),
+        ("image,labels\na.png,dog,cat\n", ["put quotes around", '"dog;person"']),
+        ('image,labels\na.png,"dog,cat"\n', ["line 2", "'dog,cat'", "--separator ','", "--separator ';'"]),
+        ("image,labels\na.png,dog|cat\n", ["line 2", "'dog|cat'", "--separator '|'"]),
+        ("image,labels\na.png,dog\uff0ccat\n", ["line 2", "--separator '\uff0c'"]),
+        ("image,labels\na.png,\"['dog', 'cat']\"\n", ["line 2", "is a list of Python: write 'dog;cat'"]),
+        ('image,labels\na.png,"[""dog"", ""cat""]"\n', ["is a list of Python: write 'dog;cat'"]),
+        ("image,labels\na.png,\"{'dog'}\"\n", ["is a list of Python: write 'dog'"]),
+        ("image,labels,split\na.png,x,train\n./a.png,x,test\n", ["lines 2 and 3 are one image"]),
+        ("image,dog,cat\na.png,1,\n./a.png,0,1\n", ["lines 2 and 3 are one image", "dog is 1 and 0"]),
         ("image,dog\na.png,1\n", ["--test_fraction 0.2 leaves no images"]),
         ("image,labels,split\na.png,x,train\nb.png,x,tset\n", ["line 3", "split is 'tset'", "train, val or"]),
         ("image,labels,split\na.png,x,train\nb.png,x,val\n", ["the column split leaves no images"]),
@@ -187,6 +213,177 @@ def test_another_seed_makes_another_split():
 def test_a_malformed_table_is_reported(table, fails, content, says):
     table(content)
     fails(prepare_csv, "photos/labels.csv", "--dataset", "mine", says=says)
+
+
+HEADERS = [
+    *("Image,Labels", " image , labels ", "IMAGE,LABEL", "\u200bimage,labels\u200b", "image,Tags"),
+    *("filename,labels", "file_name,labels", "path,label", "Image Path,class", "img,categories", "File,tags"),
+    *("image_path,labels", "image,labels,,", "image,labels,Unnamed: 2", "image,,labels"),
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_header_of_label_lists_is_found(table, command, header):
+    rows = LISTS.splitlines()[1:]
+    if header == "image,,labels":
+        rows = [row.replace(",", ",,") for row in rows]
+    elif header.endswith((",", "2")):
+        rows = [f"{row}{',' * (header.count(',') - 1)}" for row in rows]
+    result = command(prepare_csv, table("\n".join([header, *rows])), "--dataset", "mine")
+    assert result.status == 0, result.err
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["bird", "cat", "dog"]
+    assert read_entries() == {"a": [0, 1, 1], "b": [0, 0, 0], "c": [0, 0, 1], "d": [1, 1, 0], "e": [1, 0, 0]}
+
+
+@pytest.mark.parametrize("header", ["dog,cat,image", "image,dog,cat,", "path, dog ,cat", "image,class,cat"])
+def test_the_header_of_class_columns_is_found(table, command, header):
+    cells = [line.split(",") for line in CELLS.splitlines()[1:]]
+    if header.startswith("dog"):
+        cells = [[*values, name] for name, *values in cells]
+    elif header.endswith(","):
+        cells = [[*row, ""] for row in cells]
+    content = "\n".join([header, *map(",".join, cells)])
+    result = command(prepare_csv, table(content), "--dataset", "mine")
+    assert result.status == 0, result.err
+    first = "class" if "class" in header else "dog"  # a class may be called so if its cells are 1 and 0
+    assert json.loads(Path("data/mine/classes.json").read_text()) == [first, "cat"]
+    assert read_entries() == {"a": [1, 0], "b": [0, 1], "c": [99, 1], "d": [1, 0], "e": [0, 99]}
+
+
+def test_the_column_split_takes_the_words_that_people_write(table, command):
+    words = ["Train", " TEST", "validation", "training", "valid"]
+    lines = [f"{name}.png,dog,{word}" for name, word in zip("abcde", words)]
+    result = command(prepare_csv, table("\n".join(["image,labels,Split", *lines])), "--dataset", "mine")
+    assert result.status == 0, result.err
+    assert [images_of(split) for split in ("train", "val", "test")] == [["a", "d"], ["c", "e"], ["b"]]
+
+
+def test_rows_of_one_image_are_merged(table, command, workdir):
+    (workdir / "photos" / "link.png").symlink_to("b.png")
+    rows = ["a.png,dog", "a.png,cat", "./a.png,dog", "b.png,", "d.png,cat", ".//d.png,bird", "link.png,cat"]
+    result = command(prepare_csv, table("\n".join(["image,labels", *rows, "c.png,dog"])), "--dataset", "mine")
+    assert result.status == 0, result.err
+    assert read_entries() == {"a": [0, 1, 1], "b": [0, 1, 0], "c": [0, 0, 1], "d": [1, 1, 0]}
+    assert "4 rows name an image that an earlier row has" in result.out
+    content = "image,dog,cat\na.png,1,\na.png,,0\nb.png,0,1\nb.png,0,1\nc.png,1,1\n"
+    result = command(prepare_csv, table(content), "--dataset", "mine", "--overwrite")
+    assert result.status == 0, result.err
+    assert read_entries() == {"a": [1, 0], "b": [0, 1], "c": [1, 1]}
+
+
+def test_names_in_two_unicode_forms_are_one_class(table, command):
+    content = "image,labels\na.png,caf\u00e9\nb.png,cafe\u0301\nc.png,\xa0dog \n"
+    result = command(prepare_csv, table(content), "--dataset", "mine")
+    assert result.status == 0, result.err
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["caf\u00e9", "dog"]
+    assert read_entries() == {"a": [1, 0], "b": [1, 0], "c": [0, 1]}
+
+
+LOOKALIKES = {
+    "ice cream": ["ice\xa0cream", "ice  cream", "ice\u200b cream", "ice\u2003cream", "i\u00adce cream"],
+    "dog": ["dog\u200b", "\u2060dog", "d\u043eg", "\uff44\uff4f\uff47", "do\ufe0fg", "d\u03bfg"],
+    "t-shirt": ["t\u2011shirt", "t\u2010shirt"],
+}
+PAIRS = [(name, other) for name, others in LOOKALIKES.items() for other in others]
+
+
+@pytest.mark.parametrize(("name", "other"), PAIRS)
+def test_names_that_print_alike_are_named_with_escapes(table, fails, workdir, name, other):
+    says = ["labels.csv", f"{name!a}", f"{other!a}", "print alike"]
+    table(f"image,labels\na.png,{name}\nb.png,{other}\nc.png,{name}\n")
+    fails(prepare_csv, "photos/labels.csv", "--dataset", "mine", says=says)
+    table(f"image,{name},{other}\na.png,1,0\nb.png,0,1\n")
+    fails(prepare_csv, "photos/labels.csv", "--dataset", "mine", says=says)
+    (workdir / "data" / "hand").mkdir(parents=True)
+    Path("data/hand/classes.json").write_text(json.dumps([name, "x", other]))
+    with pytest.raises(UserError, match=r"classes\.json: the classes .* print alike"):
+        class_names("hand")
+
+
+def test_different_names_stay_different(table, command):
+    names = ["dog", "Dog", "dogs", "\u0434\u043e\u043c", "x2", "x\u00b2", "\u00e9", "e", "\U0001f436", "l"]
+    table("image,labels\n" + "".join(f"{image}.png,{';'.join(names)}\n" for image in "abc"))
+    assert command(prepare_csv, "photos/labels.csv", "--dataset", "mine").status == 0
+    assert json.loads(Path("data/mine/classes.json").read_text()) == sorted(names)
+
+
+def test_a_separator_that_is_given_is_taken_at_its_word(table, command):
+    rows = ['a.png,"dog,cat",train', 'b.png,"cat, bird",train', 'c.png,"tabby|cat",test']
+    table("\n".join(["image,labels,split", *rows]))
+    divided, whole = ["bird", "cat", "dog", "tabby|cat"], ["cat, bird", "dog,cat", "tabby|cat"]
+    for separator, classes in {",": divided, ", ": divided, ";": whole}.items():
+        options = ["--dataset", "mine", "--overwrite", "--separator", separator]
+        assert command(prepare_csv, "photos/labels.csv", *options).status == 0
+        assert json.loads(Path("data/mine/classes.json").read_text()) == classes
+
+
+def test_bad_images_are_left_out_on_request(table, command, fails, workdir):
+    path = table(LISTS)
+    (workdir / "photos" / "b.png").write_bytes(b"not an image")
+    (workdir / "photos" / "d.png").write_bytes((workdir / "photos" / "a.png").read_bytes()[:60])
+    fails(prepare_csv, path, "--dataset", "mine", "--verify", says=["2 of 5 images are bad", "--skip_bad"])
+    options = ["--skip_bad", "--test_fraction", 0.5, "--val_fraction", 0]
+    result = command(prepare_csv, path, "--dataset", "mine", *options)
+    assert result.status == 0, result.err
+    assert read_entries() == {"a": [0, 1, 1], "c": [0, 0, 1], "e": [1, 0, 0]}
+    assert "decoded 5 images, 2 of them bad" in result.out
+    assert "left out 2 bad images" in result.out
+    assert all(f"photos/{name}.png cannot be read" in result.out for name in "bd")
+    assert command(prepare_csv, path, "--dataset", "all", *options, "--verify").status == 0
+    for name in "ace":
+        (workdir / "photos" / f"{name}.png").write_bytes(b"")
+    fails(
+        prepare_csv, path, "--dataset", "none", *options, says=["--skip_bad leaves nothing of", "labels.csv"]
+    )
+
+
+def test_a_labelled_set_for_a_trained_model(table, command, fails, workdir):
+    make_own(workdir, classes=("bird", "cat", "dog", "horse"))
+    table("image,labels\na.png,dog;cat\nb.png,\nc.png,horse\n")
+    options = ["photos/labels.csv", "--dataset", "field", "--classes_of", "mine"]
+    result = command(prepare_csv, *options)
+    assert result.status == 0, result.err
+    assert sorted(path.name for path in Path("data/field").iterdir()) == ["classes.json", "test.json"]
+    assert json.loads(Path("data/field/classes.json").read_text()) == ["bird", "cat", "dog", "horse"]
+    assert read_entries("field") == {"a": [0, 1, 1, 0], "b": [0, 0, 0, 0], "c": [0, 0, 0, 1]}
+    table("image,dog,horse,split\na.png,1,,test\nb.png,0,1,test\n")
+    assert command(prepare_csv, *options, "--overwrite").status == 0
+    assert read_entries("field") == {"a": [99, 99, 1, 99], "b": [99, 99, 0, 1]}  # no column: unknown
+    fails(prepare_csv, *options[:-2], "--overwrite", says=["no images to train on", "--classes_of"])
+    hints = {"Hors": "did you mean 'horse'?", "d\u043eg": "prints like 'dog'", "zebra": "'zebra'"}
+    for name, says in hints.items():
+        table(f"image,labels\na.png,dog\nb.png,dog;{name}\n")
+        fails(prepare_csv, *options, "--overwrite", says=["line 3: --classes_of has no class", says])
+        table(f"image,cat,{name}\na.png,1,0\n")
+        fails(prepare_csv, *options, "--overwrite", says=["labels.csv: --classes_of has no class", says])
+    for given in ("nothing", "../data/mine", ""):
+        says = [f"--classes_of {given}: no such checkpoint", "voc07"]
+        fails(prepare_csv, *options[:-1], given, "--overwrite", says=says)
+
+
+@pytest.mark.slow
+def test_val_evaluates_a_labelled_set_made_with_the_classes_of_a_checkpoint(
+    trained, shapes_folder, workdir, command, fails
+):
+    entries = json.loads((shapes_folder / "data/shapes/test.json").read_text())
+    names = json.loads((shapes_folder / "data/shapes/classes.json").read_text())
+    lines = ["image,label"]
+    for entry in entries:
+        lines += [f"{shapes_folder / entry['img_path']},{names[c]}" for c in np.flatnonzero(entry["target"])]
+    (workdir / "labels.csv").write_text("\n".join(lines))
+    best = trained / "best.pth"
+    result = command(prepare_csv, "labels.csv", "--dataset", "field", "--classes_of", best)
+    assert result.status == 0, result.err
+    run = ["--load_from", best, "--num_workers", 0, "--device", "cpu", "--img_size", 40, "--out", "r.json"]
+    assert command(val, "--dataset", "field", *run).status == 0
+    mine = json.loads(Path("data/field/test.json").read_text())
+    assert [entry["target"] for entry in mine] == [entry["target"] for entry in entries]
+    epochs = map(json.loads, (trained / "log.jsonl").read_text().splitlines())
+    best_map = max(epoch["mAP"] for epoch in epochs)
+    assert json.loads(Path("r.json").read_text())["mAP"] == pytest.approx(best_map, abs=1e-6)
+    torch.save(load_checkpoint(best)["model"], "bare.pth")
+    options = ["--dataset", "other", "--classes_of", "bare.pth"]
+    fails(prepare_csv, "labels.csv", *options, says=["bare.pth", "no class names"])
 
 
 def test_other_errors_are_reported(table, fails, command, workdir):

@@ -70,6 +70,13 @@ def test_labels_and_boxes(wider, command):
     assert (spec.model, spec.img_size) == ("vit_B16_224", 224)
 
 
+def test_an_image_is_in_one_split_of_wider(wider, fails):
+    test_image = wider / "Image" / "test" / "0--Parade" / "a b.png"
+    test_image.unlink()
+    test_image.symlink_to((wider / "Image" / "trainval" / "0--Parade" / "a b.png").resolve())
+    fails(prepare_wider, says=["a b.png", "is in trainval_wider.json and in test_wider.json"])
+
+
 def test_the_authors_folder_is_found(wider, command, fails):
     wider.rename(wider.with_name("WIDER_ATTRIBUTE"))
     assert command(prepare_wider).status == 0

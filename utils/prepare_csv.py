@@ -1,56 +1,60 @@
-"""Make a data set from a table of your own with a row per image.
+"""Make a data set from a table of your own with a row per image, or per image and label.
 
 python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--test_fraction 0.2]
 """
 
-import csv
-import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.data.classes import check_names
-from utils.data.datasets import DATASETS, is_folder_name
+from utils.commands.classes_of import add_classes_of, read_classes_of
 from utils.data.label_files import UNKNOWN
-from utils.data.preparing import Entry, Splits, parse_args, verify, write_labels
+from utils.data.new_data_set import (
+    SPLITS,
+    add_overwrite,
+    check_overwrite,
+    check_splits,
+    new_folder,
+    own_image,
+    write_data_set,
+)
+from utils.data.preparing import Entry, FileKey, Splits, bad_images, file_key, parse_args
+from utils.data.tables import SEPARATOR, LabelTable, read_label_table
 from utils.runtime.arguments import Parser, given_path, number
-from utils.runtime.errors import UserError, reporting_errors
-from utils.runtime.files import check_folder, write_json_list
+from utils.runtime.errors import UserError
 from utils.runtime.script import run_script
 
-CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
-SPLITS = ("train", "val", "test")
 
+@dataclass
+class Picture:
+    """An image that one or more rows of a table name.
 
-class Row(NamedTuple):
-    """A row of a table, and the line of the file that it ends on."""
+    line: of its first row. path: of the file, as that row writes it. split: of SPLITS, or None. target (C).
+    """
 
     line: int
-    cells: list[str]
+    path: str
+    split: str | None
+    target: list[int]
 
 
 def main() -> None:
     args = parse_args(make_parser())
     folder = new_folder(args.dataset)
-    header, rows = read_table(args.csv)
+    table = read_label_table(args.csv, args.separator, read_classes_of(args.classes_of))
     check_overwrite(folder, args.overwrite)
-    given_splits = take_splits(header, rows, args.csv)
-    classes, targets = read_targets(header, rows, args.separator, args.csv)
-    paths = find_images(rows, args.img_dir or args.csv.parent, args.csv)
-    entries: list[Entry] = [{"target": target, "img_path": path} for target, path in zip(targets, paths)]
-    if given_splits:
-        splits = group_by_split(entries, given_splits, cause="the column split")
-    else:
-        drawn_splits = random_splits(np.array(targets) == 1, args)
-        splits = group_by_split(entries, drawn_splits, cause=f"--test_fraction {args.test_fraction:g}")
-    if args.verify:
-        verify(splits, args.max_pixels)
-    write_data_set(folder, classes, splits)
-    print_unknown(targets)
+    pictures = find_pictures(table, args.img_dir or args.csv.parent)
+    bad = bad_images((picture.path for picture in pictures), args)
+    pictures = [picture for picture in pictures if picture.path not in bad]
+    if not pictures:
+        raise UserError(f"--skip_bad leaves nothing of {args.csv}: all its images are bad")
+    splits = split_pictures(pictures, args)
+    write_data_set(folder, table.classes, splits)
 
 
 def make_parser() -> Parser:
@@ -59,150 +63,69 @@ def make_parser() -> Parser:
     parser.add_argument("csv", type=given_path, metavar="FILE.csv", help=columns)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="name of the new data set")
     parser.add_argument("--img_dir", type=given_path, help="folder of the images [default: the table's]")
-    parser.add_argument("--separator", default=";", help="text between the labels in one cell")
+    separator_help = f"text between the labels in one cell [default: {SEPARATOR}]"
+    parser.add_argument("--separator", metavar="TEXT", help=separator_help)
     val_help = "share of each class in val.json, on which main.py chooses the best epoch; 0: no val.json"
     parser.add_argument("--val_fraction", type=number(float, 0, high=1), default=0.2, help=val_help)
     test_share = number(float, 0, low_allowed=False, high=1)
-    test_help = "share of each class in test.json; neither share counts if there is a column split"
+    test_help = "share of each class in test.json; neither share counts with a column split or --classes_of"
     parser.add_argument("--test_fraction", type=test_share, default=0.2, help=test_help)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the random split")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+    add_classes_of(parser)
+    add_overwrite(parser)
     return parser
 
 
-def new_folder(name: str) -> Path:
-    """Return data/NAME; UserError if it is the name of a built-in data set, or not a folder name."""
-    if name in DATASETS or not is_folder_name(name):
-        raise UserError(f"--dataset {name}: choose a folder name without /, other than {', '.join(DATASETS)}")
-    folder = Path("data", name)
-    check_folder(folder, "--dataset")
-    return folder
+def find_pictures(table: LabelTable, folder: Path) -> list[Picture]:
+    """Return the images of a table, each file once: rows of one file are merged, however they write its name.
 
-
-def check_overwrite(folder: Path, overwrite: bool) -> None:
-    """Raise UserError if the folder holds a data set, unless it may be replaced."""
-    if not overwrite and any((folder / f"{split}.json").exists() for split in SPLITS):
-        raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
-
-
-def group_by_split(entries: list[Entry], splits: list[str], cause: str) -> Splits:
-    """Return the entries of each label file; UserError, naming the cause, if nothing is left for one."""
-    grouped: Splits = {f"{split}.json": [] for split in SPLITS}
-    for entry, split in zip(entries, splits):
-        grouped[f"{split}.json"].append(entry)
-    if not grouped["train.json"] or not grouped["test.json"]:
-        raise UserError(f"{cause} leaves no images to train on or to test on: add images")
-    if not grouped["val.json"]:
-        print("no images for val.json: main.py will choose the best epoch on the test images")
-        del grouped["val.json"]
-    return grouped
-
-
-def write_data_set(folder: Path, classes: list[str], splits: Splits) -> None:
-    """Write classes.json and the label files, in place of those of an earlier data set."""
-    # After an interruption test.json is missing, so nothing starts, and no labels are for other classes.
-    for split in SPLITS:
-        (folder / f"{split}.json").unlink(missing_ok=True)
-    write_json_list(folder / "classes.json", classes)
-    write_labels(folder, classes, splits)
-
-
-def print_unknown(targets: list[list[int]]) -> None:
-    """Say how many labels are unknown, if any are."""
-    num_labels = sum(len(target) for target in targets)
-    num_unknown = sum(target.count(UNKNOWN) for target in targets)
-    if num_unknown:
-        print(f"{num_unknown} of {num_labels} labels are unknown: they count in no loss and no metric")
-
-
-def read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """Return the header and the rows of a table. Raises UserError if it is malformed."""
-    fault = f"{path} is not a table in UTF-8"
-    with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
-        lines = read_lines(list(file))
-    header = lines[0].cells if lines else []
-    rows = lines[1:]
-    if len(header) < 2 or header[0] != "image" or not rows:
-        raise UserError(f"{path} needs rows below a header image,labels or image,CLASS,...: {header!s:.99}")
-    for line, cells in rows:
-        if len(cells) != len(header):
-            raise UserError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
-    return header, rows
-
-
-def read_lines(text: list[str]) -> list[Row]:
-    """Split the lines of a table into rows, without empty ones; the first row is the header."""
-    # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-    first_line = text[0] if text else ""
-    delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    rows = []
-    for cells in reader:
-        if any(cells):
-            rows.append(Row(reader.line_num, [cell.strip() for cell in cells]))
-    return rows
-
-
-def take_splits(header: list[str], rows: list[Row], path: Path) -> list[str]:
-    """Take the column split out of a table and return it, [] if there is none; UserError for other words."""
-    if "split" not in header:
-        return []
-    column = header.index("split")
-    for line, cells in rows:
-        if cells[column] not in SPLITS:
-            raise UserError(f"{path}, line {line}: split is {cells[column]!r:.50}, not train, val or test")
-    del header[column]
-    return [cells.pop(column) for _, cells in rows]
-
-
-def read_targets(
-    header: list[str], rows: list[Row], separator: str, path: Path
-) -> tuple[list[str], list[list[int]]]:
-    """Return the class names and the targets (N, C) of a table.
-
-    The table has a column of label lists, or a column per class. Raises UserError for a cell or a class name
-    that is malformed.
+    Raises UserError if an image is missing or above the folder, or if rows of one image disagree.
     """
-    if header[1:] == ["labels"]:
-        return read_label_lists(rows, separator, path)
-    return read_class_columns(header, rows, path)
+    splits: Sequence[str | None] = table.splits or [None] * len(table.lines)
+    pictures: dict[FileKey, Picture] = {}
+    for line, name, split, target in zip(table.lines, table.images, splits, table.targets):
+        path = own_image(folder, name, f"{table.path}, line {line}")
+        picture = Picture(line, path.as_posix(), split, target)
+        first = pictures.setdefault(file_key(path), picture)
+        if first is not picture:
+            merge(first, picture, table)
+    num_merged = len(table.lines) - len(pictures)
+    if num_merged:
+        print(f"{num_merged} rows name an image that an earlier row has: their labels are joined")
+    return list(pictures.values())
 
 
-def read_label_lists(rows: list[Row], separator: str, path: Path) -> tuple[list[str], list[list[int]]]:
-    """Return the class names, sorted, and the targets of a table with a column of label lists."""
-    label_sets = []
-    with reporting_errors("--separator"):
-        for _, cells in rows:
-            labels = {label.strip() for label in cells[1].split(separator)}
-            label_sets.append(labels - {""})
-    classes = check_names(sorted(set().union(*label_sets)), path)
-    return classes, [[int(name in labels) for name in classes] for labels in label_sets]
+def merge(first: Picture, again: Picture, table: LabelTable) -> None:
+    """Add the labels of another row of an image to those of its first row; UserError if the rows disagree."""
+    where = f"{table.path}: lines {first.line} and {again.line} are one image, {first.path}"
+    if first.split != again.split:
+        raise UserError(f"{where}, in {first.split} and in {again.split}: an image belongs in one split")
+    for c, (value, other) in enumerate(zip(first.target, again.target)):
+        if table.has_lists:
+            first.target[c] = max(value, other)
+        elif value == UNKNOWN:
+            first.target[c] = other
+        elif other not in (value, UNKNOWN):
+            raise UserError(f"{where}, but {table.classes[c]} is {value} and {other}: correct one of them")
 
 
-def read_class_columns(header: list[str], rows: list[Row], path: Path) -> tuple[list[str], list[list[int]]]:
-    """Return the class names and the targets of a table with a column per class."""
-    classes = header[1:]
-    targets = []
-    for line, (_, *cells) in rows:
-        for name, cell in zip(classes, cells):
-            if cell not in CELLS:
-                raise UserError(f"{path}, line {line}: {name} is {cell!r:.50}, but must be 1, 0 or empty")
-        targets.append([CELLS[cell] for cell in cells])
-    return check_names(classes, path), targets
-
-
-def find_images(rows: list[Row], folder: Path, table: Path) -> list[str]:
-    """Return the image paths; raise UserError if one is missing, above the folder or repeated."""
-    lines: dict[str, int] = {}
-    for line, (name, *_) in rows:
-        path = (folder / name).as_posix()
-        is_above = os.path.normpath(name).split(os.sep)[0] == ".."
-        if is_above or not os.path.isfile(path):
-            raise UserError(f"{table}, line {line}: no image {path} in {folder}: correct it, or --img_dir")
-        if path in lines:
-            raise UserError(f"{table}: {path} has lines {lines[path]} and {line}: merge them into one")
-        lines[path] = line
-    return list(lines)
+def split_pictures(pictures: list[Picture], args: Namespace) -> Splits:
+    """Return the entries of each label file; UserError if nothing is left for a needed one."""
+    entries: list[Entry] = [{"target": picture.target, "img_path": picture.path} for picture in pictures]
+    names = [picture.split for picture in pictures if picture.split is not None]
+    if names:
+        cause = "the column split"
+    elif args.classes_of:
+        names = ["test"] * len(pictures)
+        cause = str(args.csv)
+    else:
+        positives = np.array([picture.target for picture in pictures]) == 1
+        names = random_splits(positives, args)
+        cause = f"--test_fraction {args.test_fraction:g}"
+    splits: Splits = {f"{split}.json": [] for split in SPLITS}
+    for entry, name in zip(entries, names):
+        splits[f"{name}.json"].append(entry)
+    return check_splits(splits, cause, may_lack_training=args.classes_of is not None)
 
 
 def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:

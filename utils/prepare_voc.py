@@ -11,7 +11,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
-from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
+from utils.data.lookalikes import describe_unknown
+from utils.data.preparing import (
+    Entry,
+    FileKey,
+    check_no_overlap,
+    file_key,
+    listed_file,
+    parse_args,
+    without_bad,
+    write_labels,
+)
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder
@@ -36,16 +46,20 @@ def main() -> None:
     classes = class_names(name)
     splits = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
     train, *_, test = splits
-    check_no_overlap(splits, train, test)
+    check_no_overlap({split: splits[split] for split in (train, test)})
     for split, entries in splits.items():
         if split != test:
             make_difficult_negative(entries)
+    test_file = f"{test}_{name}.json"
     label_files = {f"{split}_{name}.json": entries for split, entries in splits.items()}
-    if args.verify:
-        verify(label_files, args.max_pixels)
+    label_files = without_bad(label_files, args)
     write_labels(folder, classes, label_files)
-    num_difficult = sum(entry["target"].count(DIFFICULT) for entry in splits[test])
-    print(f"no images left out; {num_difficult} {test} labels with only difficult objects count in no metric")
+    num_difficult = sum(entry["target"].count(DIFFICULT) for entry in label_files[test_file])
+    skipped = "only bad" if args.skip_bad else "no"
+    print(
+        f"{skipped} images left out; "
+        f"{num_difficult} {test} labels with only difficult objects count in no metric"
+    )
 
 
 def make_parser() -> Parser:
@@ -68,14 +82,6 @@ def download(data_path: Path, year: str) -> None:
             VOCDetection(data_path.parent, year=year, image_set=image_set, download=True)
 
 
-def check_no_overlap(splits: Splits, train: str, test: str) -> None:
-    """Raise UserError if an image is listed for training and for testing."""
-    images = {split: {entry["img_path"] for entry in splits[split]} for split in (train, test)}
-    both = images[train] & images[test]
-    if both:
-        raise UserError(f"{min(both)} is listed in {train} and in {test}: unpack the data set again")
-
-
 def make_difficult_negative(entries: list[Entry]) -> None:
     """Turn targets into 1 and 0 for training, where a class with only difficult objects counts as absent."""
     for entry in entries:
@@ -86,12 +92,16 @@ def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
     """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
     list_paths = [voc / "ImageSets" / "Main" / f"{name}.txt" for name in lists.split("+")]
     sources = {image_id: path for path in list_paths for image_id in read_ids(path)}
-    entries: list[Entry] = []
+    entries: dict[FileKey, Entry] = {}
     for image_id, source in tqdm(sorted(sources.items()), desc=lists, unit="img", disable=None):
         image = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
         annotation = listed_file(voc / "Annotations", f"{image_id}.xml", source)
-        entries.append({"target": read_target(annotation, classes), "img_path": image.as_posix()})
-    return entries
+        target = read_target(annotation, classes)
+        entry: Entry = {"target": target, "img_path": image.as_posix()}
+        # The lists may name an image twice, as 000005 and ./000005: POSITIVE > DIFFICULT > ABSENT.
+        same_image = entries.setdefault(file_key(image), entry)
+        same_image["target"] = [max(values) for values in zip(same_image["target"], target)]
+    return list(entries.values())
 
 
 def read_ids(path: Path) -> list[str]:
@@ -113,7 +123,7 @@ def read_target(path: Path, classes: list[str]) -> list[int]:
         for item in root.findall("object"):
             name = (item.findtext("name") or "").strip()
             if name not in target:
-                raise ValueError(f"the class {name!r} is not in classes.json")
+                raise ValueError(f"classes.json has no class {describe_unknown(name, classes)}")
             difficult = (item.findtext("difficult") or "0").strip()
             value = {"0": POSITIVE, "1": DIFFICULT}[difficult]
             target[name] = max(target[name], value)  # POSITIVE > DIFFICULT > ABSENT

@@ -12,7 +12,15 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
-from utils.data.preparing import Entry, Splits, listed_file, parse_args, verify, write_labels
+from utils.data.preparing import (
+    Entry,
+    Splits,
+    check_no_overlap,
+    listed_file,
+    parse_args,
+    without_bad,
+    write_labels,
+)
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder, read_json
@@ -32,9 +40,8 @@ def main() -> None:
     splits: Splits = {}
     for split in ("trainval", "test"):
         splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
-    if args.verify:
-        verify(splits, args.max_pixels)
-    write_labels(Path("data/wider"), classes, splits)
+    check_no_overlap(splits)
+    write_labels(Path("data/wider"), classes, without_bad(splits, args))
 
 
 def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[Entry]:

@@ -30,6 +30,7 @@ from utils.commands.load_from import load_model_for
 from utils.data.classes import class_names
 from utils.data.decoding import load_image
 from utils.data.label_files import read_labels
+from utils.data.tables import read_label_table
 from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
 from utils.runtime import script
@@ -118,9 +119,7 @@ def read_wider(path: Path) -> None:
 
 def read_csv(path: Path) -> None:
     """Read a table as prepare_csv.py does."""
-    header, rows = prepare_csv.read_table(path)
-    prepare_csv.read_targets(header, rows, ";", path)
-    prepare_csv.find_images(rows, path.parent, path)
+    prepare_csv.find_pictures(read_label_table(path, None, None), path.parent)
 
 
 def read_checkpoint(path: Path) -> None:

@@ -1,9 +1,11 @@
 """The names of the classes of a data set."""
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from utils.data.lookalikes import compose, look
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
 
@@ -16,16 +18,35 @@ def class_names(folder: str) -> list[str]:
     path = name if name.exists() else Path(__file__).resolve().parents[2] / name
     if not path.exists():
         raise UserError(f"{name} is missing: create it as a JSON list of the class names in target order")
-    return check_names(read_json(path), path)
+    names = check_names(read_json(path), path)
+    check_looks(names, path)
+    return names
 
 
 def check_names(names: Any, path: Path) -> list[str]:
-    """Return the class names that a file holds; UserError if they are not a list of different names."""
+    """Return the class names that a file holds, in the Unicode form NFC.
+
+    Raises UserError if they are not a list of different names.
+    """
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} must hold one or more class names (JSON: a list)")
     for name in names:
         if not isinstance(name, str) or not name or {*map(unicodedata.category, name)} & CONTROL:
             raise UserError(f"{path}: class names are lines without control characters, not {name!r:.99}")
-    if len(set(names)) != len(names):
-        raise UserError(f"{path} contains {max(names, key=names.count)!r} more than once")
-    return names
+    composed = [compose(name) for name in names]
+    if len(set(composed)) != len(composed):
+        repeated = max(composed, key=composed.count)
+        forms = sorted({name for name in names if compose(name) == repeated})
+        spelt = "" if len(forms) == 1 else f" ({' and '.join(map(ascii, forms))})"
+        raise UserError(f"{path} contains {repeated!r} more than once{spelt}")
+    return composed
+
+
+def check_looks(names: Iterable[str], source: Path) -> None:
+    """Raise UserError if different class names print alike; it names both, with escapes."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(look(name), name)
+        if other != name:
+            fault = f"the classes {other!a} and {name!a} print alike"
+            raise UserError(f"{source}: {fault}: write both the same way, or rename one")

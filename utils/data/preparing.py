@@ -5,6 +5,7 @@ It needs no torch, except to decode images with --verify.
 
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -34,11 +35,34 @@ class Entry(TypedDict):
 Splits = dict[str, list[Entry]]  # the entries of each label file or split, by its name
 
 
+FileKey = tuple[int, int] | str
+
+
 def parse_args(parser: Parser) -> Namespace:
-    """Parse a preparer's command line, with the options that `verify` needs."""
+    """Parse a preparer's command line, with the options that `bad_images` needs."""
     parser.add_argument("--verify", action="store_true", help="decode every image once and list the bad ones")
+    parser.add_argument("--skip_bad", action="store_true", help="verify, and leave the bad images out")
     add_max_pixels(parser)
     return parser.parse_args()
+
+
+def file_key(path: str | Path) -> FileKey:
+    """Return what is equal for all paths of one file, also those that lead through links."""
+    status = os.stat(path)
+    if status.st_ino == 0:  # the file system has no numbers for files
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def check_no_overlap(splits: Splits) -> None:
+    """Raise UserError if an image file is in two splits."""
+    seen: dict[FileKey, tuple[str, str]] = {}
+    for split, entries in splits.items():
+        for path in {entry["img_path"] for entry in entries}:
+            other_split, other_path = seen.setdefault(file_key(path), (split, path))
+            if other_split != split:
+                spelt = path if path == other_path else f"{other_path}, also written {path},"
+                raise UserError(f"{spelt} is in {other_split} and in {split}: leave it out of one of them")
 
 
 def listed_file(folder: Path, name: str, source: Path) -> Path:
@@ -73,8 +97,41 @@ def print_counts(classes: list[str], counts: dict[str, np.ndarray]) -> None:
         print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
 
 
-def verify(splits: Splits, max_pixels: int) -> None:
-    """Decode all images as training does, and list the bad ones; UserError if there are any."""
+def without_bad(splits: Splits, args: Namespace) -> Splits:
+    """Return the splits; with --verify or --skip_bad, see `bad_images`, without the bad images.
+
+    Raises UserError if nothing is left of one.
+    """
+    bad = bad_images((entry["img_path"] for entries in splits.values() for entry in entries), args)
+    good = {}
+    for name, entries in splits.items():
+        good[name] = [entry for entry in entries if entry["img_path"] not in bad]
+        if entries and not good[name]:
+            raise UserError(f"--skip_bad leaves nothing of {name}: all its images are bad")
+    return good
+
+
+def bad_images(paths: Iterable[str], args: Namespace) -> set[str]:
+    """Decode all images if --verify or --skip_bad asks for it; list the bad ones and return their paths.
+
+    Raises UserError if there are bad images without --skip_bad.
+    """
+    if not args.verify and not args.skip_bad:
+        return set()
+    different = sorted(set(paths))
+    errors = decode_all(different, args.max_pixels)
+    print(f"decoded {len(different)} images, {len(errors)} of them bad", *errors.values(), sep="\n")
+    if errors and not args.skip_bad:
+        first = next(iter(errors.values()))
+        count = f"{len(errors)} of {len(different)} images are bad"
+        raise UserError(f"{count}, first {first} (--skip_bad leaves them all out)")
+    if errors:
+        print(f"left out {len(errors)} bad images")
+    return set(errors)
+
+
+def decode_all(paths: list[str], max_pixels: int) -> dict[str, str]:
+    """Decode images as training does; return {path: what is wrong with it} for the bad ones."""
     from utils.data.decoding import load_image  # imports torch
 
     def error_message(path: str) -> str | None:
@@ -84,11 +141,7 @@ def verify(splits: Splits, max_pixels: int) -> None:
             return str(error)
         return None
 
-    paths = sorted({entry["img_path"] for entries in splits.values() for entry in entries})
     with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
         messages = pool.imap(error_message, paths)
         bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
-        errors = [message for message in bar if message is not None]
-    print(f"decoded {len(paths)} images, {len(errors)} of them bad", *errors, sep="\n")
-    if errors:
-        raise UserError(f"{len(errors)} of {len(paths)} images are bad, first {errors[0]}")
+        return {path: message for path, message in zip(paths, bar) if message is not None}

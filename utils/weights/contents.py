@@ -39,7 +39,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint: dict[str, Any] = {"config": {}}
     if content.keys() >= OWN_KEYS:
         check_own(content, path)
-        checkpoint = content
+        checkpoint = {**content, "classes": check_names(content["classes"], path)}
     checkpoint["model"] = rename(state_dict, PREFIXES)
     return checkpoint
 
@@ -62,7 +62,7 @@ def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
 
 
 def check_own(content: dict[str, Any], path: Path) -> None:
-    """Raise UserError unless the options and class names beside the weights are of the right types."""
+    """Raise UserError unless the options beside the weights are of the right types."""
     config = content["config"]
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: its config is a {type(config).__name__}, not a dict")
@@ -76,7 +76,6 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     if not isinstance(side, int) or not MIN_SIDE <= side < MAX_SIDE:
         fault = f"img_size in its config is {side!r:.50}, not a number from {MIN_SIDE}"
         raise UserError(f"{path} is damaged: {fault}")
-    check_names(content["classes"], path)
 
 
 def is_number(value: object) -> TypeGuard[float]:
