@@ -1,5 +1,7 @@
 """Load a checkpoint, run a network, match scores to labels by index, and leave out ignored labels."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,15 @@ def test_load_model_sets_the_normalisation_of_the_data_set(tmp_path, dataset, no
     torch.save({"model": state, "config": config, "classes": names, "record": {}}, tmp_path / "m.pth")
     model = load_model(tmp_path / "m.pth")
     assert model.network.normalization == normalization
+
+
+def test_classes_are_compared_in_one_unicode_form(trained, shapes, tmp_path, monkeypatch):
+    content = torch.load(trained / "best.pth", weights_only=True)
+    content["classes"] = ["cafe\u0301", *content["classes"][1:]]
+    torch.save(content, tmp_path / "nfd.pth")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "shapes").mkdir(parents=True)
+    for name in ("caf\u00e9", "cafe\u0301"):
+        names = [name, *content["classes"][1:]]
+        (tmp_path / "data" / "shapes" / "classes.json").write_text(json.dumps(names))
+        assert load_model("nfd.pth", dataset="shapes").classes[0] == "caf\u00e9"

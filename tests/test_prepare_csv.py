@@ -100,6 +100,12 @@ def test_other_delimiters_and_separators(table, command):
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["big", "cat", "dog"]
 
 
+def test_a_quoted_name_may_hold_another_delimiter(table, command):
+    path = table('image;"dog, big";cat\na.png;1;0\nb.png;0;1\nc.png;1;1\n')
+    assert command(prepare_csv, path, "--dataset", "mine").status == 0
+    assert json.loads(Path("data/mine/classes.json").read_text()) == ["dog, big", "cat"]
+
+
 def test_the_split_keeps_the_share_of_every_class():
     rng = np.random.default_rng(0)
     positives = rng.random((1000, 12)) < np.linspace(0.005, 0.5, 12)
@@ -282,7 +288,9 @@ def test_names_in_two_unicode_forms_are_one_class(table, command):
 LOOKALIKES = {
     "ice cream": ["ice\xa0cream", "ice  cream", "ice\u200b cream", "ice\u2003cream", "i\u00adce cream"],
     "dog": ["dog\u200b", "\u2060dog", "d\u043eg", "\uff44\uff4f\uff47", "do\ufe0fg", "d\u03bfg"],
-    "t-shirt": ["t\u2011shirt", "t\u2010shirt"],
+    "t-shirt": ["t\u2011shirt", "t\u2010shirt", "t\u2013shirt", "t\u2212shirt"],
+    "men's": ["men\u2019s", "men\u02bcs"],
+    "\u0628": ["\ufe8f"],  # an Arabic letter and its isolated form
 }
 PAIRS = [(name, other) for name, others in LOOKALIKES.items() for other in others]
 
@@ -356,6 +364,9 @@ def test_a_labelled_set_for_a_trained_model(table, command, fails, workdir):
         fails(prepare_csv, *options, "--overwrite", says=["line 3: --classes_of has no class", says])
         table(f"image,cat,{name}\na.png,1,0\n")
         fails(prepare_csv, *options, "--overwrite", says=["labels.csv: --classes_of has no class", says])
+    Path("run").mkdir()
+    Path("run/best.pth").touch()
+    fails(prepare_csv, *options[:-1], "run", "--overwrite", says=["run is a folder", "run/best.pth"])
     for given in ("nothing", "../data/mine", ""):
         says = [f"--classes_of {given}: no such checkpoint", "voc07"]
         fails(prepare_csv, *options[:-1], given, "--overwrite", says=says)

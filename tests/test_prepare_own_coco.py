@@ -183,7 +183,8 @@ def test_malformed_annotations_are_reported(annotations, mine, fails):
     refused("{", "JSONDecodeError")
     refused("[]", "not a COCO annotation file")
     refused(json.dumps({**good, "images": []}), "every id it refers to")
-    refused(json.dumps({**good, "images": [], "annotations": []}), "lists no images")
+    refused(json.dumps({**good, "images": [], "annotations": []}), "annotates no image")
+    refused(json.dumps({**good, "annotations": []}), "annotates no image")
     refused(json.dumps({**good, "images": good["images"] * 2}), "appears twice in its images")
     refused(json.dumps({**good, "annotations": [{"id": 1, "image_id": 1, "category_id": 99}]}), "99")
     outside = [{**image, "file_name": "../photos/0.png"} for image in good["images"]]

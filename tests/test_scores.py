@@ -162,6 +162,11 @@ def test_a_number_is_the_threshold_of_each_class():
     assert read_thresholds(0.3, ["cat", "dog"]).tolist() == [0.3, 0.3]
 
 
+def test_a_class_of_a_threshold_file_may_be_in_another_unicode_form(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps({"cafe\u0301": 0.25, "dog": 0.5}))
+    assert read_thresholds(tmp_path / "t.json", ["dog", "caf\u00e9"]).tolist() == [0.5, 0.25]
+
+
 def test_unknown_labels_of_wider_count_as_negative_when_thresholds_are_fitted(tmp_path, command):
     scores, targets = np.array([[0.5], [0.4], [0.4], [0.4], [0.3]]), np.array([[1], [0], [0], [0], [1]])
     for flag, expected in ((False, 0.3), (True, 0.45)):

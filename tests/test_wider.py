@@ -70,6 +70,16 @@ def test_labels_and_boxes(wider, command):
     assert (spec.model, spec.img_size) == ("vit_B16_224", 224)
 
 
+def test_an_image_of_wider_has_one_name(wider, fails):
+    path = wider / "Annotations" / "wider_attribute_test.json"
+    content = json.loads(path.read_text())
+    (image,) = content["images"]
+    content["images"].append({**image, "file_name": f"./{image['file_name']}"})
+    path.write_text(json.dumps(content))
+    says = [path.name, "test/0--Parade/a b.png and ./test/0--Parade/a b.png are one image"]
+    fails(prepare_wider, says=says)
+
+
 def test_an_image_is_in_one_split_of_wider(wider, fails):
     test_image = wider / "Image" / "test" / "0--Parade" / "a b.png"
     test_image.unlink()

@@ -180,8 +180,8 @@ def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path | No
         for image_id in coco.imgToAnns.keys() - image_ids:
             raise KeyError(image_id)
         entries = read_entries(coco, image_ids, classes, find_image, path.stem)
-    if not entries:
-        raise UserError(f"{path} lists no images")
+    if not coco.imgToAnns:
+        raise UserError(f"{path} annotates no image")
     num_empty = len(image_ids) - len(coco.imgToAnns)
     print(f"{path}: {num_empty} images without annotation, which are negative for every class")
     return entries

@@ -14,8 +14,10 @@ from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
 from utils.data.preparing import (
     Entry,
+    FileKey,
     Splits,
     check_no_overlap,
+    file_key,
     listed_file,
     parse_args,
     without_bad,
@@ -51,9 +53,14 @@ def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> l
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
     values = {1: 1, -1: 0, 0: UNKNOWN if split == "test" else 0}  # 0: the attribute is unspecified
     entries: list[Entry] = []
+    names: dict[FileKey, str] = {}
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
             img_path = listed_file(root / "Image", item["file_name"], path).as_posix()
+            first_name = names.setdefault(file_key(img_path), item["file_name"])
+            if first_name != item["file_name"]:
+                both = f"{first_name} and {item['file_name']}"
+                raise UserError(f"{path}: {both} are one image: remove one of them")
             for number, person in enumerate(item["targets"], start=1):
                 name = f"person {number} of {item['file_name']}"
                 with reporting_errors(f"{path}: correct or remove {name}"):

@@ -113,6 +113,15 @@ def read_coco(path: Path) -> None:
     prepare_coco.read_split(path.parents[1], "train2014", class_names("coco"))
 
 
+def read_own_coco(path: Path) -> None:
+    """Read annotations in COCO's format as prepare_coco.py --dataset does."""
+    with prepare_coco.reading(path):
+        coco = prepare_coco.load(path)
+        categories = prepare_coco.read_categories(coco)
+    classes = prepare_coco.check_own_classes(categories, None, path)
+    prepare_coco.read_own_split(coco, path, classes, path.parents[1] / "images" / "train2014")
+
+
 def read_wider(path: Path) -> None:
     prepare_wider.read_split(path.parents[1], "test", num_classes=3, max_pixels=10**6)
 
@@ -197,6 +206,7 @@ PARSERS = {
     ),
     "VOC split": Parser("train.txt", ["000005", "000007"], prepare_voc.read_ids, to_words),
     "COCO annotations": Parser("annotations/instances_train2014.json", COCO, read_coco, to_json),
+    "COCO annotations of one's own": Parser("annotations/mine.json", COCO, read_own_coco, to_json),
     "WIDER annotations": Parser("Annotations/wider_attribute_test.json", WIDER, read_wider, to_json),
     "label file": Parser(
         "train.json", LABELS, lambda path: read_labels(path, 3, {1: 1, 0: 0, 99: -1}), to_json

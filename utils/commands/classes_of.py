@@ -21,6 +21,8 @@ def read_classes_of(given: str | None) -> list[str] | None:
     path = Path(given)
     if path.is_file():
         return checkpoint_classes(path)
+    if (path / "best.pth").is_file():
+        raise UserError(f"--classes_of {given} is a folder: name a checkpoint in it, {path / 'best.pth'}")
     if given not in DATASETS and not (is_folder_name(given) and Path("data", given).is_dir()):
         known = f"{', '.join(DATASETS)}, nor a folder in data/"
         raise UserError(f"--classes_of {given}: no such checkpoint, and not a data set: not one of {known}")

@@ -9,15 +9,21 @@ INVISIBLE = {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x34F, 0x17B4, 0x
 BLANK = {0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0}  # letters and a symbol that print a blank
 # How Unicode marks characters that print like others: full-width letters, ligatures, blanks of all kinds.
 PRINTED_ALIKE = {"<wide>", "<narrow>", "<noBreak>", "<compat>"}
-# Cyrillic and Greek letters and two hyphens, and in the same order the Latin characters that they print like.
-FOREIGN = (
-    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"
-    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0408\u0405"
-    "\u03bf\u03bd\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7"
-    "\u2010\u2011"
-)
-LATIN = "aeopcyxijshdqwABEKMHOPCTXIJSovABEZHIKMNOPTYX--"
-HOMOGLYPHS = str.maketrans(FOREIGN, LATIN)
+PRINTED_ALIKE |= {"<isolated>", "<initial>", "<medial>", "<final>"}  # of Arabic letters
+# The Cyrillic, Greek and Armenian letters, dashes and quotes that print like Latin characters.
+# fmt: off
+LOOKALIKES = {
+    "a": "\u0430", "c": "\u0441", "d": "\u0501", "e": "\u0435", "g": "\u0261", "h": "\u04bb\u0570",
+    "i": "\u0456", "j": "\u0458", "l": "\u04cf", "o": "\u043e\u03bf\u0585", "p": "\u0440", "q": "\u051b",
+    "s": "\u0455", "u": "\u057d", "v": "\u03bd\u0475", "w": "\u051d", "x": "\u0445", "y": "\u0443",
+    "A": "\u0410\u0391", "B": "\u0412\u0392", "C": "\u0421", "E": "\u0415\u0395", "H": "\u041d\u0397",
+    "I": "\u0406\u0399\u04c0", "J": "\u0408", "K": "\u041a\u039a", "M": "\u041c\u039c", "N": "\u039d",
+    "O": "\u041e\u039f\u0555", "P": "\u0420\u03a1", "S": "\u0405", "T": "\u0422\u03a4",
+    "X": "\u0425\u03a7", "Y": "\u04ae\u03a5", "Z": "\u0396",
+    "-": "\u2010\u2011\u2012\u2013\u2212", "'": "\u2018\u2019\u02bc\u2032", '"': "\u201c\u201d",
+}
+# fmt: on
+LATIN = {ord(other): latin for latin, others in LOOKALIKES.items() for other in others}
 
 
 def compose(name: str) -> str:
@@ -28,7 +34,7 @@ def compose(name: str) -> str:
 def look(name: str) -> str:
     """Return a text that is the same for names that print alike."""
     printed = "".join(printed_like(character) for character in compose(name))
-    latin = unicodedata.normalize("NFD", printed).translate(HOMOGLYPHS)
+    latin = unicodedata.normalize("NFD", printed).translate(LATIN)
     return compose(" ".join(latin.split()))
 
 

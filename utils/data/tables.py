@@ -106,8 +106,8 @@ def read_columns(path: Path) -> tuple[list[int], list[Column]]:
 def read_rows(text: list[str]) -> list[Row]:
     """Split the lines of a table into rows, without empty ones; the first row is the header."""
     # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-    first_line = text[0] if text else ""
-    delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")
+    header = re.sub('"[^"]*"', "", text[0]) if text else ""
+    delimiter = max(",;\t", key=header.count)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     rows = []
     for cells in reader:
@@ -258,14 +258,14 @@ def read_class_columns(
     check_looks(classes, path)
     if known is None:
         known = classes
-    cells = {}
+    cells_of = {}
     for name, column in zip(classes, columns):
         if name not in known:
             raise UserError(f"{path}: --classes_of has no class {describe_unknown(name, known)}")
-        cells[name] = column.cells
+        cells_of[name] = column.cells
     unknown = [""] * len(lines)
-    by_class = [[CELLS[cell] for cell in cells.get(name, unknown)] for name in known]
-    return known, [list(target) for target in zip(*by_class)]
+    rows = zip(*[cells_of.get(name, unknown) for name in known])
+    return known, [[CELLS[cell] for cell in cells] for cells in rows]
 
 
 def check_class_cells(column: Column, lines: list[int], path: Path, is_only_column: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.data.lookalikes import compose
 from utils.metrics.multilabel import num_at_least
 from utils.runtime.errors import reporting_errors
 from utils.runtime.files import read_json, write_json
@@ -32,8 +33,8 @@ def read_thresholds(given: float | str | os.PathLike[str], names: list[str]) -> 
     if not isinstance(given, str | os.PathLike):
         return np.full(len(names), float(given))
     with reporting_errors(f"{given} must hold a threshold for each class"):
-        values = read_json(Path(given))
-        thresholds = np.array([float(values[name]) for name in names])
+        values = {compose(name): value for name, value in read_json(Path(given)).items()}
+        thresholds = np.array([float(values[compose(name)]) for name in names])
         if np.isnan(thresholds).any():
             raise ValueError("one of them is NaN")
     return thresholds
