@@ -32,7 +32,7 @@ from utils.runtime.script import run_script
 
 def main() -> None:
     args = parse_args()
-    paths = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
+    paths, skipped = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
     folders = heatmap_folders(args.out_dir, paths) if args.heatmap else {}
     predictor = load_model_for(args)
     thresholds = read_thresholds(args.threshold, predictor.classes)
@@ -50,6 +50,9 @@ def main() -> None:
         with_maps=args.heatmap,
     )
 
+    print(f"{len(paths)} images found")
+    for path, reason in skipped:
+        print(f"skipped: {one_line(f'{path}: {reason}')}", file=sys.stderr)
     scores = {}
     with (
         interrupt.deferring_signals("stopping"),
@@ -77,9 +80,14 @@ def main() -> None:
     if args.csv:
         write_csv_table(args.csv, predictor.classes, scores)
         print(f"written to {args.csv}")
-    num_skipped = len(paths) - len(scores)
+    exit_if_skipped(len(scores), len(paths) + len(skipped))
+
+
+def exit_if_skipped(num_labelled: int, num_found: int) -> None:
+    """End with status 1 if not all files were labelled."""
+    num_skipped = num_found - num_labelled
     if num_skipped:
-        print(f"skipped {num_skipped} of {len(paths)} files: not readable as images", file=sys.stderr)
+        print(f"skipped {num_skipped} of {num_found} files: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 

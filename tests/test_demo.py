@@ -127,10 +127,17 @@ def test_a_folder_stands_for_its_visible_images(photos, command, fails):
 
 
 def test_img_dir_takes_files_folders_and_patterns(photos):
-    assert find_photos(["photos/a.jpg", "photos/a.jpg"]) == ["photos/a.jpg"]
-    assert find_photos(["photos/*.jpg"]) == ["photos/a.jpg", "photos/b.jpg", "photos/c.jpg"]
-    assert find_photos(["photos/deep"]) == ["photos/deep/d.jpg", "photos/deep/er/ä b.jpg"]
-    assert len(find_photos(["photos/**/*.jpg"])) == 5
+    def images(*places: str) -> list[str]:
+        found = find_photos(list(places))
+        assert found.skipped == []
+        return found.images
+
+    assert images("photos/a.jpg", "photos/a.jpg") == ["photos/a.jpg"]
+    assert images("photos/*.jpg") == ["photos/a.jpg", "photos/b.jpg", "photos/c.jpg"]
+    assert images("photos/deep") == ["photos/deep/d.jpg", "photos/deep/er/ä b.jpg"]
+    assert images("photos/**/d.jpg", "**/d.jpg") == ["photos/deep/d.jpg"]
+    assert images("photos/**/deep") == images("photos/deep")
+    assert len(images("photos/**/*.jpg")) == len(images("photos/**")) == len(images("**/*.jpg")) == 5
 
 
 def test_released_checkpoints_need_the_data_set_for_class_names(photos, command, fails, shapes):

@@ -257,7 +257,7 @@ def test_a_wrong_number_is_reported_with_the_bounds_that_matter():
 
 def test_an_image_above_max_pixels_is_refused(workdir, fails):
     make_own(workdir)
-    fails(main, *OWN, *TINY, *RUN, "--max_pixels", 2999, says=[".png", "60 x 50", "--max_pixels 2999"])
+    fails(main, *OWN, *TINY, *RUN, "--max_pixels", 2999, says=[".png", "60 x 50", "max_pixels 2999"])
 
 
 def test_a_folder_without_write_access_is_refused(shapes, fails, trained):

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,6 @@ def photo(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:
     rng = np.random.default_rng(0)
     channels = [127 + 90 * np.sin(x / (3 + c) + y / (5 - c)) + rng.normal(0, 9, x.shape) for c in range(3)]
     image = Image.fromarray(np.clip(np.stack(channels, axis=2), 0, 255).astype(np.uint8))
-    if mode == "I;16":
-        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 3)
-    if mode in ("RGBA", "LA"):
-        image.putalpha(image.convert("L"))
     return image.convert(mode)
 
 
@@ -49,9 +46,7 @@ CASES = [
     ("RGBA", "a.png", {}),
     ("LA", "a.png", {}),
     ("P", "a.png", {}),
-    ("P", "a.png", {"transparency": 3}),
     ("1", "a.png", {}),
-    ("I;16", "a.png", {}),
     ("RGB", "a.webp", {}),
     ("RGBA", "a.webp", {}),
     ("P", "a.gif", {}),
@@ -251,7 +246,9 @@ def test_a_small_file_with_a_huge_image_is_not_decoded(tmp_path, name):
     path = tmp_path / name
     Image.new("1", (20000, 10000)).save(path)
     assert path.stat().st_size < 1e6
-    with pytest.raises(UserError, match=r"bomb.*20000 x 10000 pixels are above --max_pixels 100000000"):
+    with pytest.raises(
+        UserError, match=r"bomb.*20000 x 10000 pixels are above the limit, max_pixels 100000000"
+    ):
         load_image(str(path), max_pixels=10**8)
 
 
@@ -315,7 +312,7 @@ def test_the_limit_is_max_pixels_and_not_pillows(tmp_path):
     path = bomb(tmp_path / "bomb.png")
     limit = Image.MAX_IMAGE_PIXELS
     assert limit < 100_000_000
-    with pytest.raises(UserError, match=r"20000 x 10000 pixels are above --max_pixels 100000000"):
+    with pytest.raises(UserError, match=r"20000 x 10000 pixels are above the limit, max_pixels 100000000"):
         load_image(str(path))
     with warnings.catch_warnings(action="error"):
         assert load_image(str(path), max_pixels=10**9).shape == (3, 10000, 20000)
@@ -327,16 +324,25 @@ def test_a_command_reads_a_picture_above_pillows_limit_if_asked(workdir, trained
     label = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 1]
     label += ["--img_dir", "bomb.png"]
     refused = command(demo, *label)
-    assert (refused.status, refused.err.count("above --max_pixels 100000000")) == (1, 1)
+    assert (refused.status, refused.err.count("above the limit, max_pixels 100000000")) == (1, 1)
     read = command(demo, *label, "--max_pixels", 10**9)
     assert (read.status, read.err) == (0, "")
+
+
+def write_damaged_png(path: Path) -> None:
+    """Write a picture that Pillow reads with a warning: it says that it is an animation of 0 pictures."""
+    photo().save(path)
+    content = path.read_bytes()
+    data = b"acTL" + bytes(8)
+    chunk = struct.pack(">I", 8) + data + struct.pack(">I", zlib.crc32(data))
+    path.write_bytes(content[:33] + chunk + content[33:])  # after the signature and the header
 
 
 @pytest.mark.slow
 def test_importing_and_threads_leave_pillow_and_the_warnings_as_they_are(tmp_path):
     """A program in a process of its own: import, then decode damaged images in many threads."""
     damaged = tmp_path / "damaged.png"
-    photo("P").save(damaged, transparency=bytes(range(256)))  # Pillow warns when it converts this
+    write_damaged_png(damaged)
     program = """
 import sys, warnings
 from multiprocessing.pool import ThreadPool
@@ -363,7 +369,7 @@ print(len(caught))
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
     damaged = tmp_path / "damaged.png"
-    photo("P").save(damaged, transparency=bytes(range(256)))
+    write_damaged_png(damaged)
     labels = Labels(np.array([os.fsencode(damaged)] * 2), np.zeros((2, 1), np.int8))
     loader = EvaluationLoader(LabelledImages(labels, 32), 1, 1, torch.device("cpu"))
     loader.multiprocessing_context = context

@@ -11,7 +11,9 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from utils.data.pixels import rgb_pixels
 from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.files import check_fetched, existing_spelling
 from utils.runtime.limits import MAX_PIXELS
 
 try:
@@ -33,12 +35,16 @@ def report_slow_decoder() -> None:
 
 
 def load_image(path: str, max_pixels: float = MAX_PIXELS, exif: bool = False) -> Tensor:
-    """Decode an image, or the first picture of an animation, as Pillow's convert("RGB").
+    """Decode an image, or the first picture of an animation.
 
-    That drops alpha and clips 16-bit grey to 8 bits. max_pixels: largest width x height to decode, whatever
-    Pillow's own limit is. exif: whether to apply the EXIF orientation.
-    Returns uint8 (3, H, W). Raises UserError if the file is missing, too large or not an image.
+    16-bit grey becomes 8-bit grey, and what is transparent becomes white; else the pixels are those of
+    Pillow's convert("RGB"). path: its accents may be spelled in another Unicode form than on the disk.
+    max_pixels: largest width x height to decode, whatever Pillow's own limit is. exif: whether to apply the
+    EXIF orientation.
+    Returns uint8 (3, H, W). Raises UserError if the file is missing, too large or not an image, or if the
+    range of its values is unknown.
     """
+    path = existing_spelling(path)
     if not os.path.isfile(path):
         raise UserError(f"{path} is {'a folder or a device' if os.path.exists(path) else 'missing'}")
     fault = f"{path} cannot be read as an image: replace it, or leave it out"
@@ -48,7 +54,7 @@ def load_image(path: str, max_pixels: float = MAX_PIXELS, exif: bool = False) ->
             # Pillow decodes with libjpeg-turbo too, but its own image object makes it a quarter slower.
             pixels = decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
         else:
-            pixels = rgb_pixels(image)
+            pixels = rgb_pixels(image, path)
         return upright(pixels, image) if exif else pixels
 
 
@@ -65,10 +71,12 @@ def open_image(file: IO[bytes], path: str) -> Image.Image:
             continue
         read_header, accepts = Image.OPEN[name]
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
-            # `accepts` gives a text, the reason, if this Pillow was built without the format.
-            if accepts is not None and accepts(start) is True:
+            answer = accepts(start) if accepts else False
+            # The answer is a text, the reason, if this Pillow was built without the format.
+            if answer and not isinstance(answer, str):
                 file.seek(0)
                 return read_header(file, path)
+    check_fetched(path)
     raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}")
 
 
@@ -78,13 +86,8 @@ def check_size(image: Image.Image, path: str, max_pixels: float) -> None:
     width = max(image.width, int(tags.get(ExifTags.Base.TileWidth, 0)))
     height = max(image.height, int(tags.get(ExifTags.Base.TileLength, 0)))
     if width * height > max_pixels:
-        size = f"{width} x {height} pixels"
-        raise UserError(f"{path}: {size} are above --max_pixels {max_pixels}: raise or skip it")
-
-
-def rgb_pixels(image: Image.Image) -> Tensor:
-    """Return the pixels of a Pillow image, uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        fault = f"{path}: {width} x {height} pixels are above the limit, max_pixels {max_pixels}"
+        raise UserError(f"{fault}: set a higher limit if you trust the image, or leave it out")
 
 
 def upright(pixels: Tensor, image: Image.Image) -> Tensor:

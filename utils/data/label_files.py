@@ -85,7 +85,7 @@ def box_edges(box: Any, max_pixels: float) -> tuple[int, int, int, int]:
     if min(right - left, bottom - top) < 1:
         raise ValueError(f"the box {box!s:.50} is less than a pixel wide or high")
     if (right - left) * (bottom - top) > max_pixels:
-        raise ValueError(f"the box {box!s:.50} is above --max_pixels {max_pixels}")
+        raise ValueError(f"the box {box!s:.50} is above the limit, max_pixels {max_pixels}")
     return left, top, right, bottom
 
 

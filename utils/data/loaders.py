@@ -13,6 +13,7 @@ from utils.data.order import EvaluationBatches, TrainingBatches
 from utils.data.samples import LabelledImages, Sample, collate, load_split
 from utils.data.shapes import make_missing_shapes
 from utils.runtime import distributed, workers
+from utils.runtime.open_files import check_open_files
 from utils.runtime.script import ignore_decoder_warnings
 
 MAX_EVALUATION_BATCH = 16  # fits a GPU whatever the training batch is
@@ -43,6 +44,7 @@ class Loader(DataLoader[Sample]):
     ):
         report_slow_decoder()
         num_workers = min(num_workers, len(batches))  # 0 for a process that gets no batch
+        check_open_files(num_workers)
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -105,6 +107,17 @@ class Loaders(NamedTuple):
     test: EvaluationLoader
     has_val: bool
 
+    @property
+    def workers_at_once(self) -> int:
+        """The largest number of workers that exist at the same time; those of training stay."""
+        if self.val is self.test:
+            evaluation = self.test.num_workers
+        elif keeps_evaluation_workers():
+            evaluation = self.val.num_workers + self.test.num_workers
+        else:
+            evaluation = max(self.val.num_workers, self.test.num_workers)
+        return self.train.num_workers + evaluation
+
 
 def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> Loaders:
     """Return the loaders of main.py's options, and make the data set shapes if it is missing."""
@@ -119,7 +132,9 @@ def make_loaders(args: Namespace, spec: DatasetSpec, device: torch.device) -> Lo
 
     images = load_split(spec, "train", args.img_size, train=True, seed=args.seed, max_pixels=args.max_pixels)
     train = TrainingLoader(images, args.batch_size, args.num_workers, device)
-    if label_file(spec, "val").exists():
-        return Loaders(train, evaluation_loader("val"), evaluation_loader("test"), has_val=True)
     test = evaluation_loader("test")
-    return Loaders(train, test, test, has_val=False)
+    has_val = label_file(spec, "val").exists()
+    val = evaluation_loader("val") if has_val else test
+    loaders = Loaders(train, val, test, has_val)
+    check_open_files(loaders.workers_at_once)
+    return loaders

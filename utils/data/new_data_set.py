@@ -8,7 +8,7 @@ from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
 from utils.data.preparing import Splits, write_labels
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, write_json_list
+from utils.runtime.files import check_folder, existing_spelling, write_json_list
 
 SPLITS = ("train", "val", "test")
 
@@ -35,7 +35,7 @@ def check_overwrite(folder: Path, overwrite: bool) -> None:
 
 def own_image(folder: Path, name: str, source: str) -> Path:
     """Return the path of an image that `source` lists; UserError if it is missing or above the folder."""
-    path = folder / name
+    path = Path(existing_spelling(str(folder / name)))
     is_above = os.path.normpath(name).split(os.sep)[0] == ".."
     if is_above or not os.path.isfile(path):
         raise UserError(f"{source}: no image {path.as_posix()} in {folder}: correct it, or --img_dir")

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
 from utils.runtime.arguments import Parser, add_max_pixels
-from utils.runtime.errors import UserError
-from utils.runtime.files import write_json_list
+from utils.runtime.errors import UserError, out_of_files_message
+from utils.runtime.files import existing_spelling, write_json_list
 from utils.runtime.workers import default_workers
 
 
@@ -69,7 +69,7 @@ def listed_file(folder: Path, name: str, source: Path) -> Path:
     """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
     if Path(name).anchor or ".." in Path(name).parts:
         raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
-    path = folder / name
+    path = Path(existing_spelling(str(folder / name)))
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
     return path
@@ -138,6 +138,8 @@ def decode_all(paths: list[str], max_pixels: int) -> dict[str, str]:
         try:
             load_image(path, max_pixels)
         except (UserError, OSError) as error:
+            if out_of_files_message(error):
+                raise
             return str(error)
         return None
 

@@ -16,7 +16,8 @@ from utils.data.decoding import load_image
 from utils.data.label_files import FORM, IGNORED, Labels, read_labels
 from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, as_user_errors
+from utils.runtime.files import existing_spelling
 from utils.runtime.limits import MAX_PIXELS
 
 
@@ -55,6 +56,7 @@ class LabelledImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.labels.paths)
 
+    @as_user_errors()
     def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample; if it does not count, its whole target is IGNORED."""
         epoch, row, counted = key
@@ -102,12 +104,13 @@ def load_split(
 def check_images_exist(labels: Labels, path: Path) -> None:
     """Raise UserError if an image that the label file at `path` names is missing."""
     images = [os.fsdecode(image) for image in labels.paths]
-    missing = [image for image in images if not os.path.isfile(image)]
+    missing = [image for image in images if not os.path.isfile(existing_spelling(image))]
     if missing:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(images)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")
 
 
+@as_user_errors()
 def collate(samples: list[Sample]) -> Batch:
     """Join samples into a batch."""
     # Decoders give (H, W, 3) and convolutions are fastest with it, so the memory keeps that order.

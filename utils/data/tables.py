@@ -13,6 +13,7 @@ from utils.data.classes import check_looks, check_names
 from utils.data.label_files import UNKNOWN
 from utils.data.lookalikes import closest, compose, describe_unknown, look
 from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.files import check_fetched
 
 CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
 # Names of columns as `column_key` writes them; the first one of each is the documented one.
@@ -87,6 +88,7 @@ def read_columns(path: Path) -> tuple[list[int], list[Column]]:
 
     Raises UserError if the table has no rows, rows of different lengths, or cells in a column without a name.
     """
+    check_fetched(path)
     fault = f"{path} is not a table in UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
         rows = read_rows(list(file))

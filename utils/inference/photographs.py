@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from utils.data.decoding import check_size, load_image, rgb_pixels, upright
+from utils.data.decoding import check_size, load_image, upright
+from utils.data.pixels import rgb_pixels
 from utils.data.transforms import eval_transform
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, out_of_files_message, reporting_errors
 
 # A path, a Pillow image or a uint8 array (H, W, 3).
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -30,11 +31,14 @@ def load_photo(photo: Photo, img_size: int, max_pixels: float) -> Tensor | Unrea
     """Return a photograph, upright and resized to a square: uint8 (3, img_size, img_size).
 
     A photograph of more than max_pixels pixels is refused before it is decoded.
-    Raises ValueError for an array that is not uint8 (H, W, 3), TypeError for what is not a Photo.
+    Raises ValueError for an array that is not uint8 (H, W, 3), TypeError for what is not a Photo, OSError if
+    this process may not open another file.
     """
     try:
         return eval_transform(photo_pixels(photo, max_pixels), img_size)
     except (UserError, OSError) as error:
+        if out_of_files_message(error):
+            raise
         return Unreadable(error)
 
 
@@ -45,8 +49,10 @@ def photo_pixels(photo: Photo, max_pixels: float) -> Tensor:
             raise ValueError(f"a photograph must be uint8 (H, W, 3), not {photo.dtype} {photo.shape}")
         photo = Image.fromarray(photo)
     if isinstance(photo, Image.Image):
-        check_size(photo, "the image", max_pixels)  # Pillow decodes it only when its pixels are asked for
-        return upright(rgb_pixels(photo), photo)
+        # Pillow decodes it only when its pixels are asked for.
+        with reporting_errors("the image cannot be read: replace it, or leave it out"):
+            check_size(photo, "the image", max_pixels)
+            return upright(rgb_pixels(photo, "the image"), photo)
     return load_image(os.fspath(photo), max_pixels, exif=True)
 
 

@@ -11,7 +11,7 @@ from utils.data.label_files import IGNORED, Labels
 from utils.metrics.multilabel import check_inputs
 from utils.runtime.archive import ENTRY_START, check_archive
 from utils.runtime.errors import reporting_errors
-from utils.runtime.files import atomic_write
+from utils.runtime.files import atomic_write, check_fetched
 
 
 class SavedScores(NamedTuple):
@@ -57,6 +57,7 @@ def open_archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """Open an .npz file after checking that it is whole: a damaged one can seem to lack optional arrays."""
     if not path.is_file():
         raise ValueError("it is not a file")
+    check_fetched(path)
     with open(path, "rb") as content:
         if content.read(len(ENTRY_START)) != ENTRY_START:
             raise ValueError("it is not an .npz file")

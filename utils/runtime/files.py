@@ -5,12 +5,15 @@ import json
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from utils.runtime.errors import UserError, reporting_errors
+
+LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -97,10 +100,36 @@ def write_json_list(path: Path, entries: Iterable[Any]) -> None:
         file.write("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
 
 
+def check_fetched(path: str | Path) -> None:
+    """Raise UserError if a file is a Git LFS pointer: a short text in place of a file not fetched yet."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_START)) == LFS_START:
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+
+
+def existing_spelling(path: str) -> str:
+    """Return a path with its accents spelled as on the disk, or unchanged if it exists in no spelling.
+
+    An é is one character or two, an e and an accent: tables and disks of different systems differ in this.
+    """
+    if path.isascii() or os.path.exists(path):
+        return path
+    found = ""
+    for part in Path(path).parts:
+        spellings = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        paths = [os.path.join(found, spelling) for spelling in spellings]
+        existing = [path for path in paths if os.path.exists(path)]
+        if not existing:
+            return path
+        found = existing[0]
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; UserError if it is malformed."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file")
+    check_fetched(path)
     with open(path, encoding="utf-8-sig") as file, reporting_errors(f"{path} is not valid JSON"):
         return json.load(file)
 

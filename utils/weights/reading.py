@@ -28,6 +28,7 @@ from torch.torch_version import TorchVersion
 
 from utils.runtime.archive import ENTRY_START, ArchiveError, check_archive
 from utils.runtime.errors import UserError, out_of_memory_message
+from utils.runtime.files import check_fetched
 
 # How a file of torch before 1.6 starts after its first two bytes, which are the version of the pickle.
 OLD_START = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -94,6 +95,7 @@ def read_file(path: Path) -> Any:
                 return read_archive(file, path)
             if start[2:].startswith(OLD_START):
                 return read_old_file(file, path)
+        check_fetched(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE_STARTS):
