@@ -8,16 +8,18 @@ import torchvision
 from torch import Tensor
 
 from pipeline.csra import TEMPERATURES
-from pipeline.network import Network
-from pipeline.resnet_csra import DEPTHS, ResNet_CSRA, read_depth
+from pipeline.network import Network, rename
+from pipeline.resnet_csra import DEPTHS, TRUNK, ResNet_CSRA, read_depth
 from pipeline.trunk_csra import Trunk_CSRA
-from pipeline.vit_csra import PATCH, SIZES, ViT_CSRA, read_vit
+from pipeline.vit_csra import PATCH, SIZES, TIMM, ViT_CSRA, read_vit
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
 # These take one image size only, end in a map per ImageNet class, or have no ImageNet-1k weights.
 EXCLUDED = ("vit_*", "maxvit*", "squeezenet*", "regnet_y_128gf*")
 OTHERS = tuple(torchvision.models.list_models(module=torchvision.models, exclude=(*EXCLUDED, *RESNETS)))
 MODELS = (*RESNETS, *SIZES, *OTHERS)
+VIT_PARTS = ("conv_proj", "class_token", "encoder")  # of torchvision's Vision Transformer, without its head
+IMAGENET_CLASSES = 1000
 
 
 class BuildOptions(TypedDict):
@@ -73,18 +75,43 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> Architecture:
     """Read the architecture off a state dict; ValueError if none fits.
 
-    model: the name of the backbone, if it is known. A state dict does not reveal it for those in OTHERS.
+    model: the name of the backbone, if it is known, for a state dict of those in OTHERS, which reveals none.
     """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
     weight = state_dict.get(heads[0] if heads else "classifier.head.weight")
     if weight is None:
-        raise ValueError("it has no CSRA head (classifier.multi_head); train from it with --backbone_weights")
+        raise ValueError(no_head_message(state_dict))
     if num_heads not in (0, *TEMPERATURES) or weight.ndim != 4:
         raise ValueError(f"it has {num_heads} CSRA heads of shape {tuple(weight.shape)}")
     img_size = None
-    if model is None or model not in OTHERS:
+    if not any(name.startswith("trunk.") for name in state_dict):
         model, img_size = read_vit(state_dict)
         if model is None:
             model = f"resnet{read_depth(state_dict)}"
+    elif model is None or model not in OTHERS:
+        raise ValueError("it does not say which backbone it has: name it with --model")
     return Architecture(model=model, num_heads=num_heads, num_cls=weight.shape[0], img_size=img_size)
+
+
+def no_head_message(state_dict: dict[str, Tensor]) -> str:
+    """Return the message for a state dict without a head; it says what the file is good for, if anything."""
+    message = "it has no CSRA head (classifier.multi_head)"
+    if is_start_of_training(state_dict):
+        return f"{message}; train from it with --backbone_weights"
+    return f"{message}: it is another kind of network, for the program that wrote it"
+
+
+def is_start_of_training(state_dict: dict[str, Tensor]) -> bool:
+    """Return whether a state dict is that of an ImageNet classifier, or of a known backbone alone."""
+    matrices = [tensor for tensor in state_dict.values() if tensor.ndim == 2]
+    if matrices and len(matrices[-1]) == IMAGENET_CLASSES:
+        return True
+    parts = {name.partition(".")[0] for name in rename(state_dict, TIMM)}
+    try:
+        if parts <= {*TRUNK}:
+            read_depth(state_dict)
+            return True
+        return parts <= {*VIT_PARTS} and read_vit(state_dict)[0] is not None
+    except ValueError:  # it is of another depth or width
+        return False

@@ -49,8 +49,12 @@ def read_predictor(
     img_size: int | None = None,
     lam: float | None = None,
     normalize: str | None = None,
+    model: str | None = None,
 ) -> Predictor:
-    """Return a checkpoint's network as a Predictor on the CPU; see load_model for the arguments."""
+    """Return a checkpoint's network as a Predictor on the CPU; see load_model for the arguments.
+
+    model: the backbone of a file that does not say which of torchvision's classifiers it has.
+    """
     check_torch()
     checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
@@ -61,7 +65,7 @@ def read_predictor(
         known = ", ".join(NORMALIZATION)
         raise UserError(f"{path}: normalize {normalization} is not one of {known}")
     with reporting_value_errors(path):
-        architecture = read_architecture(weights, config.get("model"))
+        architecture = read_architecture(weights, config.get("model", model))
         options = BuildOptions(
             model=architecture["model"],
             num_heads=architecture["num_heads"],

@@ -9,7 +9,9 @@ from utils.runtime.errors import UserError
 
 def load_model_for(args: Namespace) -> Predictor:
     """Return the Predictor of --load_from, on the CPU; UserError if other options contradict the file."""
-    predictor = read_predictor(args.load_from, args.dataset, args.img_size, args.lam, args.normalize)
+    predictor = read_predictor(
+        args.load_from, args.dataset, args.img_size, args.lam, args.normalize, args.model
+    )
     held = {name: predictor.options[name] for name in ("model", "num_heads", "num_cls")}
     for name, value in held.items():
         given = getattr(args, name)

@@ -1,5 +1,7 @@
 """What a checkpoint holds: a state dict, and what main.py wrote beside it."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -11,15 +13,39 @@ from utils.data.classes import check_names
 from utils.runtime.errors import UserError
 from utils.weights.reading import read_file
 
-# {start of a name in files of DataParallel or mmpretrain: its start here}.
-PREFIXES = {r"module\.": "", r"backbone\.": "", r"head\.csra_heads\.": "classifier.multi_head."}
+# The keys under which trainers store a state dict, possibly nested; moving averages come last.
+WEIGHT_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "ema",
+    "model_ema",
+    "ema_model",
+    "state_dict_ema",
+    "ema_state_dict",
+    "shadow",
+)
+MAX_DEPTH = 5  # of nested dicts: a malicious file may hold a dict that holds itself
+# What DataParallel, torch.compile, Lightning, mmpretrain and others put in front of a network's names.
+AVERAGES = {"ema", "ema_model", "model_ema", "averaged_model"}
+WRAPPERS = {"module", "_orig_mod", "model", "net", "network", "backbone", *AVERAGES}
+OTHER_NAMES = {r"head\.csra_heads\.": "classifier.multi_head."}  # of mmpretrain
+# What is stored beside the network: the state of a loss, and what counts the steps of an average.
+NOT_NETWORK = re.compile(r"(criterion|loss|loss_fn|metrics?)\.|(n_averaged|initted|step)$")
+NETWORK_PARTS = {"trunk", "features"}  # these are no wrappers, even if all names start with one
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool}
 OWN_KEYS = {"config", "classes", "record"}  # every file that main.py wrote has them, and no other file
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint: a state dict, bare or under "model" or "state_dict". Names may start as in PREFIXES.
+    """Read a checkpoint of this project or of another trainer; see `find_state_dict` and `unwrap`.
 
     Nothing in the file is run. Returns a dict of "model", the state dict, whose tensors are ordinary ones,
     "config", the options of training (empty unless main.py wrote the file), and whatever else main.py wrote,
@@ -30,27 +56,65 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_file(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    state_dict = find_state_dict(content)
+    is_own = content.keys() >= OWN_KEYS
+    state_dict = content.get("model") if is_own else find_state_dict(content)
+    if not is_state_dict(state_dict):
+        raise UserError(f"{path} holds no state dict, which is a dict of names and tensors")
     for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path} holds no state dict, which is a dict of names and tensors")
         check_ordinary(value, name, str(path))
 
     checkpoint: dict[str, Any] = {"config": {}}
-    if content.keys() >= OWN_KEYS:
+    if is_own:
         check_own(content, path)
         checkpoint = {**content, "classes": check_names(content["classes"], path)}
-    checkpoint["model"] = rename(state_dict, PREFIXES)
+    checkpoint["model"] = rename(unwrap(state_dict), OTHER_NAMES)
     return checkpoint
 
 
-def find_state_dict(content: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the dict under "model" or "state_dict" in the content of a file, or the content itself."""
-    for key in ("model", "state_dict"):
-        inner = content.get(key)
-        if isinstance(inner, dict):
-            return inner
-    return content
+def find_state_dict(content: object, max_depth: int = MAX_DEPTH) -> dict[str, Tensor] | None:
+    """Return the state dict in the content of a file, None if there is none.
+
+    It is the content itself, or it is under WEIGHT_KEYS, at most max_depth of them, or else it is the largest
+    one under other keys.
+    """
+    if is_state_dict(content):
+        return content
+    if not isinstance(content, dict) or max_depth == 0:
+        return None
+    for key in WEIGHT_KEYS:
+        found = find_state_dict(content.get(key), max_depth - 1)
+        if found is not None:
+            return found
+    others = [value for value in content.values() if is_state_dict(value)]
+    return max(others, key=len, default=None)
+
+
+def is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
+    """Return whether a value is a dict of names and tensors, and not empty."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(inner, Tensor) for name, inner in value.items())
+
+
+def unwrap(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the network's tensors under its own names, without WRAPPERS and without a common first word.
+
+    If there are a network and its moving average, the network is returned.
+    """
+    averages: dict[str, Tensor] = {}
+    trained: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        *words, last = name.split(".")
+        wrappers = list(itertools.takewhile(WRAPPERS.__contains__, words))
+        own_name = ".".join([*words[len(wrappers) :], last])
+        if not NOT_NETWORK.match(own_name):
+            group = averages if AVERAGES.intersection(wrappers) else trained
+            group[own_name] = tensor
+    unwrapped = {**averages, **trained}
+    first_words = {name.partition(".")[0] for name in unwrapped}
+    if len(first_words) != 1 or first_words <= NETWORK_PARTS or not all("." in name for name in unwrapped):
+        return unwrapped
+    return unwrap({name.partition(".")[2]: tensor for name, tensor in unwrapped.items()})
 
 
 def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
