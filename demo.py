@@ -3,6 +3,9 @@
 python demo.py --load_from MODEL.pth --img_dir photos [--heatmap]
 """
 
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
 import contextlib
 import sys
@@ -19,13 +22,13 @@ from utils.inference.heatmap_files import class_maps, heatmap_folders, write_hea
 from utils.inference.photographs import Unreadable
 from utils.inference.predictor import Labelling, best_classes
 from utils.inference.search import find_photos
-from utils.inference.tables import write_csv_table, write_json_table
+from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import interrupt
-from utils.runtime.arguments import Parser, given_path, number
-from utils.runtime.device import choose_device
+from utils.runtime.arguments import Parser, expand_home, given_path, number
+from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import one_line
-from utils.runtime.files import check_file
+from utils.runtime.files import check_file, check_replaceable
 from utils.runtime.progress import progress_bar
 from utils.runtime.script import run_script
 
@@ -37,6 +40,7 @@ def main() -> None:
     predictor = load_model_for(args)
     thresholds = read_thresholds(args.threshold, predictor.classes)
     device = choose_device(args.device, args.amp, args.compile)
+    set_up_device(device)
     if args.compile:
         predictor.compile()
     predictor.to(device)
@@ -104,7 +108,9 @@ def parse_args() -> argparse.Namespace:
     options.add_image_options(group, from_checkpoint=True)
     options.add_loader_options(group, batch_help="images per step")
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
-    group.add_argument("--img_dir", nargs="+", required=True, metavar="PLACE", help=dir_help)
+    group.add_argument(
+        "--img_dir", type=expand_home, nargs="+", required=True, metavar="PLACE", help=dir_help
+    )
     group = parser.add_argument_group("model")
     options.add_model_options(group, from_checkpoint=True)
     options.add_checkpoint(group)
@@ -125,6 +131,8 @@ def parse_args() -> argparse.Namespace:
         args.threshold = 0.0 if args.top else 0.5
     check_file(args.json, "--json", ".json")
     check_file(args.csv, "--csv", ".csv")
+    check_replaceable(args.json, "--json", is_json_table, "demo.py")
+    check_replaceable(args.csv, "--csv", is_csv_table, "demo.py")
     return args
 
 

@@ -3,11 +3,15 @@
 python export.py --load_from MODEL.pth --out model.onnx
 """
 
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
 import importlib.util
 import json
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,10 @@ from utils.commands.load_from import load_model_for
 from utils.inference.outputs import Forward
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_write, check_file
+from utils.runtime.files import atomic_write, check_file, check_replaceable
 from utils.runtime.script import run_script
 
+ONNX_CLASSES = b"\x0a\x07classes\x12"  # what protobuf writes in front of the class names
 TOLERANCE = 1e-4  # largest allowed difference between the outputs of the checkpoint and of the exported file
 
 
@@ -103,6 +108,14 @@ def export_pt2(network: nn.Module, images: Tensor, shapes: dict[int, Any], names
     return torch.export.load(path).module()
 
 
+def is_export(path: Path) -> bool:
+    """Return whether export.py wrote a file: it then holds the class names."""
+    if path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/classes.json") for name in archive.namelist())
+    return ONNX_CLASSES in path.read_bytes()
+
+
 FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 
@@ -120,6 +133,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
     args = parser.parse_args()
     check_file(args.out, "--out", *FORMATS)
+    check_replaceable(args.out, "--out", is_export, "export.py")
     return args
 
 

@@ -3,8 +3,10 @@
 python val.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20 --load_from MODEL.pth
 """
 
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
-from pathlib import Path
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -20,14 +22,14 @@ from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, w
 from utils.inference.predictor import Predictor
 from utils.inference.sweep import compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
-from utils.metrics.report import by_class, format_report
-from utils.metrics.score_files import write_scores
+from utils.metrics.report import by_class, format_report, is_metrics_file
+from utils.metrics.score_files import is_scores_file, write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, given_path
-from utils.runtime.device import choose_device
+from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_file, nan_to_none, write_json
+from utils.runtime.files import check_file, check_replaceable, nan_to_none, write_json
 from utils.runtime.script import run_script
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     args = options_in_effect(given, predictor)
     thresholds = read_thresholds(args.threshold, predictor.classes)
     device = choose_device(args.device, args.amp, args.compile)
+    set_up_device(device)
     distributed.connect(device)
     if args.compile:
         predictor.compile()
@@ -115,16 +118,11 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
         args.sweep = sweep_axes(args.sweep)
     check_file(args.out, "--out")
     check_file(args.save_scores, "--save_scores", ".npz")
-    if args.out and args.out.exists():
-        check_is_from_val(args.out)
+    if args.out and args.out == args.save_scores:
+        raise UserError(f"--out and --save_scores are both {args.out}: name two files")
+    check_replaceable(args.out, "--out", is_metrics_file, "val.py")
+    check_replaceable(args.save_scores, "--save_scores", is_scores_file, "val.py")
     return parser, args
-
-
-def check_is_from_val(path: Path) -> None:
-    """Raise UserError unless an existing file is empty or holds metrics that val.py wrote."""
-    content = path.read_bytes() if path.is_file() else b"no file"
-    if content and not content.startswith(b'{\n  "mAP"'):
-        raise UserError(f"--out {path} exists and is not from val.py: name another file")
 
 
 if __name__ == "__main__":

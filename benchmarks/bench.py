@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
 import itertools
 import platform
@@ -28,9 +31,9 @@ from benchmarks.table import HEAD, format_row
 from utils.commands.options import add_run_options
 from utils.data.decoding import load_image
 from utils.runtime.arguments import Parser, given_path, number
-from utils.runtime.device import choose_device
+from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_file, nan_to_none, write_json
+from utils.runtime.files import check_file, check_replaceable, nan_to_none, read_json, write_json
 from utils.runtime.script import run_script
 from utils.runtime.workers import default_workers
 
@@ -76,6 +79,7 @@ def main() -> None:
 def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     """Return the settings that the options ask for; `folder` is for the files that the stages write."""
     device = choose_device(args.device, args.amp or "off", args.compile)
+    set_up_device(device)
     if args.stage == "gpu" and device.type != "cuda":
         raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
     photos = find_photos(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
@@ -161,7 +165,13 @@ def parse_args() -> argparse.Namespace:
     parser.set_defaults(amp=None)  # train, val, head, demo and shapes in float32, and in bf16 if possible
     args = parser.parse_args()
     check_file(args.out, "--out")
+    check_replaceable(args.out, "--out", is_figures_file, "benchmarks/bench.py")
     return args
+
+
+def is_figures_file(path: Path) -> bool:
+    """Return whether this script wrote a file."""
+    return read_json(path).keys() == {"machine", "rows"}
 
 
 if __name__ == "__main__":

@@ -5,28 +5,33 @@ python experiments/claims.py --dataset voc07 --out FOLDER [--rows pooling csra_h
 
 from __future__ import annotations  # matplotlib is optional, so its types are only names
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
 import argparse
 import signal
 import subprocess
-import sys
+from functools import partial
 from itertools import compress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from experiments.pointing import by_size, pointing_game, read_boxes
 from utils.data.classes import class_names
 from utils.data.datasets import DatasetSpec, dataset_spec, label_file
 from utils.data.preparing import write_labels
 from utils.data.samples import load_split
-from utils.plot import PALETTE, make_figure
+from utils.plot import PALETTE, is_chart, make_figure, write_chart
 from utils.prepare_csv import stratify
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_write, check_folder, read_json, write_json, write_json_list
+from utils.runtime.files import check_folder, check_replaceable, read_json, write_json, write_json_list
 from utils.runtime.script import run_script
 from utils.training.log import read_log
 
@@ -60,6 +65,7 @@ ROWS = {
 }
 # These are also trained on four fifths of the training images, to choose λ and T on the rest.
 CHOICE_ROWS = ("pooling", "csra_h1_lam0.1", "csra_h4_lam0.1")
+CHARTS = ("classes", "lambda")
 
 
 class Run(NamedTuple):
@@ -74,6 +80,8 @@ class Run(NamedTuple):
 def main() -> None:
     args, main_options = parse_args()
     check_folder(args.out, "--out")
+    for name in CHARTS:
+        check_replaceable(args.out / f"{name}.png", "--out:", is_chart, "experiments/claims.py")
     make_figure(1, 1)  # raises UserError without matplotlib, before any training
     spec = dataset_spec(args.dataset)
     main_options = [*default_options(spec, main_options), *main_options]  # later options win
@@ -92,8 +100,7 @@ def main() -> None:
     results = {path.stem: read_json(path) for path in sorted(args.out.glob("*.json"))}
     print("\n".join(["", *table(results)]))
     for name, figure in draw(results).items():
-        with atomic_write(args.out / f"{name}.png", "wb") as file:
-            figure.savefig(file, format="png", dpi=120)
+        write_chart(args.out / f"{name}.png", figure, dpi=120)
         print(f"written to {args.out / name}.png")
 
 
@@ -143,10 +150,18 @@ def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
     folder = Path("data", f"{dataset}_choice")
     classes, entries = class_names(spec.folder), read_json(label_file(spec, "train"))
     held_out = stratify(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
-    write_json_list(folder / "classes.json", classes)
     kept_entries = list(compress(entries, ~held_out))
     held_out_entries = list(compress(entries, held_out))
+    for name, content in (("classes", classes), ("train", kept_entries), ("test", held_out_entries)):
+        is_own = partial(holds, content=content)
+        check_replaceable(folder / f"{name}.json", "held-out images:", is_own, "experiments/claims.py")
+    write_json_list(folder / "classes.json", classes)
     write_labels(folder, classes, {"train.json": kept_entries, "test.json": held_out_entries})
+
+
+def holds(path: Path, content: Any) -> bool:
+    """Return whether a JSON file holds a value."""
+    return read_json(path) == content
 
 
 def run_command(script: str, *words: str) -> None:

@@ -243,6 +243,9 @@ def test_voc_download_uses_torchvision(workdir, command, fails, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", no_network)
+    says = ["--download would replace", "Dataset/VOCdevkit/VOC2007", "leave it out"]
+    fails(prepare_voc, "--data_path", "Dataset/VOCdevkit", "--download", says=says)
+    Path("Dataset/VOCdevkit/VOC2007/ImageSets/Main/test.txt").unlink()  # as if an archive were missing
     fails(prepare_voc, "--data_path", "Dataset/VOCdevkit", "--download", says=["no route to host"])
 
 

@@ -367,7 +367,8 @@ def test_a_labelled_set_for_a_trained_model(table, command, fails, workdir):
     Path("run").mkdir()
     Path("run/best.pth").touch()
     fails(prepare_csv, *options[:-1], "run", "--overwrite", says=["run is a folder", "run/best.pth"])
-    for given in ("nothing", "../data/mine", ""):
+    fails(prepare_csv, *options[:-1], "", "--overwrite", says=["--classes_of", "empty"])
+    for given in ("nothing", "../data/mine"):
         says = [f"--classes_of {given}: no such checkpoint", "voc07"]
         fails(prepare_csv, *options[:-1], given, "--overwrite", says=says)
 

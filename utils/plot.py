@@ -5,22 +5,26 @@ python utils/plot.py RUN [RUN ...] --out DIR [--format pdf] [--names NAME ...]
 
 from __future__ import annotations  # matplotlib is optional, so its types are only names
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.metrics.multilabel import average_precision
 from utils.metrics.score_files import SavedScores, read_scores
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
-from utils.runtime.files import atomic_write, check_folder, read_json
+from utils.runtime.files import atomic_write, check_folder, check_replaceable, read_json
 from utils.runtime.script import run_script
 from utils.training.log import read_log
 
@@ -48,6 +52,7 @@ STYLE: dict[Any, Any] = {
 }
 COLUMN_WIDTH = 3.5  # of a journal, in inches
 PAGE_WIDTH = 7.2
+MADE_BY = "CSRA utils/plot.py"
 MAX_CURVES = 8  # more curves on one chart are hard to tell apart
 
 
@@ -72,10 +77,11 @@ class Curve(NamedTuple):
 def main() -> None:
     args = parse_args()
     figures = draw_sources(args.sources, args.names or [])
-    for name, figure in figures.items():  # nothing is written if a source has an error
-        path = args.out / f"{name}.{args.format}"
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, format=args.format)
+    charts = {args.out / f"{name}.{args.format}": figure for name, figure in figures.items()}
+    for path in charts:  # nothing is written if a source or a path has an error
+        check_replaceable(path, "--out:", is_chart, "utils/plot.py")
+    for path, figure in charts.items():
+        write_chart(path, figure)
         print(f"written to {path}")
 
 
@@ -156,6 +162,18 @@ def make_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     matplotlib.rcParams.update(STYLE)
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_chart(path: Path, figure: Figure, dpi: float | None = None) -> None:
+    """Write a figure in the format that the name ends with, with a mark that this project made it."""
+    key = "Software" if path.suffix == ".png" else "Creator"
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=dpi, metadata={key: MADE_BY})
+
+
+def is_chart(path: Path) -> bool:
+    """Return whether `write_chart` wrote a file."""
+    return MADE_BY.encode() in path.read_bytes()
 
 
 def line_styles(number: int) -> Iterator[dict[str, Any]]:

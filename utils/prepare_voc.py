@@ -4,12 +4,16 @@ python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--year 2007|2012] [--
 """
 
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
+import xml.etree.ElementTree as ET
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.lookalikes import describe_unknown
 from utils.data.preparing import (
@@ -40,6 +44,7 @@ def main() -> None:
     folder = Path("data", name)
     check_folder(folder, "label files")
     if args.download:
+        check_is_incomplete(voc, args.year)
         download(args.data_path, args.year)
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
@@ -70,6 +75,12 @@ def make_parser() -> Parser:
     return parser
 
 
+def check_is_incomplete(voc: Path, year: str) -> None:
+    """Raise UserError if all lists of images are there: a download would replace them and the rest."""
+    if all(path.exists() for lists in SPLITS[year] for path in list_paths(voc, lists)):
+        raise UserError(f"--download would replace the files in {voc}: leave it out, or move the folder away")
+
+
 def download(data_path: Path, year: str) -> None:
     """Download VOC2007 or VOC2012 to data_path, which must be the folder that the archives name."""
     if data_path.name != "VOCdevkit":
@@ -90,8 +101,7 @@ def make_difficult_negative(entries: list[Entry]) -> None:
 
 def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
     """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
-    list_paths = [voc / "ImageSets" / "Main" / f"{name}.txt" for name in lists.split("+")]
-    sources = {image_id: path for path in list_paths for image_id in read_ids(path)}
+    sources = {image_id: path for path in list_paths(voc, lists) for image_id in read_ids(path)}
     entries: dict[FileKey, Entry] = {}
     for image_id, source in tqdm(sorted(sources.items()), desc=lists, unit="img", disable=None):
         image = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
@@ -102,6 +112,11 @@ def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
         same_image = entries.setdefault(file_key(image), entry)
         same_image["target"] = [max(values) for values in zip(same_image["target"], target)]
     return list(entries.values())
+
+
+def list_paths(voc: Path, lists: str) -> list[Path]:
+    """Return the files with the image ids of one or more lists, joined by +."""
+    return [voc / "ImageSets" / "Main" / f"{name}.txt" for name in lists.split("+")]
 
 
 def read_ids(path: Path) -> list[str]:

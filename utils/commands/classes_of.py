@@ -5,13 +5,14 @@ from pathlib import Path
 
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, dataset_spec, is_folder_name
+from utils.runtime.arguments import expand_home
 from utils.runtime.errors import UserError
 
 
 def add_classes_of(group: argparse._ActionsContainer) -> None:
     """Add the option --classes_of."""
     classes_help = "take the classes of a data set or a checkpoint: for test images alone, for val.py"
-    group.add_argument("--classes_of", metavar="NAME|FILE", help=classes_help)
+    group.add_argument("--classes_of", type=expand_home, metavar="NAME|FILE", help=classes_help)
 
 
 def read_classes_of(given: str | None) -> list[str] | None:

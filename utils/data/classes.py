@@ -50,3 +50,9 @@ def check_looks(names: Iterable[str], source: Path) -> None:
         if other != name:
             fault = f"the classes {other!a} and {name!a} print alike"
             raise UserError(f"{source}: {fault}: write both the same way, or rename one")
+
+
+def is_class_list(path: Path) -> bool:
+    """Return whether a file holds a list of names."""
+    names = read_json(path)
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -57,6 +57,12 @@ def read_labels(
     return Labels(np.array(paths), targets, boxes if has_boxes else None)
 
 
+def is_label_file(path: Path) -> bool:
+    """Return whether a file has the form of a label file; what its targets hold is not checked."""
+    entries = read_json(path)
+    return isinstance(entries, list) and all(entry.keys() >= {"target", "img_path"} for entry in entries)
+
+
 def read_target(target: Any, num_classes: int, values: dict[int, int]) -> list[int]:
     """Return the target (C) of an entry, its numbers replaced by those of `values`."""
     if len(target) != num_classes:

@@ -4,11 +4,12 @@ import argparse
 import os
 from pathlib import Path
 
+from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
-from utils.data.preparing import Splits, write_labels
+from utils.data.preparing import Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, existing_spelling, write_json_list
+from utils.runtime.files import check_folder, check_replaceable, existing_spelling, write_json_list
 
 SPLITS = ("train", "val", "test")
 
@@ -28,9 +29,14 @@ def new_folder(name: str) -> Path:
 
 
 def check_overwrite(folder: Path, overwrite: bool) -> None:
-    """Raise UserError if the folder holds a data set, unless it may be replaced."""
-    if not overwrite and any((folder / f"{split}.json").exists() for split in SPLITS):
+    """Raise UserError if the folder holds a data set, unless it may be replaced, or other files."""
+    classes = folder / "classes.json"
+    label_files = [folder / f"{split}.json" for split in SPLITS]
+    if not overwrite and any(path.exists() for path in (classes, *label_files)):
         raise UserError(f"{folder} already holds a data set: choose another name or add --overwrite")
+    check_replaceable(classes, "list of classes", is_class_list, "a script that makes label files")
+    for path in label_files:
+        check_label_file(path)
 
 
 def own_image(folder: Path, name: str, source: str) -> Path:

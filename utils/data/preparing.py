@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
+from utils.data.label_files import is_label_file
 from utils.runtime.arguments import Parser, add_max_pixels
 from utils.runtime.errors import UserError, out_of_files_message
-from utils.runtime.files import existing_spelling, write_json_list
+from utils.runtime.files import check_replaceable, existing_spelling, write_json_list
 from utils.runtime.workers import default_workers
 
 
@@ -76,7 +77,12 @@ def listed_file(folder: Path, name: str, source: Path) -> Path:
 
 
 def write_labels(folder: Path, classes: list[str], splits: Splits) -> None:
-    """Write a label file for each split, and print how many images of each class it has."""
+    """Write a label file for each split, and print how many images of each class it has.
+
+    Raises UserError if a file exists that is no label file; then nothing is written.
+    """
+    for name in splits:
+        check_label_file(folder / name)
     counts = {}
     for name, entries in splits.items():
         write_json_list(folder / name, entries)
@@ -86,6 +92,11 @@ def write_labels(folder: Path, classes: list[str], splits: Splits) -> None:
         if absent:
             print(f"no image in {name} has {', '.join(absent)}")
     print_counts(classes, counts)
+
+
+def check_label_file(path: Path) -> None:
+    """Raise UserError if a file exists that is no label file."""
+    check_replaceable(path, "label file", is_label_file, "a script that makes label files")
 
 
 def print_counts(classes: list[str], counts: dict[str, np.ndarray]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.runtime.files import atomic_write, write_json
+from utils.runtime.files import atomic_write, read_json, write_json
 
 
 def write_json_table(path: Path, classes: list[str], results: dict[str, np.ndarray]) -> None:
@@ -23,3 +23,20 @@ def write_csv_table(path: Path, classes: list[str], results: dict[str, np.ndarra
         table.writerow(["image", *classes])
         for photo, scores in results.items():
             table.writerow([photo, *(f"{score:.6g}" for score in scores)])
+
+
+def is_json_table(path: Path) -> bool:
+    """Return whether a file holds what `write_json_table` writes."""
+    rows = read_json(path)
+    return isinstance(rows, list) and all(row.keys() == {"image", "scores"} for row in rows)
+
+
+def is_csv_table(path: Path) -> bool:
+    """Return whether a file holds scores, as `write_csv_table` writes them, and not labels of 0 and 1."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header, *rows = csv.reader(file)
+    scores = [cell for row in rows for cell in row[1:]]
+    all_scores = all(0 <= float(cell) <= 1 and f"{float(cell):.6g}" == cell for cell in scores)
+    # A label or a rounded share has few digits, a score hardly ever.
+    num_long = sum(len(cell) > len("0.000") for cell in scores)
+    return header[0] == "image" and all_scores and 2 * num_long > len(scores)

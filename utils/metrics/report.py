@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 COLUMNS = ("positives", "predicted", "correct", "precision", "recall", "F1")
@@ -14,6 +15,11 @@ def by_class(metrics: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
         metric: dict(zip(names, value)) if isinstance(value, list) else value
         for metric, value in metrics.items()
     }
+
+
+def is_metrics_file(path: Path) -> bool:
+    """Return whether a file holds metrics, as val.py --out and main.py write them."""
+    return path.read_bytes().startswith(b'{\n  "mAP"')
 
 
 def format_report(metrics: Mapping[str, Any], names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Files of scores: .npz with scores, targets, ignore, names, paths and unknown_is_negative."""
 
 import contextlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,13 @@ def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str
             paths=np.char.decode(labels.paths, "utf-8", "surrogateescape"),
             unknown_is_negative=labels.unknown_is_negative,
         )
+
+
+def is_scores_file(path: Path) -> bool:
+    """Return whether a file holds all that `write_scores` writes."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    return {f"{name}.npy" for name in SavedScores._fields} <= names
 
 
 @contextlib.contextmanager

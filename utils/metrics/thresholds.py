@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 from pathlib import Path
@@ -10,14 +11,15 @@ import numpy as np
 
 from utils.data.lookalikes import compose
 from utils.metrics.multilabel import num_at_least
+from utils.runtime.arguments import given_path
 from utils.runtime.errors import reporting_errors
-from utils.runtime.files import read_json, write_json
+from utils.runtime.files import check_replaceable, read_json, write_json
 
 
 def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
     """Parse a threshold from low to high, or the .json file with one per class; an argparse type."""
     if text.endswith(".json"):
-        return Path(text)
+        return given_path(text)
     with contextlib.suppress(ValueError):
         value = float(text)
         if low <= value <= high:
@@ -42,9 +44,17 @@ def read_thresholds(given: float | str | os.PathLike[str], names: list[str]) -> 
 
 def write_thresholds(path: Path, thresholds: np.ndarray, names: list[str]) -> None:
     """Write thresholds (C,) as {class: threshold}; UserError if the file exists and holds something else."""
-    if path.exists():
-        read_thresholds(path, names)
+    is_own = functools.partial(holds_thresholds, names=names)
+    author = "utils/evaluation.py, with a threshold for each class"
+    check_replaceable(path, "--fit_thresholds", is_own, author)
     write_json(path, dict(zip(names, thresholds.tolist())))
+
+
+def holds_thresholds(path: Path, names: list[str]) -> bool:
+    """Return whether a file holds a threshold for each of some classes, and nothing else."""
+    values = read_json(path)
+    same_names = set(map(compose, values)) == set(map(compose, names))
+    return same_names and not any(map(math.isnan, values.values()))
 
 
 def fit_thresholds(
@@ -71,9 +81,12 @@ def best_threshold(scores: np.ndarray, positives: np.ndarray, counted: np.ndarra
     num_correct = num_at_least(candidates, candidates)
     num_predicted = num_at_least(candidates, ranked_scores)
     f1 = 2 * num_correct / (num_predicted + len(candidates))
-    best = candidates[f1 == f1.max()][-1]
+    best = float(candidates[f1 == f1.max()][-1])
     lower_scores = ranked_scores[ranked_scores < best]
     if len(lower_scores) == 0:
-        return float(best)
+        return best
     # Halfway to the next lower score, because another device computes slightly different scores.
-    return float((best + lower_scores[-1]) / 2)
+    lower = float(lower_scores[-1])
+    halfway = (best + lower) / 2
+    # There is no number halfway to -∞, nor between two numbers that are next to each other.
+    return halfway if lower < halfway < best else best

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -32,10 +33,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def given_path(text: str) -> Path:
-    """Parse a path that is not empty (an unset shell variable gives an empty one); an argparse type."""
+    """Parse a path; an argparse type. See expand_home."""
+    return Path(expand_home(text))
+
+
+def expand_home(text: str) -> str:
+    """Replace ~ or ~USER at the start of a path by a home folder, which shells do not do in --option=~/path.
+
+    Raises argparse's error if there is no such user, or if the path is empty, as an unset shell variable is.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        first = Path(text).parts[0]
+        raise argparse.ArgumentTypeError(f"{text!r}: {first} is no user's home folder; for a file, ./{text}")
+    return expanded
 
 
 def number(kind: type, low: float, low_allowed: bool = True, high: float = 2**63) -> Callable[[str], float]:

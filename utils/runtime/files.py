@@ -1,13 +1,13 @@
 """Reading JSON with errors that name the file, and writing files completely or not at all."""
 
+import contextlib
 import io
 import json
 import os
 import secrets
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -39,6 +39,22 @@ def check_file(path: Path | None, option: str, *endings: str) -> None:
     check_folder(path.parent, option)
 
 
+def check_replaceable(path: Path | None, option: str, is_own: Callable[[Path], bool], command: str) -> None:
+    """Raise UserError if a file exists that `command` did not write: an output replaces only its own kind.
+
+    path: None, an option that was left out, passes; so does an empty file. is_own: whether a file is of the
+    kind that the command writes; an exception in it means that it is not.
+    """
+    if path is None or not path.exists():
+        return
+    own = False
+    if path.is_file():
+        with contextlib.suppress(Exception):  # its type depends on the content of the file
+            own = path.stat().st_size == 0 or is_own(path)
+    if not own:
+        raise UserError(f"{option} {path} exists and is not from {command}: move it, or choose another name")
+
+
 class PartFile(io.FileIO):
     """A new file that is to replace `path`; if a write fails (a full disk), a UserError names `path`."""
 
@@ -51,7 +67,7 @@ class PartFile(io.FileIO):
             return super().write(data)
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Open a file that replaces `path` only once it is complete; UserError if it cannot be written.
 
@@ -79,7 +95,7 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
         part.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError inside the block into a UserError that says that `path` cannot be written."""
     try:
