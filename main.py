@@ -3,11 +3,12 @@
 python main.py --num_heads 1 --lam 0.1 --dataset voc07 --num_cls 20
 """
 
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
 import math
 import shlex
-from pathlib import Path
-from typing import Any
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.optim import SGD
 
 from pipeline.models import MODELS, build, check_img_size, default_lam
-from pipeline.network import Network
+from pipeline.network import Network, has_map_of_one_place
 from utils.commands import options
 from utils.commands.summary import summary
 from utils.data.classes import class_names
@@ -28,13 +29,13 @@ from utils.inference.outputs import evaluate_model
 from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, given_path, number
-from utils.runtime.device import autocast, choose_device
+from utils.runtime.device import autocast, choose_device, set_up_device
 from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.progress import ProgressLines, progress_bar
 from utils.runtime.script import run_script
 from utils.training import messages, resume, saving
 from utils.training.average import MovingAverage
-from utils.training.folder import RunFolder, holds_run
+from utils.training.folder import RunFolder, SavedRun, holds_run
 from utils.training.losses import LOSSES
 from utils.training.meter import EpochMeter
 from utils.training.run import Run
@@ -54,14 +55,15 @@ def main() -> None:
         if path and given.resume and holds_run(path):
             folder.open(path)
             saved = folder.read_last()
-            args = resumed_args(saved, path)
+            args = resumed_args(saved)
         else:
             args = resolve(given)
         device = choose_device(args.device, args.amp, args.compile)
+        set_up_device(device)
         if args.sync_bn and device.type != "cuda":
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         distributed.connect(device, args.batch_size)
-        position = None if saved is None else saved["position"]
+        position = None if saved is None else saved.content["position"]
         resume.check_same_start(distributed.gather(position))
         if saved is None:
             folder.make(path, args)  # only now: if another process lacks a GPU, torchrun kills this one
@@ -69,6 +71,7 @@ def main() -> None:
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)
         network = build_model(args, device, start_weights=saved is None)
+        check_batches(args, loaders.train, network)
         ddp_model = distributed.wrap(network)  # copies the first process's buffers, so before `restore`
         run = build_run(args, folder, network, loaders)
         print(summary(make_parser(), args))
@@ -76,6 +79,8 @@ def main() -> None:
             restore(run, saved)
         print(messages.data_line(run, loaders))
         print(messages.start_line(run, is_resumed=saved is not None))
+        if warning := messages.warmup_line(args):
+            print(warning)
         del saved  # frees its memory
         folder.remove_leftovers()
         train(run, ddp_model, loaders)
@@ -192,13 +197,14 @@ def build_state(network: Network, args: argparse.Namespace) -> TrainingState:
     return TrainingState(network, build_optimizer(network, args), scaler, moving_average, Progress())
 
 
-def restore(run: Run, saved: dict[str, Any]) -> None:
-    """Load the state of last.pth into a run; UserError if it does not fit."""
-    resume.check_resumable(saved, saving.last_checkpoint(run), f"{run.folder.path}/last.pth")
-    state = resume.share_among(saved, distributed.WORLD_SIZE)
+def restore(run: Run, saved: SavedRun) -> None:
+    """Load a saved state into a run; UserError if it does not fit."""
+    resume.check_resumable(saved.content, saving.last_checkpoint(run), str(saved.file))
+    state = resume.share_among(saved.content, distributed.WORLD_SIZE)
     run.state.load_state_dict({**state, "buffers": state["buffers"][distributed.RANK]})
-    if len(saved["buffers"]) != distributed.WORLD_SIZE:
-        print(messages.processes_line(len(saved["buffers"])))
+    num_before = len(saved.content["buffers"])
+    if num_before != distributed.WORLD_SIZE:
+        print(messages.processes_line(num_before))
 
 
 def build_model(args: argparse.Namespace, device: torch.device, start_weights: bool = True) -> Network:
@@ -272,12 +278,12 @@ def make_parser() -> Parser:
     return parser
 
 
-def resumed_args(saved: dict[str, Any], folder: Path) -> argparse.Namespace:
+def resumed_args(saved: SavedRun) -> argparse.Namespace:
     """Return the options of a saved run, updated by the command line; UserError if that changes the run."""
     try:
-        return resolve(resume.resumed_options(make_parser(), saved))
+        return resolve(resume.resumed_options(make_parser(), saved.content))
     except UserError as error:
-        raise UserError(f"{folder}/last.pth cannot be resumed: {error}") from error
+        raise UserError(f"{saved.file} cannot be resumed: {error}") from error
 
 
 def resolve(given: argparse.Namespace) -> argparse.Namespace:
@@ -317,6 +323,18 @@ def check_options(args: argparse.Namespace, num_classes: int) -> None:
     if args.batch_size % processes:
         share = f"--batch_size {args.batch_size} cannot be shared equally among {processes} processes"
         raise UserError(f"{share}: use a multiple of {processes}, or another --nproc_per_node")
+
+
+def check_batches(args: argparse.Namespace, loader: TrainingLoader, network: Network) -> None:
+    """Raise UserError if a process gets a batch of one image, and batch norm cannot train on one."""
+    shares_statistics = args.sync_bn and distributed.WORLD_SIZE > 1
+    if shares_statistics or loader.batch_sampler.smallest_share() > 1:
+        return
+    if has_map_of_one_place(network, args.img_size):
+        owner = "a batch" if distributed.WORLD_SIZE == 1 else "a process"
+        single = f"--batch_size {args.batch_size} leaves {owner} with a single image"
+        reason = f"batch norm in {args.model} cannot train on one at --img_size {args.img_size}"
+        raise UserError(f"{single}, and {reason}: use another --batch_size, or a larger --img_size")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.csra import MHA, AveragePooling, ResidualAttention
 
@@ -47,6 +48,28 @@ class Network(nn.Module):
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert a state dict of torchvision or timm to this network's names and sizes."""
         return state_dict
+
+
+def has_map_of_one_place(network: Network, img_size: int) -> bool:
+    """Return whether a batch norm is given maps of one place, so that it cannot train on a single image.
+
+    img_size: side of the images in pixels.
+    """
+    places = []
+
+    def record_places(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        places.append(inputs[0][0, 0].numel())
+
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(record_places) for norm in norms]
+    was_training = network.training
+    image = torch.zeros(1, 3, img_size, img_size, device=next(network.parameters()).device)
+    with torch.inference_mode():
+        network.eval().features(image)
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return 1 in places
 
 
 def rename(state_dict: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:

@@ -164,6 +164,14 @@ def test_processes_share_each_batch_of_training(world_size):
     assert len(fillers) == max(0, world_size - 2)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("num_samples", range(1, 21))
+def test_the_smallest_share_of_a_process_is_known(num_samples, world_size):
+    shares = [TrainingBatches(num_samples, 8, 0, rank, world_size) for rank in range(world_size)]
+    smallest = min(len(batch) for share in shares for batch in share)
+    assert [share.smallest_share() for share in shares] == [smallest] * world_size
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_processes_take_whole_batches_of_evaluation(world_size):
     alone = list(EvaluationBatches(14, 5))

@@ -11,8 +11,9 @@ import pytest
 import main
 from helpers import REPOSITORY, RUN, finish, start, wait_until
 from utils.runtime.errors import UserError
+from utils.runtime.locks import is_open_at
 from utils.training.folder import RunFolder
-from utils.training.lock import FolderLock, is_open_at
+from utils.training.lock import FolderLock
 
 HOLD = """
 import sys, time

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 
 import demo
@@ -19,7 +21,7 @@ from helpers import HEADS, INNER, LAYERS, OWN, TINY, WIDTH, make_own, timm_weigh
 from pipeline import vit_csra
 from pipeline.csra import MHA
 from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
-from pipeline.network import rename
+from pipeline.network import Network, has_map_of_one_place, rename
 from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
 
@@ -231,3 +233,37 @@ def test_torchvisions_densenet_files_have_older_names():
     older = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", name): torch.zeros(1) for name in names}
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     assert list(network.adapt(older)) == [f"trunk.{name}" for name in names]
+
+
+class Shrinking(Network):
+    """A network with batch norm on maps of img_size / 8, rounded down."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.Sequential(nn.AvgPool2d(8), nn.BatchNorm2d(3))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pool(images)
+
+
+def test_networks_that_cannot_train_on_one_image_are_known():
+    network = Shrinking()
+    for side, single in ((8, True), (15, True), (16, False)):
+        assert has_map_of_one_place(network, side) == single
+    assert network.training
+    assert network.pool[1].num_batches_tracked == 0
+    assert not network.pool[1]._forward_pre_hooks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "side"), [("densenet121", 33), ("googlenet", 33), ("inception_v3", 75)])
+def test_a_batch_of_one_image_is_refused_before_training_where_it_cannot_be(workdir, command, model, side):
+    make_own(workdir, count=5)
+    options = [*OWN, *TINY, "--model", model, "--img_size", side, "--total_epoch", 1, "--lr", 1e-4]
+    result = command(main, *options, "--batch_size", 4)
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    for word in ("--batch_size 4", model, f"--img_size {side}", "single image"):
+        assert word in result.err
+    assert not Path("checkpoint").exists()
+    assert command(main, *options, "--batch_size", 3).status == 0

@@ -300,6 +300,19 @@ def test_previous_pth_replaces_a_damaged_last_pth(finished, uninterrupted, comma
 
 
 @pytest.mark.slow
+def test_an_error_names_the_file_that_was_read(finished, command):
+    result = command(main, "--resume", finished, "--lr", 0.5)
+    assert f"{finished}/last.pth cannot be resumed: leave out --lr 0.5" in result.err
+    (finished / "last.pth").unlink()
+    result = command(main, "--resume", finished, "--lr", 0.5)
+    assert f"{finished}/previous.pth cannot be resumed: leave out --lr 0.5" in result.err
+    state = torch.load(finished / "previous.pth", weights_only=True)
+    del state["model"]["conv1.weight"]
+    torch.save(state, finished / "previous.pth")
+    assert f"{finished}/previous.pth lacks conv1.weight" in command(main, "--resume", finished).err
+
+
+@pytest.mark.slow
 def test_two_damaged_checkpoints_cannot_be_resumed(finished, command):
     for name in ("last.pth", "previous.pth"):
         (finished / name).write_bytes(b"damaged")

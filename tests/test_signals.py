@@ -39,11 +39,10 @@ def living_processes(group: int) -> list[str]:
     return living
 
 
-def handles_signals(process: subprocess.Popen) -> bool:
-    """Return whether a process has its own handler for SIGUSR1, as it has while it trains or evaluates."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGUSR1 - 1))
+def starts_workers(process: subprocess.Popen, method: str) -> bool:
+    """Return whether a command, the leader of its group, has begun to start its workers."""
+    helpers = 0 if method == "fork" else 1  # the resource tracker of multiprocessing, which starts earlier
+    return len(living_processes(process.pid)) > 1 + helpers
 
 
 def lines_after(number: signal.Signals, process: subprocess.Popen) -> list[str]:
@@ -95,7 +94,7 @@ def test_signals_save_and_end_the_run(shapes, tmp_path, command, method):
 def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, command, method):
     folder = tmp_path / "run"
     run = start_alone(method, "main.py", *OPTIONS, folder)
-    wait_until(lambda: handles_signals(run), run)
+    wait_until(lambda: starts_workers(run, method), run)
     _, last = lines_after(signal.SIGUSR1, run)
     assert last == f"stopped at step 1 of epoch 1; resume with: python main.py --resume {folder}"
     assert command(main, "--resume", folder, "--total_epoch", 1).status == 0
@@ -103,7 +102,7 @@ def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, co
     options = ["--dataset", "shapes", "--split", "train", "--num_workers", 1, "--batch_size", 1]
     slow = ["--img_size", 480, "--device", "cpu"]  # so that the evaluation does not end before the signal
     evaluation = start_alone(method, "val.py", *options, *slow, "--load_from", trained / "best.pth")
-    wait_until(lambda: handles_signals(evaluation), evaluation)
+    wait_until(lambda: starts_workers(evaluation, method), evaluation)
     lines = lines_after(signal.SIGUSR1, evaluation)
     assert lines == ["SIGUSR1: stopping; a second signal ends it at once"]
 
@@ -125,3 +124,76 @@ def test_nohup_is_respected():
     program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"
     result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
+
+
+SCRIPTS = ["main.py", "val.py", "demo.py", "export.py", "benchmarks/bench.py"]
+SCRIPTS += [f"experiments/{name}.py" for name in ("claims", "pointing")]
+SCRIPTS += [f"utils/{name}.py" for name in ("evaluation", "plot")]
+SCRIPTS += [f"utils/prepare_{name}.py" for name in ("voc", "coco", "wider", "csv", "shapes")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_imports_ends_a_command_quietly(tmp_path, script):
+    """Replace the packages that the command imports first by modules that take long."""
+    for name in ("torch", "numpy", "tqdm"):
+        slow = "import time; print('importing', flush=True); time.sleep(60)"
+        (tmp_path / f"{name}.py").write_text(slow)
+    process = start(1, script, "--help", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+
+
+SLOW_DOWNLOAD = """
+import sys, time
+import main
+from utils.runtime.script import run_script
+from utils.weights import fitting
+
+def download(model):
+    print("downloading", flush=True)
+    time.sleep(60)
+
+fitting.imagenet_weights = download
+run_script(main.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_save_leaves_nothing(shapes, tmp_path):
+    processes = {}
+    sent = STATUSES.keys() & {signal.SIGTERM, signal.SIGHUP}
+    for number in sent:
+        folder = tmp_path / number.name / "runs" / "run"
+        words = [*RUN, "--pretrained", "imagenet", "--output_dir", str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-c", SLOW_DOWNLOAD, *words]
+        processes[folder] = subprocess.Popen(command, env=environment, **pipes)
+    for number, (folder, process) in zip(sent, processes.items()):
+        assert process.stdout.readline() == "downloading\n"
+        assert (folder / ".lock").exists()
+        process.send_signal(number)
+        assert finish(process) == (STATUSES[number], "", "")
+        assert not folder.parent.exists()
+
+
+def test_a_signal_while_a_command_writes_removes_the_unfinished_file(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from utils.runtime.files import atomic_write\n"
+        "from utils.runtime.script import run_script\n"
+        "def main():\n"
+        "    with atomic_write(Path(sys.argv[1])) as file:\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run_script(main)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "file.txt")]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        assert finish(process)[0] == STATUSES[number]
+        assert list(tmp_path.iterdir()) == []

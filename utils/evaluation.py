@@ -3,13 +3,17 @@
 python utils/evaluation.py FILE.npz [--threshold 0.5] [--fit_thresholds FILE.json]
 """
 
-import argparse
-import functools
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
+import argparse
+import functools
+import math
+
 from utils.metrics.multilabel import evaluate
 from utils.metrics.report import format_report
 from utils.metrics.score_files import SavedScores, read_scores

@@ -4,17 +4,21 @@ python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--
 python utils/prepare_coco.py --dataset mine --train train.json --test test.json [--img_dir photos]
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
 import contextlib
 import io
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.commands.classes_of import add_classes_of, read_classes_of
 from utils.data.classes import check_looks, check_names, class_names
 from utils.data.label_files import UNKNOWN

@@ -4,14 +4,18 @@ python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--test
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.commands.classes_of import add_classes_of, read_classes_of
 from utils.data.label_files import UNKNOWN
 from utils.data.new_data_set import (

@@ -4,10 +4,14 @@ python utils/prepare_shapes.py [--difficulty easy|medium|hard] [--overwrite]
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
+from dataclasses import asdict
+
 from utils.data.drawing import DIFFICULTIES
 from utils.data.shapes import FOLDER, ShapesOptions, make_shapes
 from utils.runtime.arguments import Parser, given_path, number

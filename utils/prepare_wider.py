@@ -3,13 +3,17 @@
 python utils/prepare_wider.py [--data_path Dataset/WIDER_ATTRIBUTE] [--verify]
 """
 
-import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
+
+import os
+
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
 from utils.data.preparing import (

@@ -142,7 +142,7 @@ def read_run(path: Path) -> None:
         folder.open(path.parent)
         saved = folder.read_last()
         with mock.patch.object(sys, "argv", ["main.py", "--resume", str(path.parent)]):
-            args = main.resumed_args(saved, path.parent)
+            args = main.resumed_args(saved)
         main.restore(small_run(args, folder), saved)
 
 

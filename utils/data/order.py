@@ -51,6 +51,12 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         """Return the number of batches in a whole epoch."""
         return math.ceil(self.num_samples / self.batch_size)
 
+    def smallest_share(self) -> int:
+        """Return the smallest number of images that a process is given in a step."""
+        num_last = self.num_samples % self.batch_size or self.batch_size
+        smallest_batch = min(self.batch_size, num_last)
+        return max(1, smallest_batch // self.world_size)
+
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.arange(self.num_samples)
         np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)

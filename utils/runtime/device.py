@@ -25,7 +25,7 @@ with torch.autocast("cpu", torch.bfloat16):
 
 
 def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> torch.device:
-    """Return the named device, or for "auto" the first of CUDA, MPS and CPU, and configure it.
+    """Return the named device, or for "auto" the first of CUDA, MPS and CPU; nothing is changed.
 
     Each process gets its own GPU. amp: a key of AMP_DTYPES. use_compile: whether torch.compile is used.
     Raises UserError if the device is missing or cannot do what is asked.
@@ -43,12 +43,18 @@ def choose_device(name: str, amp: str = "off", use_compile: bool = False) -> tor
     if name == "mps" and WORLD_SIZE > 1:
         raise UserError("processes cannot share this kind of GPU: use --device cpu, or one process")
     if name == "cuda":
-        return take_gpu(amp)
-    if name == "cpu":
-        keep_freed_memory()
-        if use_compile:
-            check_compiler()
+        return choose_gpu(amp)
+    if name == "cpu" and use_compile:
+        check_compiler()
     return torch.device(name)
+
+
+def set_up_device(device: torch.device) -> None:
+    """Prepare this process for computing on a device that `choose_device` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
 
 
 def find_device() -> str:
@@ -65,13 +71,15 @@ def is_available(name: str) -> bool:
     return True
 
 
-def take_gpu(amp: str) -> torch.device:
-    """Select this process's own GPU and return it; UserError if there is none, or it cannot do `amp`."""
-    with reporting_errors(f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"):
-        torch.cuda.set_device(LOCAL_RANK)
-    if amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+def choose_gpu(amp: str) -> torch.device:
+    """Return this process's own GPU; UserError if there is none, or it cannot do `amp`."""
+    gpu = torch.device("cuda", LOCAL_RANK)
+    no_gpu = f"process {LOCAL_RANK} has no GPU: lower --nproc_per_node or use --device cpu"
+    with reporting_errors(no_gpu), torch.cuda.device(gpu):
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if amp == "bf16" and not has_bf16:
         raise UserError("--amp bf16 needs a GPU of compute capability 8.0 or later: use --amp fp16")
-    return torch.device("cuda", LOCAL_RANK)
+    return gpu
 
 
 def check_compiler() -> None:

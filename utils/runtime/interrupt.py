@@ -9,13 +9,10 @@ from typing import NoReturn
 
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.errors import UserError
+from utils.runtime.signals import Interrupted, exit_status, let_next_signal_end_the_process
 from utils.runtime.workers import SIGNALS
 
 received: list[int] = []
-
-
-class Interrupted(SystemExit):
-    """A signal asked the command to stop; a SystemExit passes every `except Exception` on its way out."""
 
 
 @contextlib.contextmanager
@@ -50,19 +47,6 @@ def record_signal(message: str, number: int, frame: object) -> None:
         let_next_signal_end_the_process()
 
 
-def let_next_signal_end_the_process() -> None:
-    """Restore the default handlers of SIGNALS, except of SIGHUP, which a closed terminal can send twice."""
-    for number in SIGNALS:
-        if number.name == "SIGINT":
-            # It raises KeyboardInterrupt, which lets the command remove what it has half written.
-            signal.signal(number, signal.default_int_handler)
-        elif number.name != "SIGHUP":
-            signal.signal(number, signal.SIG_DFL)
-
-
 def stop() -> NoReturn:
-    """Raise Interrupted with the exit status of SIGINT, or of SIGTERM for all other signals.
-
-    Schedulers send SIGUSR1 as a warning before SIGTERM.
-    """
-    raise Interrupted(130 if signal.SIGINT in received else 143)
+    """Raise Interrupted for the signals that were recorded."""
+    raise Interrupted(exit_status(received))

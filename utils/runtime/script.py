@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 from utils.runtime.errors import one_line, user_message
+from utils.runtime.signals import raising_interrupted
 from utils.runtime.versions import check_torch
 from utils.runtime.workers import kill_workers, start_resource_tracker
 
@@ -20,9 +21,15 @@ def run_script(main: Callable[[], None]) -> None:
     Under torchrun only the first process prints to stdout, and the first of each machine reports an error;
     the others wait for torchrun to end them.
     """
-    prepare_output()
-    start_resource_tracker()
-    ignore_decoder_warnings()
+    with raising_interrupted():
+        prepare_output()
+        start_resource_tracker()
+        ignore_decoder_warnings()
+        run(main)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command in a process that is prepared for it, see `run_script`."""
     try:
         try:
             check_torch()

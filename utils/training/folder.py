@@ -12,7 +12,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.runtime import distributed
 from utils.runtime.distributed import RANK
@@ -24,7 +24,15 @@ from utils.weights.contents import load_checkpoint
 from utils.weights.writing import save_checkpoint
 
 RUN_FILES = ("log.jsonl", "best.pth", "last.pth", "previous.pth", "damaged.pth", "test_results.json")
+START_SIZE = 2**24  # bytes; torch.save writes all but the numbers of the tensors first
 ALL_RUNS = Path("checkpoint")
+
+
+class SavedRun(NamedTuple):
+    """The content of last.pth or previous.pth, and which file it is from."""
+
+    content: dict[str, Any]
+    file: Path
 
 
 class RunFolder:
@@ -72,6 +80,7 @@ class RunFolder:
             self.path = path
         self.take_lock()
         if args.overwrite:
+            check_is_run(self.path)
             self.replaced = [self.path / file for file in RUN_FILES]
         else:
             check_holds_no_run(self.path)
@@ -93,12 +102,12 @@ class RunFolder:
             for part in self.path.glob(f".{file}.*.part"):
                 part.unlink(missing_ok=True)
 
-    def read_last(self) -> dict[str, Any]:
+    def read_last(self) -> SavedRun:
         """Read last.pth, or previous.pth if it is damaged; UserError if neither can be used."""
         last = self.path / "last.pth"
         previous = self.path / "previous.pth"
         try:
-            return load_checkpoint(last)
+            return SavedRun(load_checkpoint(last), last)
         except UserError as error:
             if not previous.exists():
                 raise
@@ -107,7 +116,7 @@ class RunFolder:
                 print(f"{error}; resuming from {previous}", file=sys.stderr)
                 if last.exists():  # set it aside, so that the next save does not keep it as previous.pth
                     last.replace(self.path / "damaged.pth")
-            return checkpoint
+            return SavedRun(checkpoint, previous)
 
     def write_last(self, checkpoint: dict[str, Any]) -> None:
         """Write last.pth, and keep the one before as previous.pth."""
@@ -116,10 +125,6 @@ class RunFolder:
         self.replaced = []
         keep_previous(self.path)
         save_checkpoint(self.path / "last.pth", checkpoint)
-
-    def write_best(self, checkpoint: dict[str, Any]) -> None:
-        """Write best.pth."""
-        save_checkpoint(self.path / "best.pth", checkpoint)
 
 
 def holds_run(folder: Path) -> bool:
@@ -132,6 +137,22 @@ def check_holds_no_run(folder: Path) -> None:
     if any((folder / file).exists() for file in RUN_FILES):
         way_out = "add --resume or --overwrite" if holds_run(folder) else "replace it with --overwrite"
         raise UserError(f"--output_dir {folder} holds a run: name another folder, or {way_out}")
+
+
+def check_is_run(folder: Path) -> None:
+    """Raise UserError if a folder holds files with names of a run's, and main.py wrote none of them."""
+    present = [folder / file for file in RUN_FILES if (folder / file).exists()]
+    if present and not any(map(is_from_main, present)):
+        raise UserError(f"--overwrite: {present[0]} is not from main.py: move it, or name another folder")
+
+
+def is_from_main(path: Path) -> bool:
+    """Return whether main.py wrote a file of RUN_FILES, which may be damaged; only its start is read."""
+    with open(path, "rb") as file:
+        start = file.read(START_SIZE)
+    if path.suffix == ".pth":
+        return all(word in start for word in (b"config", b"classes", b"record", b"img_size"))
+    return start.startswith((b'{"epoch"', b'{\n  "mAP"'))
 
 
 def missing_folders(path: Path) -> list[Path]:

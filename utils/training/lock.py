@@ -1,25 +1,16 @@
 """A lock on the folder of a run, so that two runs never write into one folder."""
 
 import contextlib
-import errno
 import os
 import socket
 from pathlib import Path
 
 from utils.runtime.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from utils.runtime.locks import is_open_at, open_and_lock, release
 
 
 class FolderLock:
-    """The lock of this process on a folder; the system frees it when the process ends, however it ends.
-
-    It is a POSIX record lock, which a forked process does not inherit: the data loaders of a killed run end
-    some seconds after it, and they do not keep its folder locked.
-    """
+    """The lock of this process on a folder; the system frees it when the process ends, however it ends."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -51,40 +42,8 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back and remove its file."""
         if self.file is not None:
-            self.path.unlink(missing_ok=True)
-            os.close(self.file)
+            release(self.file, self.path)
             self.file = None
-
-
-def open_and_lock(path: Path) -> int:
-    """Lock a file and return its descriptor.
-
-    Raises BlockingIOError if another process has the lock, OSError if locks do not work here.
-    """
-    if fcntl is None:
-        raise OSError(errno.ENOTSUP, "this system has no such locks")
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError:  # some systems raise this instead
-        os.close(file)
-        raise BlockingIOError from None
-    except BlockingIOError:
-        os.close(file)
-        raise
-    except OSError:
-        os.close(file)
-        path.unlink(missing_ok=True)
-        raise
-    return file
-
-
-def is_open_at(file: int, path: Path) -> bool:
-    """Return whether a descriptor still refers to the file at this path."""
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def write_holder(file: int) -> None:

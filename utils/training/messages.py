@@ -1,5 +1,6 @@
 """The lines that a training run prints."""
 
+import argparse
 from typing import Any
 
 from utils.data.loaders import Loaders
@@ -23,6 +24,14 @@ def start_line(run: Run, is_resumed: bool) -> str:
         return f"{finished}: --total_epoch adds more"
     action = "resuming the" if is_resumed else "starting a new"
     return f"{action} run in {run.folder.path} at {place(run)}"
+
+
+def warmup_line(args: argparse.Namespace) -> str:
+    """Return the warning that the learning rate never reaches --lr, "" if it does."""
+    if args.warmup_epoch < args.total_epoch:
+        return ""
+    lasts = f"--warmup_epoch {args.warmup_epoch} does not end before --total_epoch {args.total_epoch}"
+    return f"warning: {lasts}: the learning rate never reaches --lr {args.lr:g}"
 
 
 def processes_line(before: int) -> str:

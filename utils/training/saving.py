@@ -13,12 +13,13 @@ from utils.metrics.report import by_class
 from utils.runtime import distributed, interrupt
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import nan_to_none, write_json
-from utils.runtime.interrupt import Interrupted
+from utils.runtime.signals import Interrupted
 from utils.training.log import log_epoch
 from utils.training.messages import diverged, format_record, place
 from utils.training.run import Run
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import first_not_finite, load_weights
+from utils.weights.writing import save_checkpoint
 
 
 def gather_and_save(run: Run) -> None:
@@ -66,7 +67,7 @@ def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
         progress.best = progress.record
     if RANK == 0:
         if is_best:
-            run.folder.write_best(best_checkpoint(run))
+            save_checkpoint(run.folder.path / "best.pth", best_checkpoint(run))
         log_epoch(run.folder.path, progress.record)
         print(format_record(progress.record))
     progress.next_epoch()
