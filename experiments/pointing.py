@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+if __name__ == "__main__":
+    import utils.runtime.quiet_interrupt  # first, see there
+
 import argparse
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -125,12 +128,15 @@ def read_boxes(entry: dict[str, Any]) -> list[Box]:
 
 
 def read_voc_boxes(root: ET.Element) -> list[Box]:
-    """Return the boxes of a VOC annotation, but of difficult objects; ValueError if one is malformed."""
+    """Return the boxes of a VOC annotation, but of difficult objects; ValueError if one is malformed.
+
+    VOC counts pixels from 1, and xmax and ymax are those of the last pixels in the box.
+    """
     size = (read_number(root, "size/width"), read_number(root, "size/height"))
     boxes = []
     for item in root.findall("object"):
-        left = read_number(item, "bndbox/xmin")
-        top = read_number(item, "bndbox/ymin")
+        left = read_number(item, "bndbox/xmin") - 1
+        top = read_number(item, "bndbox/ymin") - 1
         width = read_number(item, "bndbox/xmax") - left
         height = read_number(item, "bndbox/ymax") - top
         if item.findtext("difficult") != "1":

@@ -141,6 +141,21 @@ def test_a_fitted_threshold_lies_between_two_scores_and_is_the_highest_of_equal_
     assert fitted == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.8, -np.inf], 0.8),  # halfway would be -inf, which takes all
+        ([np.inf, 0.5], np.inf),
+        ([np.inf, -np.inf], np.inf),
+        ([-np.inf, -np.inf], -np.inf),
+        ([np.nextafter(1, 2), 1.0], np.nextafter(1, 2)),
+        ([1.7e308, 1.6e308], 1.7e308),  # their sum is too large for a float
+    ],
+)
+def test_a_threshold_is_fitted_to_scores_without_a_number_halfway(scores, expected):
+    assert best_threshold(np.array(scores), np.array([True, False]), np.array([True, True])) == expected
+
+
 def test_top_3_counts_only_predicted_labels_among_the_three_highest():
     scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.1], [0.9, 0.4, 0.3, 0.2, 0.1]])
     targets = np.array([[0, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
@@ -172,6 +187,11 @@ def test_the_first_of_equal_scores_is_among_the_three_highest():
     assert (counts["OR"], counts["OR_3"]) == (1, 3 / 5)
     assert evaluate(scores, np.array([[1, 0, 0, 0, 0]]))["OR_3"] == 1
     assert evaluate(scores, np.array([[0, 0, 0, 1, 1]]))["OR_3"] == 0
+
+
+def test_scores_of_minus_infinity_are_among_the_three_highest():
+    metrics = evaluate(np.full((1, 5), -np.inf), np.ones((1, 5)), np.array([[1, 0, 0, 0, 0]]), -np.inf)
+    assert metrics["OR_3"] == 3 / 4
 
 
 def test_images_with_fewer_than_three_counted_labels_predict_no_ignored_one():

@@ -192,7 +192,7 @@ def test_the_chart_of_classes_leaves_out_a_class_without_positives():
 
 
 def test_boxes_of_voc_are_shares_of_the_image_and_difficult_objects_have_none(tmp_path):
-    boxes = {"dog": ("0", (50, 20, 100, 80)), "cat": ("1", (0, 0, 10, 10))}
+    boxes = {"dog": ("0", (51, 21, 100, 80)), "cat": ("1", (1, 1, 10, 10))}
     objects = "".join(
         f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{a}</xmin>"
         f"<ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"

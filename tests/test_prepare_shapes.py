@@ -1,12 +1,13 @@
 """The data set shapes: the same seed, the same files; labels match the objects."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from helpers import REPOSITORY
+from helpers import REPOSITORY, finish, start
 from utils import prepare_shapes
 from utils.data import shapes
 from utils.data.drawing import DIFFICULTIES
@@ -74,7 +75,7 @@ def test_interrupted_shapes_leave_no_partial_images(workdir, monkeypatch):
     monkeypatch.setattr(shapes, "draw_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_shapes.main([])
-    assert not Path("data/shapes/images.part").exists()
+    assert [path.name for path in Path("data/shapes").iterdir()] == ["classes.json"]
 
 
 def test_shapes_errors_name_the_option(workdir, fails):
@@ -85,3 +86,31 @@ def test_shapes_errors_name_the_option(workdir, fails):
     (workdir / "photos" / "images").mkdir(parents=True)
     fails(prepare_shapes, "--out_dir", "photos", says=["--out_dir photos", "name another"])
     assert (workdir / "photos" / "images").exists()
+
+
+def test_processes_that_make_the_shapes_at_once_make_one_data_set(workdir):
+    options = ["--num_train", 200, "--num_test", 50, "--out_dir", "data/shapes"]
+    for process in [start(1, "utils/prepare_shapes.py", *options) for _ in range(3)]:
+        status, out, err = finish(process)
+        assert (status, err) == (0, "")
+        assert "made shapes in data/shapes" in out
+    names = sorted(path.name for path in Path("data/shapes").iterdir())
+    assert names == ["classes.json", "images", "options.txt", "test.json", "train.json"]
+    entries = json.loads(Path("data/shapes/train.json").read_text())
+    assert len(entries) == 200
+    assert all(Path(entry["img_path"]).is_file() for entry in entries)
+
+
+def test_a_process_that_waits_for_another_one_uses_its_data_set(workdir, monkeypatch):
+    """The other process has the lock first, and has made the data set when it gives the lock back."""
+    options = shapes.ShapesOptions(num_train=2, num_test=1)
+    folder = Path("data/shapes")
+
+    @contextlib.contextmanager
+    def wait(path: Path):
+        shapes.write_data_set(folder, options)
+        monkeypatch.setattr(shapes, "draw_scene", None)  # it would fail
+        yield
+
+    monkeypatch.setattr(shapes, "waiting_for_lock", wait)
+    shapes.make_shapes(folder, options)

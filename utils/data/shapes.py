@@ -9,11 +9,15 @@ from tqdm import tqdm
 
 from utils.data.datasets import DATASETS, label_file
 from utils.data.drawing import DIFFICULTIES, SHAPES, draw_scene
-from utils.data.preparing import Entry, Splits, write_labels
+from utils.data.preparing import Entry, Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
+from utils.runtime.locks import waiting_for_lock
 
 FOLDER = Path("data/shapes")
+LABEL_FILES = ("train.json", "test.json")
+RECORD = "options.txt"
+LOCK = ".lock"  # only while a process makes the data set
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,57 @@ def make_shapes(folder: Path, options: ShapesOptions, overwrite: bool = False) -
     Writes images/, classes.json, train.json, test.json and options.txt. Raises UserError if the folder holds
     something else, or with other options (unless overwrite).
     """
-    record = folder / "options.txt"
-    if (folder / "train.json").exists() and not overwrite:
+    check_folder(folder, "--out_dir")
+    was_made = is_made(folder, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with waiting_for_lock(folder / LOCK):  # another process may be making the same data set
+        if not overwrite:
+            check_same_options(folder, options)
+        check_holds_shapes(folder)
+        if was_made or not is_made(folder, options):  # else it was made while this process waited
+            write_data_set(folder, options)
+    print(f"made shapes in {folder} with {options}")
+
+
+def check_same_options(folder: Path, options: ShapesOptions) -> None:
+    """Raise UserError if a folder holds a data set that was made with other options."""
+    record = folder / RECORD
+    if any((folder / file).exists() for file in LABEL_FILES):
         before = record.read_text() if record.exists() else "unknown options"
         if before != str(options):
             raise UserError(f"--out_dir {folder} holds shapes with {before}: add --overwrite")
-    check_folder(folder, "--out_dir")
-    classes = folder / "classes.json"
-    if any(folder.glob("*")) and not (classes.exists() and read_json(classes) == list(SHAPES)):
+
+
+def check_holds_shapes(folder: Path) -> None:
+    """Raise UserError if a folder holds something other than a data set of shapes, or parts of one."""
+    names = {path.name for path in folder.glob("*")} - {LOCK}
+    is_own = not names
+    if "classes.json" in names:
+        images = {path.name for path in (folder / "images").glob("*")}
+        is_own = read_json(folder / "classes.json") == list(SHAPES) and images <= {"train", "test"}
+    record = folder / RECORD
+    if record.exists() and not record.read_text().startswith("difficulty "):
+        is_own = False
+    if not is_own:
         raise UserError(f"--out_dir {folder} holds something other than a data set of shapes: name another")
-    write_json_list(classes, SHAPES)
+    for file in LABEL_FILES:
+        check_label_file(folder / file)
+
+
+def is_made(folder: Path, options: ShapesOptions) -> bool:
+    """Return whether a folder holds the whole data set, made with these options."""
+    record = folder / RECORD
+    is_whole = all((folder / file).exists() for file in LABEL_FILES)
+    return is_whole and record.exists() and record.read_text() == str(options)
+
+
+def write_data_set(folder: Path, options: ShapesOptions) -> None:
+    """Write all files of the data set; the record of the options is the last one."""
+    write_json_list(folder / "classes.json", SHAPES)
     splits = write_images(folder, options)
     write_labels(folder, list(SHAPES), splits)
-    with atomic_write(record) as file:
+    with atomic_write(folder / RECORD) as file:
         file.write(str(options))
-    print(f"made shapes in {folder} with {options}")
 
 
 def write_images(folder: Path, options: ShapesOptions) -> Splits:
@@ -78,7 +118,7 @@ def write_images(folder: Path, options: ShapesOptions) -> Splits:
                 seeds = (options.seed, stream, index)
                 entries.append(write_scene(part / name, images / name, seeds, options))
             splits[f"{split}.json"] = entries
-        for name in splits:  # never leave labels beside the images of another seed
+        for name in LABEL_FILES:  # never leave labels beside the images of another seed
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(images, ignore_errors=True)
         part.rename(images)

@@ -156,7 +156,8 @@ def three_highest(scores: np.ndarray, counted: np.ndarray) -> np.ndarray:
     Of equal scores the first is taken. With fewer than three counted scores, others are taken too.
     """
     images = np.arange(len(scores))
-    remaining = np.where(counted, scores, -np.inf)
+    lowest = np.finfo(float).min  # in place of -∞, which marks what is not counted or already chosen
+    remaining = np.where(counted, np.maximum(scores, lowest), -np.inf)
     chosen = np.zeros(scores.shape, bool)
     for _ in range(3):
         highest = remaining.argmax(axis=1)
