@@ -35,9 +35,8 @@ from utils.data.new_data_set import (
 from utils.data.preparing import (
     Entry,
     FileKey,
-    Splits,
+    Pictures,
     check_no_overlap,
-    file_key,
     listed_file,
     parse_args,
     without_bad,
@@ -49,7 +48,7 @@ from utils.runtime.files import check_folder
 from utils.runtime.script import run_script
 
 Categories = dict[int, str]  # {id: name}
-FindImage = Callable[[str], Path]  # from a file_name to the path of the image
+FindImage = Callable[[str], tuple[Path, FileKey]]  # from a file_name to the image
 
 
 def main() -> None:
@@ -101,20 +100,21 @@ def prepare_official(args: Namespace) -> None:
     check_folder(Path("data/coco"), "label files")
     data_path = args.data_path or Path(f"Dataset/COCO{year}")
     classes = class_names("coco")
-    splits: Splits = {}
+    pictures = {}
     for split in ("train", "val"):
-        splits[f"{split}_coco{year}.json"] = read_split(data_path, f"{split}{year}", classes)
-    check_no_overlap(splits)
+        pictures[f"{split}_coco{year}.json"] = read_split(data_path, f"{split}{year}", classes)
+    check_no_overlap(pictures)
+    splits = {name: list(entries.values()) for name, entries in pictures.items()}
     write_labels(Path("data/coco"), classes, without_bad(splits, args))
 
 
-def read_split(data_path: Path, split: str, classes: list[str]) -> list[Entry]:
+def read_split(data_path: Path, split: str, classes: list[str]) -> Pictures:
     """Return the entries of a split, sorted by image id; images without annotation are left out."""
     path = data_path / "annotations" / f"instances_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of annotations/ and images/")
 
-    def find_image(file_name: str) -> Path:
+    def find_image(file_name: str) -> tuple[Path, FileKey]:
         return listed_file(data_path / "images" / split, file_name, path)
 
     with reading(path):
@@ -146,10 +146,11 @@ def prepare_own(args: Namespace) -> None:
         check_agreement(categories[first], categories[split], given[first], given[split])
     classes = read_classes_of(args.classes_of)
     own_classes = check_own_classes(categories[first], classes, given[first])
-    splits: Splits = {f"{split}.json": [] for split in SPLITS}
+    pictures: dict[str, Pictures] = {f"{split}.json": {} for split in SPLITS}
     for split, path in given.items():
-        splits[f"{split}.json"] = read_own_split(files[split], path, classes or own_classes, args.img_dir)
-    check_no_overlap(splits)
+        pictures[f"{split}.json"] = read_own_split(files[split], path, classes or own_classes, args.img_dir)
+    check_no_overlap(pictures)
+    splits = {name: list(entries.values()) for name, entries in pictures.items()}
     splits = check_splits(without_bad(splits, args), "--skip_bad", may_lack_training=classes is not None)
     write_data_set(folder, classes or own_classes, splits)
 
@@ -173,10 +174,10 @@ def check_agreement(first: Categories, second: Categories, first_path: Path, sec
             raise UserError(f"{differ}: the files of a data set need the same categories")
 
 
-def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path | None) -> list[Entry]:
+def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path | None) -> Pictures:
     """Return the entries of a file of annotations, sorted by image id; images without annotation stay."""
 
-    def find_image(file_name: str) -> Path:
+    def find_image(file_name: str) -> tuple[Path, FileKey]:
         return own_image(img_dir or path.parent, file_name, str(path))
 
     with reading(path):
@@ -217,7 +218,7 @@ def read_categories(coco: Any) -> Categories:
 
 def read_entries(
     coco: Any, image_ids: Iterable[int], classes: list[str], find_image: FindImage, title: str
-) -> list[Entry]:
+) -> Pictures:
     """Return an entry for each image file, sorted by image id; several ids of one file are joined.
 
     A class that is no category of the file is unknown. title: of the progress bar.
@@ -225,15 +226,15 @@ def read_entries(
     categories = read_categories(coco)
     absent = [0 if name in categories.values() else UNKNOWN for name in classes]
     row = {name: c for c, name in enumerate(classes)}
-    entries: dict[FileKey, Entry] = {}
+    pictures: Pictures = {}
     for image_id in tqdm(sorted(image_ids), desc=title, unit="img", disable=None):
-        image = find_image(coco.imgs[image_id]["file_name"])
+        image, key = find_image(coco.imgs[image_id]["file_name"])
         new: Entry = {"target": list(absent), "img_path": image.as_posix()}
-        target = entries.setdefault(file_key(image), new)["target"]
+        target = pictures.setdefault(key, new)["target"]
         # Every box counts, also that of a crowd.
         for annotation in coco.imgToAnns.get(image_id, []):
             target[row[categories[annotation["category_id"]]]] = 1
-    return list(entries.values())
+    return pictures
 
 
 if __name__ == "__main__":

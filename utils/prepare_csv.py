@@ -27,7 +27,7 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Entry, FileKey, Splits, bad_images, file_key, parse_args
+from utils.data.preparing import Entry, FileKey, Splits, bad_images, parse_args
 from utils.data.tables import SEPARATOR, LabelTable, read_label_table
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
@@ -88,9 +88,9 @@ def find_pictures(table: LabelTable, folder: Path) -> list[Picture]:
     splits: Sequence[str | None] = table.splits or [None] * len(table.lines)
     pictures: dict[FileKey, Picture] = {}
     for line, name, split, target in zip(table.lines, table.images, splits, table.targets):
-        path = own_image(folder, name, f"{table.path}, line {line}")
+        path, key = own_image(folder, name, f"{table.path}, line {line}")
         picture = Picture(line, path.as_posix(), split, target)
-        first = pictures.setdefault(file_key(path), picture)
+        first = pictures.setdefault(key, picture)
         if first is not picture:
             merge(first, picture, table)
     num_merged = len(table.lines) - len(pictures)

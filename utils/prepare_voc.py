@@ -18,9 +18,8 @@ from utils.data.classes import class_names
 from utils.data.lookalikes import describe_unknown
 from utils.data.preparing import (
     Entry,
-    FileKey,
+    Pictures,
     check_no_overlap,
-    file_key,
     listed_file,
     parse_args,
     without_bad,
@@ -49,14 +48,14 @@ def main() -> None:
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
-    splits = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
-    train, *_, test = splits
-    check_no_overlap({split: splits[split] for split in (train, test)})
-    for split, entries in splits.items():
-        if split != test:
-            make_difficult_negative(entries)
+    pictures = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
+    train, *_, test = pictures
+    check_no_overlap({split: pictures[split] for split in (train, test)})
     test_file = f"{test}_{name}.json"
-    label_files = {f"{split}_{name}.json": entries for split, entries in splits.items()}
+    label_files = {f"{split}_{name}.json": list(pictures[split].values()) for split in pictures}
+    for label_file, entries in label_files.items():
+        if label_file != test_file:
+            make_difficult_negative(entries)
     label_files = without_bad(label_files, args)
     write_labels(folder, classes, label_files)
     num_difficult = sum(entry["target"].count(DIFFICULT) for entry in label_files[test_file])
@@ -99,19 +98,19 @@ def make_difficult_negative(entries: list[Entry]) -> None:
         entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
 
 
-def read_split(voc: Path, lists: str, classes: list[str]) -> list[Entry]:
+def read_split(voc: Path, lists: str, classes: list[str]) -> Pictures:
     """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
     sources = {image_id: path for path in list_paths(voc, lists) for image_id in read_ids(path)}
-    entries: dict[FileKey, Entry] = {}
+    pictures: Pictures = {}
     for image_id, source in tqdm(sorted(sources.items()), desc=lists, unit="img", disable=None):
-        image = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
-        annotation = listed_file(voc / "Annotations", f"{image_id}.xml", source)
+        image, key = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
+        annotation, _ = listed_file(voc / "Annotations", f"{image_id}.xml", source)
         target = read_target(annotation, classes)
         entry: Entry = {"target": target, "img_path": image.as_posix()}
         # The lists may name an image twice, as 000005 and ./000005: POSITIVE > DIFFICULT > ABSENT.
-        same_image = entries.setdefault(file_key(image), entry)
+        same_image = pictures.setdefault(key, entry)
         same_image["target"] = [max(values) for values in zip(same_image["target"], target)]
-    return list(entries.values())
+    return pictures
 
 
 def list_paths(voc: Path, lists: str) -> list[Path]:

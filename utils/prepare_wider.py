@@ -20,8 +20,7 @@ from utils.data.preparing import (
     Entry,
     FileKey,
     Splits,
-    check_no_overlap,
-    file_key,
+    check_files_differ,
     listed_file,
     parse_args,
     without_bad,
@@ -44,14 +43,18 @@ def main() -> None:
     check_folder(Path("data/wider"), "label files")
     classes = class_names("wider")
     splits: Splits = {}
+    files: dict[str, dict[FileKey, str]] = {}
     for split in ("trainval", "test"):
-        splits[f"{split}_wider.json"] = read_split(args.data_path, split, len(classes), args.max_pixels)
-    check_no_overlap(splits)
+        name = f"{split}_wider.json"
+        splits[name], files[name] = read_split(args.data_path, split, len(classes), args.max_pixels)
+    check_files_differ(files)
     write_labels(Path("data/wider"), classes, without_bad(splits, args))
 
 
-def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> list[Entry]:
-    """Return an entry per person: the target, the image and the annotated box."""
+def read_split(
+    root: Path, split: str, num_classes: int, max_pixels: float
+) -> tuple[list[Entry], dict[FileKey, str]]:
+    """Return an entry per person, with the annotated box, and the name of each image file."""
     path = root / "Annotations" / f"wider_attribute_{split}.json"
     if not path.exists():
         raise UserError(f"{path} is missing: set --data_path to the folder of Annotations/ and Image/")
@@ -60,8 +63,8 @@ def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> l
     names: dict[FileKey, str] = {}
     with reporting_errors(f"{path} is not an annotation file of WIDER Attribute"):
         for item in tqdm(read_json(path)["images"], desc=split, unit="img", disable=None):
-            img_path = listed_file(root / "Image", item["file_name"], path).as_posix()
-            first_name = names.setdefault(file_key(img_path), item["file_name"])
+            image, key = listed_file(root / "Image", item["file_name"], path)
+            first_name = names.setdefault(key, item["file_name"])
             if first_name != item["file_name"]:
                 both = f"{first_name} and {item['file_name']}"
                 raise UserError(f"{path}: {both} are one image: remove one of them")
@@ -72,10 +75,10 @@ def read_split(root: Path, split: str, num_classes: int, max_pixels: float) -> l
                     if len(target) != num_classes:
                         raise ValueError(f"{len(target)} attributes for {num_classes} classes")
                     box_edges(person["bbox"], max_pixels)  # raises ValueError if it is malformed
-                    entries.append({"target": target, "img_path": img_path, "bbox": person["bbox"]})
+                    entries.append({"target": target, "img_path": image.as_posix(), "bbox": person["bbox"]})
     if not entries:
         raise UserError(f"{path} annotates no people")
-    return entries
+    return entries, names
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It needs no torch, except to decode images with --verify.
 """
 
 import os
+import stat
 from argparse import Namespace
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
@@ -36,7 +37,8 @@ class Entry(TypedDict):
 Splits = dict[str, list[Entry]]  # the entries of each label file or split, by its name
 
 
-FileKey = tuple[int, int] | str
+FileKey = tuple[int, int] | str  # is equal for all paths of one file, also for those that lead through links
+Pictures = dict[FileKey, Entry]  # the entry of each image file
 
 
 def parse_args(parser: Parser) -> Namespace:
@@ -47,33 +49,47 @@ def parse_args(parser: Parser) -> Namespace:
     return parser.parse_args()
 
 
-def file_key(path: str | Path) -> FileKey:
-    """Return what is equal for all paths of one file, also those that lead through links."""
-    status = os.stat(path)
+def file_key(path: Path) -> FileKey | None:
+    """Return the FileKey of a path, None if there is no such file or if it is a folder or a device."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
     if status.st_ino == 0:  # the file system has no numbers for files
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
 
 
-def check_no_overlap(splits: Splits) -> None:
-    """Raise UserError if an image file is in two splits."""
-    seen: dict[FileKey, tuple[str, str]] = {}
-    for split, entries in splits.items():
-        for path in {entry["img_path"] for entry in entries}:
-            other_split, other_path = seen.setdefault(file_key(path), (split, path))
-            if other_split != split:
-                spelt = path if path == other_path else f"{other_path}, also written {path},"
-                raise UserError(f"{spelt} is in {other_split} and in {split}: leave it out of one of them")
-
-
-def listed_file(folder: Path, name: str, source: Path) -> Path:
-    """Return the path of a file that `source` lists; UserError if it is missing or not in the folder."""
+def listed_file(folder: Path, name: str, source: Path) -> tuple[Path, FileKey]:
+    """Return a file that `source` lists; UserError if it is missing or not in the folder."""
     if Path(name).anchor or ".." in Path(name).parts:
         raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
     path = Path(existing_spelling(str(folder / name)))
-    if not os.path.isfile(path):
+    key = file_key(path)
+    if key is None:
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
-    return path
+    return path, key
+
+
+def check_no_overlap(splits: dict[str, Pictures]) -> None:
+    """Raise UserError if an image file is in two splits."""
+    names = {}
+    for split, pictures in splits.items():
+        names[split] = {key: entry["img_path"] for key, entry in pictures.items()}
+    check_files_differ(names)
+
+
+def check_files_differ(splits: dict[str, dict[FileKey, str]]) -> None:
+    """Raise UserError if a file is in two splits; splits: the files of each, by their names in messages."""
+    seen: dict[FileKey, tuple[str, str]] = {}
+    for split, names in splits.items():
+        for key, name in names.items():
+            other_split, other_name = seen.setdefault(key, (split, name))
+            if other_split != split:
+                spelt = name if name == other_name else f"{other_name}, also written {name},"
+                raise UserError(f"{spelt} is in {other_split} and in {split}: leave it out of one of them")
 
 
 def write_labels(folder: Path, classes: list[str], splits: Splits) -> None:

@@ -30,6 +30,7 @@ SPLIT_WORDS = {
 }
 SEPARATOR = ";"
 OTHER_SEPARATORS = ",|\uff0c\u3001\uff1b"  # the last three are full-width
+JOINING_MARKS = "/+&:"  # a name may hold them: "AC/DC"
 PYTHON_LIST = re.compile(r"\[.*\]|\{.*\}|\(\s*['\"].*\)", re.DOTALL)
 
 
@@ -299,8 +300,11 @@ def read_label_lists(
     if known is None:
         known = check_names(sorted(set().union(*label_sets)), path)
         check_looks(known, path)
+        if separator is None:
+            check_joined(known, path)
+    allowed = set(known)
     for line, labels in zip(lines, label_sets):
-        for name in sorted(labels - set(known)):
+        for name in sorted(labels - allowed):
             raise UserError(f"{path}, line {line}: --classes_of has no class {describe_unknown(name, known)}")
     return known, [[int(name in labels) for name in known] for labels in label_sets]
 
@@ -308,14 +312,27 @@ def read_label_lists(
 def check_list(cell: str, has_separator: bool, where: str) -> None:
     """Raise UserError if a cell is a list of Python, or, unless a separator is given, has one of its own."""
     if PYTHON_LIST.fullmatch(cell):
-        names = [name.strip(" '\"") for name in re.split("[,;]", cell[1:-1])]
-        plain = SEPARATOR.join(name for name in names if name)
-        raise UserError(f"{where}: {cell!r:.60} is a list of Python: write {plain!r:.60}")
+        quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"", cell)
+        names = ["".join(groups) for groups in quoted] or re.split(r"[,;\s]+", cell[1:-1].strip())
+        raise UserError(f"{where}: {cell!r:.60} is a list of Python: write {SEPARATOR.join(names)!r:.60}")
     if has_separator:
         return
     for label in cell.split(SEPARATOR):
         for mark in OTHER_SEPARATORS:
             if mark in label:
-                fault = f"the label {label.strip()!r:.60} contains {mark!r}"
-                way_out = f"if it is a list, add --separator '{mark}', if it is one name, --separator ';'"
-                raise UserError(f"{where}: {fault}: {way_out}")
+                raise another_separator(label.strip(), mark, where)
+
+
+def check_joined(classes: list[str], path: Path) -> None:
+    """Raise UserError if a class looks like a list of other classes, joined by a mark that names may hold."""
+    for name in classes:
+        for mark in JOINING_MARKS:
+            parts = {part.strip() for part in name.split(mark)}
+            if len(parts) > 1 and parts <= set(classes):
+                raise another_separator(name, mark, str(path))
+
+
+def another_separator(label: str, mark: str, where: str) -> UserError:
+    """Return the error for a label that looks like a list with another separator."""
+    way_out = f"if it is a list, add --separator '{mark}', if it is one name, --separator '{SEPARATOR}'"
+    return UserError(f"{where}: the label {label!r:.60} contains {mark!r}: {way_out}")
