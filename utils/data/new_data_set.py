@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
-from utils.data.preparing import FileKey, Splits, check_label_file, file_key, write_labels
+from utils.data.preparing import FileKey, Splits, check_label_file, find_file, write_labels
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder, check_replaceable, existing_spelling, write_json_list
 
@@ -43,7 +43,7 @@ def own_image(folder: Path, name: str, source: str) -> tuple[Path, FileKey]:
     """Return an image that `source` lists; UserError if it is missing or above the folder."""
     path = Path(existing_spelling(str(folder / name)))
     is_above = os.path.normpath(name).split(os.sep)[0] == ".."
-    key = file_key(path)
+    key = find_file(path)
     if is_above or key is None:
         raise UserError(f"{source}: no image {path.as_posix()} in {folder}: correct it, or --img_dir")
     return path, key

@@ -49,14 +49,22 @@ def parse_args(parser: Parser) -> Namespace:
     return parser.parse_args()
 
 
-def file_key(path: Path) -> FileKey | None:
-    """Return the FileKey of a path, None if there is no such file or if it is a folder or a device."""
+def file_key(path: str | Path) -> FileKey:
+    """Return the FileKey of a file or folder; OSError if there is none."""
+    return key_of_status(path, os.stat(path))
+
+
+def find_file(path: Path) -> FileKey | None:
+    """Return the FileKey of a file, None if it is missing, a folder or a device."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
+    return key_of_status(path, status) if stat.S_ISREG(status.st_mode) else None
+
+
+def key_of_status(path: str | Path, status: os.stat_result) -> FileKey:
+    """Return the FileKey of a path with this status."""
     if status.st_ino == 0:  # the file system has no numbers for files
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
@@ -67,7 +75,7 @@ def listed_file(folder: Path, name: str, source: Path) -> tuple[Path, FileKey]:
     if Path(name).anchor or ".." in Path(name).parts:
         raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
     path = Path(existing_spelling(str(folder / name)))
-    key = file_key(path)
+    key = find_file(path)
     if key is None:
         raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
     return path, key
