@@ -3,10 +3,10 @@
 python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|prepare|all|gpu] [--quick]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # first, see there
 
@@ -16,6 +16,7 @@ import platform
 import tempfile
 from dataclasses import asdict, replace
 from datetime import date
+from pathlib import Path
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 

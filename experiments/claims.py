@@ -5,10 +5,10 @@ python experiments/claims.py --dataset voc07 --out FOLDER [--rows pooling csra_h
 
 from __future__ import annotations  # matplotlib is optional, so its types are only names
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
@@ -17,6 +17,7 @@ import signal
 import subprocess
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 

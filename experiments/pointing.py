@@ -3,16 +3,17 @@
 python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...] [--dataset voc07]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # first, see there
 
 import argparse
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch

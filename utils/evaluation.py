@@ -3,16 +3,17 @@
 python utils/evaluation.py FILE.npz [--threshold 0.5] [--fit_thresholds FILE.json]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 import argparse
 import functools
 import math
+from pathlib import Path
 
 from utils.metrics.multilabel import evaluate
 from utils.metrics.report import format_report

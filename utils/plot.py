@@ -5,10 +5,10 @@ python utils/plot.py RUN [RUN ...] --out DIR [--format pdf] [--names NAME ...]
 
 from __future__ import annotations  # matplotlib is optional, so its types are only names
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
@@ -16,6 +16,7 @@ import argparse
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np

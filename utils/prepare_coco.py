@@ -4,10 +4,10 @@ python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--
 python utils/prepare_coco.py --dataset mine --train train.json --test test.json [--img_dir photos]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
@@ -15,6 +15,7 @@ import contextlib
 import io
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm

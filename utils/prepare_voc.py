@@ -3,14 +3,15 @@
 python utils/prepare_voc.py --data_path Dataset/VOCdevkit [--year 2007|2012] [--download] [--verify]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 from tqdm import tqdm
 

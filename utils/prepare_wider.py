@@ -3,14 +3,14 @@
 python utils/prepare_wider.py [--data_path Dataset/WIDER_ATTRIBUTE] [--verify]
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
-import os
+from pathlib import Path
 
 from tqdm import tqdm
 

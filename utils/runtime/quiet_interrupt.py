@@ -5,10 +5,9 @@
 
 import os
 import signal
-from types import FrameType
 
 
-def exit_at_once(number: int, frame: FrameType | None) -> None:
+def exit_at_once(number: int, frame: object) -> None:
     """End the process with the exit status of SIGINT; there is nothing to save or to remove yet."""
     os._exit(130)
 
