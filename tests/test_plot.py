@@ -138,6 +138,23 @@ def test_of_many_classes_only_the_best_and_the_worst_are_drawn():
     assert few.legends[0].get_title().get_text() == "AP (%)"
 
 
+def test_the_axes_of_precision_and_recall_start_where_the_curves_fall():
+    positives = np.arange(40) < 20
+    ranking = np.linspace(1, 0, 40)
+    good = ranking.copy()
+    good[[19, 20, 21]] = good[[21, 19, 20]]  # two negatives before the last positive
+    figure = plot.draw_precision_recall("x", saved_scores(good[:, None], positives[:, None]))
+    (axis,) = figure.axes
+    assert (axis.get_xlim(), axis.get_ylim()) == ((0.9, 1), (0.9, 1))
+    for line in axis.lines:
+        recall, precision = line.get_data()
+        assert recall.min() == 0.9
+        assert precision[-1] == 20 / 22
+    for scores, expected in ((ranking, ((0, 1), (0.9, 1))), (-ranking, ((0, 1), (0, 1)))):
+        (axis,) = plot.draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None])).axes
+        assert (axis.get_xlim(), axis.get_ylim()) == expected
+
+
 @pytest.mark.parametrize(
     ("rates", "scale"),
     [([0.1, 0.01], "log"), ([0.1, 0.02], "linear"), ([0.1, 0.0], "linear"), ([0.1, 0.1], "linear")],

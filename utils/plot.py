@@ -13,9 +13,11 @@ if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 import argparse
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +28,7 @@ from utils.metrics.score_files import SavedScores, read_scores
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import atomic_write, check_folder, check_replaceable, read_json
+from utils.runtime.fonts import report_undrawable, split_by_font
 from utils.runtime.script import run_script
 from utils.training.log import read_log
 
@@ -54,6 +57,7 @@ STYLE: dict[Any, Any] = {
 COLUMN_WIDTH = 3.5  # of a journal, in inches
 PAGE_WIDTH = 7.2
 MADE_BY = "CSRA utils/plot.py"
+NEEDS_MATPLOTLIB = "charts need matplotlib: pip install matplotlib"
 MAX_CURVES = 8  # more curves on one chart are hard to tell apart
 
 
@@ -75,13 +79,21 @@ class Curve(NamedTuple):
     average: float
 
 
+class Chart(NamedTuple):
+    """A chart to draw, and the names that it shows."""
+
+    names: list[str]
+    draw: Callable[[], Figure]
+
+
 def main() -> None:
     args = parse_args()
-    figures = draw_sources(args.sources, args.names or [])
-    charts = {args.out / f"{name}.{args.format}": figure for name, figure in figures.items()}
-    for path in charts:  # nothing is written if a source or a path has an error
+    charts = read_sources(args.sources, args.names or [])
+    use_fonts_for(list(itertools.chain.from_iterable(chart.names for chart in charts.values())))
+    figures = {args.out / f"{name}.{args.format}": chart.draw() for name, chart in charts.items()}
+    for path in figures:  # nothing is written if a source or a path has an error
         check_replaceable(path, "--out:", is_chart, "utils/plot.py")
-    for path, figure in charts.items():
+    for path, figure in figures.items():
         write_chart(path, figure)
         print(f"written to {path}")
 
@@ -101,28 +113,32 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def draw_sources(sources: list[Path], labels: list[str]) -> dict[str, Figure]:
-    """Draw one chart for all runs and one for each file; return them by file name without its ending.
+def read_sources(sources: list[Path], labels: list[str]) -> dict[str, Chart]:
+    """Return one chart for all runs and one for each file, by file name without its ending.
 
     labels: one for each source, or none.
     """
     label_of = dict(zip(sources, labels))
     folders = [source for source in sources if source.is_dir()]
     files = [source for source in sources if not source.is_dir()]
-    figures = {}
+    charts = {}
     if folders:
         runs = {label_of.get(folder, name): read_run(folder) for name, folder in short_names(folders)}
-        figures["curves"] = draw_curves(runs)
+        charts["curves"] = Chart([*runs], functools.partial(draw_curves, runs))
     for name, file in short_names(files):
         stem = name.replace("/", "_").removesuffix(file.suffix)
         title = label_of.get(file, stem)
         if file.suffix == ".json":
-            figures[f"ap_{stem}"] = draw_average_precisions(title, read_results(file))
+            results = read_results(file)
+            draw = functools.partial(draw_average_precisions, title, results)
+            charts[f"ap_{stem}"] = Chart([title, *results], draw)
         elif file.suffix == ".npz":
-            figures[f"pr_{stem}"] = draw_precision_recall(title, read_scores(file))
+            saved = read_scores(file)
+            draw = functools.partial(draw_precision_recall, title, saved)
+            charts[f"pr_{stem}"] = Chart([title, *saved.names], draw)
         else:
             raise UserError(f"{file} is not the folder of a run, a .json of val.py --out or a .npz of scores")
-    return figures
+    return charts
 
 
 def short_names(sources: list[Path]) -> list[tuple[str, Path]]:
@@ -156,9 +172,24 @@ def read_results(path: Path) -> dict[str, float]:
     return values
 
 
+def use_fonts_for(names: list[str]) -> None:
+    """Let matplotlib draw names in any script that a font of this system has; report the others."""
+    with reporting_errors(NEEDS_MATPLOTLIB):
+        import matplotlib
+        from matplotlib import font_manager
+    own = font_manager.findfont("DejaVu Sans")
+    families = ["sans-serif"]
+    for file in dict.fromkeys(run.file for name in names for run in split_by_font(name, own)):
+        if file != own:
+            font_manager.fontManager.addfont(file)
+            families.append(font_manager.FontProperties(fname=file).get_name())
+    matplotlib.rcParams["font.family"] = families
+    report_undrawable(names, own)
+
+
 def make_figure(width: float, height: float) -> Figure:
     """Return an empty figure, its size in inches; UserError if matplotlib is not installed."""
-    with reporting_errors("charts need matplotlib: pip install matplotlib"):
+    with reporting_errors(NEEDS_MATPLOTLIB):
         import matplotlib
         from matplotlib.figure import Figure
     matplotlib.rcParams.update(STYLE)
@@ -168,7 +199,8 @@ def make_figure(width: float, height: float) -> Figure:
 def write_chart(path: Path, figure: Figure, dpi: float | None = None) -> None:
     """Write a figure in the format that the name ends with, with a mark that this project made it."""
     key = "Software" if path.suffix == ".png" else "Creator"
-    with atomic_write(path, "wb") as file:
+    # matplotlib warns of each character that no font has; use_fonts_for has named them.
+    with atomic_write(path, "wb") as file, warnings.catch_warnings(action="ignore", category=UserWarning):
         figure.savefig(file, format=path.suffix[1:], dpi=dpi, metadata={key: MADE_BY})
 
 
@@ -241,16 +273,34 @@ def draw_precision_recall(title: str, saved: SavedScores) -> Figure:
         legend = f"AP (%): best and worst of {len(curves)}"
         curves = curves[: MAX_CURVES // 2] + curves[-MAX_CURVES // 2 :]
 
+    recall, precision = precision_recall(saved.scores[saved.counted], saved.positives[saved.counted])
+    together = Curve("all labels together", recall, precision, math.nan)
+    left, bottom = lowest_of_interest([together, *curves])
+
     figure = make_figure(1.4 * COLUMN_WIDTH, 0.8 * COLUMN_WIDTH)
     axis = figure.subplots()
-    recall, precision = precision_recall(saved.scores[saved.counted], saved.positives[saved.counted])
-    axis.step(recall, precision, "k-", where="pre", label="all labels together", linewidth=2.5)
-    for curve, style in zip(curves, line_styles(len(curves))):
-        label = f"{curve.name} ({100 * curve.average:.1f})"
-        axis.step(curve.recall, curve.precision, where="pre", label=label, **style)
+    styles = [{"color": "k", "linewidth": 2.5}, *line_styles(len(curves))]
+    for curve, style in zip([together, *curves], styles):
+        label = curve.name if curve is together else f"{curve.name} ({100 * curve.average:.1f})"
+        axis.step(np.maximum(curve.recall, left), curve.precision, where="pre", label=label, **style)
     figure.legend(loc="outside right upper", title=legend)
-    axis.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+    axis.set(title=title, xlabel="recall", ylabel="precision", xlim=(left, 1), ylim=(bottom, 1))
     return figure
+
+
+def lowest_of_interest(curves: list[Curve]) -> tuple[float, float]:
+    """Return the recall and the precision at which the axes start, in tenths.
+
+    Below that recall, the precision of all curves is 0.99 or more; no curve goes below that precision.
+    """
+    bottom = min(float(curve.precision.min()) for curve in curves)
+    falls = []  # the recall at which each curve falls, if it does
+    for curve in curves:
+        is_low = curve.precision < 0.99
+        if is_low.any():
+            falls.append(float(curve.recall[max(0, int(is_low.argmax()) - 1)]))
+    left = min(falls, default=0.0)
+    return math.floor(10 * min(left, 0.9)) / 10, math.floor(10 * min(bottom, 0.9)) / 10
 
 
 def class_curves(saved: SavedScores) -> list[Curve]:
