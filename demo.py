@@ -18,24 +18,27 @@ import numpy as np
 from utils.commands import options
 from utils.commands.load_from import load_model_for
 from utils.data.decoding import report_slow_decoder
-from utils.inference.heatmap_files import class_maps, heatmap_folders, write_heatmaps
+from utils.inference.heatmap_files import FORMATS, HeatmapForm, class_maps, heatmap_folders, write_heatmaps
+from utils.inference.html_page import Page, PageSettings, check_page_folder, new_page
 from utils.inference.photographs import Unreadable
-from utils.inference.predictor import Labelling, best_classes
+from utils.inference.predictor import Labelling, Predictor, best_classes
 from utils.inference.search import find_photos
 from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
 from utils.runtime.device import choose_device, set_up_device
+from utils.runtime.distributed import RANK
 from utils.runtime.errors import one_line
 from utils.runtime.files import check_file, check_replaceable
+from utils.runtime.fonts import default_font, report_undrawable
 from utils.runtime.progress import progress_bar
 from utils.runtime.script import run_script
 
 
 def main() -> None:
     args = parse_args()
-    paths, skipped = find_photos(args.img_dir, args.out_dir if args.heatmap else None)
+    paths, skipped = find_photos(args.img_dir, folders_to_write(args))
     folders = heatmap_folders(args.out_dir, paths) if args.heatmap else {}
     predictor = load_model_for(args)
     thresholds = read_thresholds(args.threshold, predictor.classes)
@@ -45,13 +48,17 @@ def main() -> None:
         predictor.compile()
     predictor.to(device)
     report_slow_decoder()
+    if args.heatmap:
+        report_undrawable(predictor.classes, default_font())
+    form = HeatmapForm(args.format, args.max_side)
     how = Labelling(
         batch_size=args.batch_size,
         num_threads=args.num_workers,
         max_pixels=args.max_pixels,
         tta=args.tta,
         amp=args.amp,
-        with_maps=args.heatmap,
+        with_maps=args.heatmap or args.html is not None,
+        with_thumbnails=args.html is not None,
     )
 
     print(f"{len(paths)} images found")
@@ -60,6 +67,7 @@ def main() -> None:
     scores = {}
     with (
         interrupt.deferring_signals("stopping"),
+        open_page(args, predictor, thresholds) as page,
         progress_bar(len(paths), "label") as bar,
         contextlib.closing(predictor.label(paths, how)) as results,  # a stop leaves no file to be decoded
     ):
@@ -74,16 +82,14 @@ def main() -> None:
             best = best_classes(result.scores, thresholds, args.top)
             bar.write(one_line(f"{path}: {describe(result.scores, predictor.classes, best)}"))
             if args.heatmap:
-                write_heatmaps(folders[path], path, args.max_pixels, class_maps(predictor, result, best))
+                maps = class_maps(predictor, result, best)
+                write_heatmaps(folders[path], path, args.max_pixels, maps, form)
+            if page:
+                page.add(path, result)
 
-    if args.heatmap:
-        print(f"written to {args.out_dir}")
-    if args.json:
-        write_json_table(args.json, predictor.classes, scores)
-        print(f"written to {args.json}")
-    if args.csv:
-        write_csv_table(args.csv, predictor.classes, scores)
-        print(f"written to {args.csv}")
+    write_tables(args, predictor.classes, scores)
+    for written in folders_to_write(args).values():
+        print(f"written to {written}")
     exit_if_skipped(len(scores), len(paths) + len(skipped))
 
 
@@ -93,6 +99,43 @@ def exit_if_skipped(num_labelled: int, num_found: int) -> None:
     if num_skipped:
         print(f"skipped {num_skipped} of {num_found} files: not readable as images", file=sys.stderr)
         sys.exit(1)
+
+
+def folders_to_write(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders that the options let this command write to, by option."""
+    folders = {}
+    if args.heatmap:
+        folders["--out_dir"] = args.out_dir
+    if args.html:
+        folders["--html"] = args.html
+    return folders
+
+
+def open_page(
+    args: argparse.Namespace, predictor: Predictor, thresholds: np.ndarray
+) -> contextlib.AbstractContextManager[Page | None]:
+    """Return the page of --html, or None without it and in all processes but the first."""
+    if not args.html or RANK > 0:
+        return contextlib.nullcontext()
+    settings = PageSettings(
+        title=f"photographs labelled by {args.load_from}",
+        classes=predictor.classes,
+        thresholds=thresholds,
+        top=args.top,
+        labelled=False,
+        attention=predictor.has_attention,
+    )
+    return new_page(args.html, settings)
+
+
+def write_tables(args: argparse.Namespace, classes: list[str], scores: dict[str, np.ndarray]) -> None:
+    """Write {photograph: scores (C,)} to the files of --json and --csv."""
+    if args.json:
+        write_json_table(args.json, classes, scores)
+        print(f"written to {args.json}")
+    if args.csv:
+        write_csv_table(args.csv, classes, scores)
+        print(f"written to {args.csv}")
 
 
 def describe(scores: np.ndarray, classes: list[str], best: list[int]) -> str:
@@ -123,6 +166,11 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
+    group.add_argument("--format", choices=FORMATS, default="png", help="of the heatmaps")
+    side_help = "largest side of a heatmap in pixels; larger photographs are reduced"
+    group.add_argument("--max_side", type=number(int, 1), default=1600, help=side_help)
+    html_help = "make this folder a page that a browser opens: FOLDER/index.html"
+    group.add_argument("--html", type=given_path, metavar="FOLDER", help=html_help)
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
     options.add_run_options(parser.add_argument_group("run"))
@@ -133,6 +181,8 @@ def parse_args() -> argparse.Namespace:
     check_file(args.csv, "--csv", ".csv")
     check_replaceable(args.json, "--json", is_json_table, "demo.py")
     check_replaceable(args.csv, "--csv", is_csv_table, "demo.py")
+    if args.html:
+        check_page_folder(args.html, [args.json, args.csv, args.out_dir if args.heatmap else None])
     return args
 
 

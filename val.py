@@ -18,8 +18,10 @@ from utils.data.datasets import dataset_spec
 from utils.data.label_files import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split
+from utils.inference.evaluation_page import write_evaluation_page
+from utils.inference.html_page import PageSettings, check_page_folder
 from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
-from utils.inference.predictor import Predictor
+from utils.inference.predictor import Labelling, Predictor
 from utils.inference.sweep import compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
 from utils.metrics.report import by_class, format_report, is_metrics_file
@@ -76,6 +78,15 @@ def main() -> None:
         write_scores(args.save_scores, scores, dataset.labels, predictor.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
+    if args.html and distributed.RANK == 0:
+        title = f"{args.dataset} {args.split}, {args.load_from}: mAP {100 * metrics['mAP']:.2f} %"
+        settings = PageSettings(
+            title, predictor.classes, thresholds, None, labelled=True, attention=predictor.has_attention
+        )
+        how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
+        with interrupt.deferring_signals("stopping"):
+            write_evaluation_page(args.html, settings, predictor, dataset, scores, how)
+        print(f"written to {args.html}")
 
 
 def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:
@@ -111,6 +122,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=threshold_help)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")
     group.add_argument("--save_scores", type=given_path, metavar="FILE", help="write scores to this .npz")
+    html_help = "make this folder a page that a browser opens, with the worst mistakes of each class first"
+    group.add_argument("--html", type=given_path, metavar="FOLDER", help=html_help)
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
     group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
     args = parser.parse_args()
@@ -122,6 +135,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
         raise UserError(f"--out and --save_scores are both {args.out}: name two files")
     check_replaceable(args.out, "--out", is_metrics_file, "val.py")
     check_replaceable(args.save_scores, "--save_scores", is_scores_file, "val.py")
+    if args.html:
+        check_page_folder(args.html, [args.out, args.save_scores])
     return parser, args
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 import demo
 import val
 from helpers import SHAPES
-from utils.inference.heatmap import ClassMap, contact_sheet, overlay, panel
+from utils.inference.heatmap import ClassMap, contact_sheet, overlay, single_picture
 from utils.inference.search import find_photos
 
 CPU = ["--num_workers", "0", "--device", "cpu"]
@@ -45,7 +46,7 @@ def test_scores_equal_those_of_val(photos, shapes, command):
         f"photos/{name}" for name in ("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "deep/er/ä b.jpg")
     ]
     names = json.loads((shapes / "data/shapes/classes.json").read_text())
-    with open("s.csv", newline="") as file:
+    with open("s.csv", encoding="utf-8-sig", newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == ["image", *names]
     assert float(table[1][1]) == pytest.approx(entries[0]["scores"]["circle"], rel=1e-5)
@@ -223,12 +224,65 @@ def test_a_heatmap_is_brightest_at_the_largest_value():
     assert (np.asarray(overlay(grey, -values)) == np.asarray(overlay(grey, 0 * values))).all()
 
 
+def test_a_map_of_few_places_is_drawn_as_blocks():
+    grey = Image.new("RGB", (120, 80), (100, 100, 100))
+    coarse = np.asarray(overlay(grey, np.array([[0, 1], [0.5, 0]])))
+    for top, left in ((0, 0), (0, 60), (40, 0), (40, 60)):
+        block = coarse[top : top + 40, left : left + 60].reshape(-1, 3)
+        assert (block == block[0]).all()
+    assert len(np.unique(coarse.reshape(-1, 3), axis=0)) == 3
+    fine = np.asarray(overlay(grey, np.eye(14)))
+    assert len(np.unique(fine.reshape(-1, 3), axis=0)) > 50
+
+
+def test_heatmaps_of_large_photographs_are_reduced(photos, command):
+    Image.new("RGB", (3000, 2000), "white").save("photos/a.jpg")
+    options = ["--img_dir", "photos/a.jpg", "photos/b.jpg", "--heatmap", "--top", 1]
+    for more, width in (([], 1600), (["--max_side", 500], 500)):
+        assert label(command, *options, *more).status == 0
+        (picture,) = Path("heatmaps/a.jpg").glob("1_*.png")
+        with Image.open(picture) as image:
+            assert image.width == width
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        with Image.open("heatmaps/a.jpg/sheet.png") as image:
+            assert image.width == 2 * 540 + 10
+
+
+def test_heatmaps_can_be_pdf_files_and_replace_those_of_other_formats(photos, command):
+    options = ["--img_dir", "photos/a.jpg", "photos/b.jpg", "--heatmap", "--top", 1]
+    assert label(command, *options).status == 0
+    Path("heatmaps/a.jpg/my_notes.png").touch()
+    assert label(command, *options, "--format", "pdf").status == 0
+    names = sorted(path.name for path in Path("heatmaps/a.jpg").iterdir())
+    assert [name.partition("_")[0] for name in names] == ["1", "my", "sheet.pdf"]
+    content = Path("heatmaps/a.jpg/sheet.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    width, _ = re.search(rb"MediaBox \[ 0 0 ([\d.]+) ([\d.]+)", content).groups()
+    assert float(width) == pytest.approx((2 * 540 + 10) / 300 * 72)  # points
+    assert label(command, *options).status == 0  # demo.py knows its own PDF files
+    Path("heatmaps/a.jpg/2_mine.pdf").write_bytes(b"%PDF")
+    result = label(command, *options)
+    assert (result.status, "2_mine.pdf" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "start"), [("abcdefgh", b"image,a,"), ("äbcdefgh", b"\xef\xbb\xbfimage,\xc3\xa4,")]
+)
+def test_tables_start_with_a_mark_if_a_spreadsheet_needs_it(photos, command, classes, start):
+    checkpoint = torch.load("model.pth", weights_only=True)
+    torch.save(checkpoint | {"classes": list(classes)}, "model.pth")
+    assert label(command, "--img_dir", "photos/a.jpg", "--csv", "s.csv").status == 0
+    assert Path("s.csv").read_bytes().startswith(start)
+
+
 def test_legends_shorten_long_names_and_sheets_show_all_maps():
     image = Image.new("RGB", (500, 300))
     item = ClassMap("a name much too long for the place that there is for it", 0.5, np.ones((2, 2)), "25 %")
-    assert panel(image, item).size == (500, 300 + 7 * 7)
-    assert contact_sheet(image, [item] * 5, "long.jpg").size == (8 + 4 * 288, 8 + 2 * (168 + 42 + 8))
-    assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1000
+    assert single_picture(image, item).size == (500, 300 + 7 * 7)
+    sheet = contact_sheet(image, [item] * 5, "long.jpg")
+    assert sheet.size == (10 + 4 * 540, 10 + 2 * (318 + 7 * 15 + 10))
+    assert sheet.width / 300 == pytest.approx(7.2, abs=0.05)  # inches: the width of a page
+    assert max(contact_sheet(Image.new("RGB", (1, 3000)), [item], "a\nb").size) < 1200
 
 
 def test_the_bar_is_labelled_and_small_images_are_enlarged(monkeypatch):
@@ -241,11 +295,11 @@ def test_the_bar_is_labelled_and_small_images_are_enlarged(monkeypatch):
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
     item = ClassMap("dog", 0.5, np.zeros((2, 2)), "25 %")
     for size, expected in (((64, 32), (280, 182)), ((900, 600), (900, 698)), ((3, 270), (280, 322))):
-        assert panel(Image.new("RGB", size), item).size == expected
+        assert single_picture(Image.new("RGB", size), item).size == expected
     assert texts == ["share of attention  0", "25 %", "dog  0.50"] * 3
-    panel(Image.new("RGB", (64, 64)), item._replace(measure="score of the place"))
+    single_picture(Image.new("RGB", (64, 64)), item._replace(measure="score of the place"))
     assert texts[-3] == "score of the place  0"
-    legend = np.asarray(panel(Image.new("RGB", (280, 280), "white"), item))[-14:-8]
+    legend = np.asarray(single_picture(Image.new("RGB", (280, 280), "white"), item))[-14:-8]
     assert len(np.unique(legend.reshape(-1, 3), axis=0)) > 80  # the colours of the bar
 
 

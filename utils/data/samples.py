@@ -60,9 +60,7 @@ class LabelledImages(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample; if it does not count, its whole target is IGNORED."""
         epoch, row, counted = key
-        image = load_image(os.fsdecode(self.labels.paths[row]), self.max_pixels, self.exif)
-        if self.labels.boxes is not None:
-            image = cut_out(image, *self.labels.boxes[row].tolist())
+        image = self.pixels(row)
         if self.train:
             rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, row))
             image = train_transform(image, self.img_size, rng, self.crop)
@@ -72,6 +70,17 @@ class LabelledImages(Dataset[Sample]):
         if not counted:
             target = torch.full_like(target, IGNORED)
         return Sample(image, target, row)
+
+    def path(self, row: int) -> str:
+        """Return the path of a row's image."""
+        return os.fsdecode(self.labels.paths[row])
+
+    def pixels(self, row: int) -> Tensor:
+        """Return the image of a row, or the part in its box, as uint8 (3, H, W)."""
+        image = load_image(self.path(row), self.max_pixels, self.exif)
+        if self.labels.boxes is None:
+            return image
+        return cut_out(image, *self.labels.boxes[row].tolist())
 
 
 def load_split(

@@ -1,19 +1,29 @@
 """The heatmaps that demo.py writes: a folder for each photograph, with a picture per class and a sheet."""
 
+import io
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.csra import AveragePooling
 from utils.data.decoding import load_image
-from utils.inference.heatmap import ClassMap, contact_sheet, panel
+from utils.inference.heatmap import DPI, ClassMap, contact_sheet, shrink, single_picture
 from utils.inference.predictor import Labelled, Predictor
 from utils.runtime.files import atomic_write, check_folder, check_replaceable
 
 MADE_BY = "CSRA demo.py"
+
+FORMATS = ("png", "pdf")
+
+
+class HeatmapForm(NamedTuple):
+    """The form of the pictures: one of FORMATS, and the most pixels that the longer side of an image has."""
+
+    format: str
+    max_side: int
 
 
 def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
@@ -33,11 +43,10 @@ def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
 def class_maps(predictor: Predictor, result: Labelled, classes: list[int]) -> list[ClassMap]:
     """Return the ClassMaps of some classes of a photograph: shares for CSRA, scores for average pooling."""
     assert result.maps is not None
-    has_attention = not isinstance(predictor.network.classifier, AveragePooling)
     found = []
     for c in classes:
         values = result.maps[c]
-        if has_attention:
+        if predictor.has_attention:
             measure = "share of attention"
             maximum = f"{100 * values.max():.0f} %"
         else:
@@ -47,31 +56,43 @@ def class_maps(predictor: Predictor, result: Labelled, classes: list[int]) -> li
     return found
 
 
-def write_heatmaps(folder: Path, path: str, max_pixels: float, maps: list[ClassMap]) -> None:
+def write_heatmaps(
+    folder: Path, path: str, max_pixels: float, maps: list[ClassMap], form: HeatmapForm
+) -> None:
     """Write a picture for each class to a folder, and a sheet of them all, in place of earlier ones."""
-    image = Image.fromarray(load_image(path, max_pixels, exif=True).permute(1, 2, 0).numpy())
+    pixels = load_image(path, max_pixels, exif=True).permute(1, 2, 0).numpy()
+    image = shrink(Image.fromarray(pixels), form.max_side)
     for earlier in earlier_pictures(folder):
         earlier.unlink()
-    write_png(folder / "sheet.png", contact_sheet(image, maps, os.path.basename(path)))
+    sheet = contact_sheet(image, maps, os.path.basename(path))
+    write_picture(folder / f"sheet.{form.format}", sheet)
     for rank, class_map in enumerate(maps, start=1):
         name = re.sub(r"\W+", "_", class_map.name)[:50]
-        write_png(folder / f"{rank}_{name}.png", panel(image, class_map))
+        write_picture(folder / f"{rank}_{name}.{form.format}", single_picture(image, class_map))
 
 
 def earlier_pictures(folder: Path) -> list[Path]:
     """Return the files in a folder that have the names of heatmaps."""
-    return [path for path in folder.glob("*.png") if re.fullmatch(r"sheet\.png|\d+_\w*\.png", path.name)]
+    pattern = rf"(sheet|\d+_\w*)\.({'|'.join(FORMATS)})"
+    return [path for path in folder.glob("*.*") if re.fullmatch(pattern, path.name)]
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture to a file, with a mark that demo.py made it."""
-    mark = PngInfo()
-    mark.add_text("Software", MADE_BY)
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture to a .png or .pdf file that is printed at DPI, with a mark that demo.py made it."""
+    content = io.BytesIO()  # Pillow reads what it has written of a PDF, and the file can only be written
+    if path.suffix == ".pdf":
+        picture.save(content, "PDF", resolution=DPI, quality=90, creator=MADE_BY)
+    else:
+        mark = PngInfo()
+        mark.add_text("Software", MADE_BY)
+        picture.save(content, "PNG", dpi=(DPI, DPI), pnginfo=mark)
     with atomic_write(path, "wb") as file:
-        picture.save(file, "PNG", pnginfo=mark)
+        file.write(content.getvalue())
 
 
 def is_heatmap(path: Path) -> bool:
-    """Return whether `write_png` wrote a file."""
+    """Return whether `write_picture` wrote a file."""
+    if path.suffix == ".pdf":
+        return MADE_BY.encode("utf-16-be") in path.read_bytes()  # Pillow's encoding of texts in a PDF
     with Image.open(path) as picture:
         return picture.info.get("Software") == MADE_BY

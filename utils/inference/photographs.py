@@ -1,9 +1,10 @@
 """Photographs as the network takes them; threads load files ahead of the network."""
 
+import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +19,24 @@ from utils.runtime.errors import UserError, out_of_files_message, reporting_erro
 
 # A path, a Pillow image or a uint8 array (H, W, 3).
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
+Source = TypeVar("Source")
 Item = TypeVar("Item")
+THUMBNAIL_SIDE = 320  # pixels, of the longer side
+
+
+class Thumbnail(NamedTuple):
+    """A small picture of a photograph, as a JPEG file, and its size in pixels."""
+
+    jpeg: bytes
+    width: int
+    height: int
+
+
+class Loaded(NamedTuple):
+    """A photograph as the network takes it, uint8 (3, S, S), and its thumbnail if one is wanted."""
+
+    square: Tensor
+    thumbnail: Thumbnail | None
 
 
 class Unreadable(NamedTuple):
@@ -27,19 +45,32 @@ class Unreadable(NamedTuple):
     error: UserError | OSError
 
 
-def load_photo(photo: Photo, img_size: int, max_pixels: float) -> Tensor | Unreadable:
-    """Return a photograph, upright and resized to a square: uint8 (3, img_size, img_size).
+def load_photo(
+    photo: Photo, img_size: int, max_pixels: float, with_thumbnail: bool = False
+) -> Loaded | Unreadable:
+    """Return a photograph, upright and resized to a square of img_size, and maybe its thumbnail.
 
     A photograph of more than max_pixels pixels is refused before it is decoded.
     Raises ValueError for an array that is not uint8 (H, W, 3), TypeError for what is not a Photo, OSError if
     this process may not open another file.
     """
     try:
-        return eval_transform(photo_pixels(photo, max_pixels), img_size)
+        pixels = photo_pixels(photo, max_pixels)
+        thumbnail = make_thumbnail(pixels) if with_thumbnail else None
+        return Loaded(eval_transform(pixels, img_size), thumbnail)
     except (UserError, OSError) as error:
         if out_of_files_message(error):
             raise
         return Unreadable(error)
+
+
+def make_thumbnail(pixels: Tensor) -> Thumbnail:
+    """Return the thumbnail of an image (3, H, W)."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=75)
+    return Thumbnail(content.getvalue(), *image.size)
 
 
 def photo_pixels(photo: Photo, max_pixels: float) -> Tensor:
@@ -57,24 +88,24 @@ def photo_pixels(photo: Photo, max_pixels: float) -> Tensor:
 
 
 def load_ahead(
-    photos: Iterable[Photo], load: Callable[[Photo], Item], num_threads: int, count: int
-) -> Iterator[Item]:
-    """Yield load(photo) for each photograph, in order; up to `count` are loaded ahead of the consumer.
+    sources: Iterable[Source], load: Callable[[Source], Item], num_threads: int, count: int
+) -> Generator[Item, None, None]:
+    """Yield load(source) for each source, in order; up to `count` are loaded ahead of the consumer.
 
-    Threads load the files; with num_threads 0, nothing is loaded ahead. Images and arrays are loaded before
-    the next photograph is taken, because a generator may then close or overwrite them.
+    Threads load files; with num_threads 0, nothing is loaded ahead. Images and arrays are loaded before the
+    next source is taken, because a generator may then close or overwrite them.
     """
     if num_threads == 0:
-        yield from map(load, photos)
+        yield from map(load, sources)
         return
     pool = ThreadPoolExecutor(num_threads)
     waiting: deque[Future[Item]] = deque()
     try:
-        for photo in photos:
-            if isinstance(photo, str | os.PathLike):
-                waiting.append(pool.submit(load, photo))
+        for source in sources:
+            if isinstance(source, Image.Image | np.ndarray):
+                waiting.append(finished(load(source)))
             else:
-                waiting.append(finished(load(photo)))
+                waiting.append(pool.submit(load, source))
             if len(waiting) > count:
                 yield waiting.popleft().result()
         while waiting:

@@ -12,11 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.csra import AveragePooling
 from pipeline.models import BuildOptions, build
 from pipeline.network import Network
 from utils.data.samples import to_float
 from utils.inference.outputs import mirrored_mean, sigmoid
-from utils.inference.photographs import Photo, Unreadable, in_batches, load_ahead, load_photo
+from utils.inference.photographs import (
+    Loaded,
+    Photo,
+    Thumbnail,
+    Unreadable,
+    in_batches,
+    load_ahead,
+    load_photo,
+)
 from utils.metrics.thresholds import read_thresholds
 from utils.runtime.device import autocast
 from utils.runtime.limits import MAX_PIXELS
@@ -32,7 +41,8 @@ class Labelling:
     batch_size: photographs per step of the network. num_threads: threads that decode files ahead of it, or 0.
     max_pixels: larger photographs are refused before they are decoded.
     tta: "flip" averages the logits of an image and its mirror image, "off" does not.
-    amp: a key of AMP_DTYPES in utils/runtime/device.py. with_maps: whether attention maps are wanted.
+    amp: a key of AMP_DTYPES in utils/runtime/device.py.
+    with_maps, with_thumbnails: whether attention maps and small pictures are wanted.
     """
 
     batch_size: int = 16
@@ -41,13 +51,15 @@ class Labelling:
     tta: str = "off"
     amp: str = "off"
     with_maps: bool = False
+    with_thumbnails: bool = False
 
 
 class Labelled(NamedTuple):
-    """The result for a photograph: scores (C,) float64, and attention maps (C, h, w) if they are wanted."""
+    """The result for a photograph: scores (C,) float64; attention maps (C, h, w) and thumbnail if wanted."""
 
     scores: np.ndarray
     maps: np.ndarray | None
+    thumbnail: Thumbnail | None = None
 
 
 class Predictor:
@@ -90,6 +102,11 @@ class Predictor:
         self.network.to(device)
         self.network.to(memory_format=torch.channels_last)
         return self
+
+    @property
+    def has_attention(self) -> bool:
+        """Return whether maps are shares of attention that sum to 1; else they are scores of the places."""
+        return not isinstance(self.network.classifier, AveragePooling)
 
     def compile(self) -> None:
         """Compile `features` alone, because callers also use the parts of the classifier one by one."""
@@ -135,13 +152,26 @@ class Predictor:
 
     def label(self, photos: Iterable[Photo], how: Labelling) -> Generator[Labelled | Unreadable, None, None]:
         """Yield the result for each photograph, in order; photographs are taken and loaded as needed."""
-        load = functools.partial(load_photo, img_size=self.options["img_size"], max_pixels=how.max_pixels)
-        loaded = load_ahead(photos, load, how.num_threads, how.batch_size)
+        load = functools.partial(
+            load_photo,
+            img_size=self.options["img_size"],
+            max_pixels=how.max_pixels,
+            with_thumbnail=how.with_thumbnails,
+        )
+        yield from self.label_loaded(load_ahead(photos, load, how.num_threads, how.batch_size), how)
+
+    def label_loaded(
+        self, loaded: Iterable[Loaded | Unreadable], how: Labelling
+    ) -> Generator[Labelled | Unreadable, None, None]:
+        """Yield the result for each loaded photograph, in order."""
         for batch in in_batches(loaded, how.batch_size):
-            images = [image for image in batch if isinstance(image, Tensor)]
-            labelled = iter(self.label_images(images, how))
-            for image in batch:
-                yield image if isinstance(image, Unreadable) else next(labelled)
+            squares = [photo.square for photo in batch if isinstance(photo, Loaded)]
+            labelled = iter(self.label_images(squares, how))
+            for photo in batch:
+                if isinstance(photo, Unreadable):
+                    yield photo
+                else:
+                    yield next(labelled)._replace(thumbnail=photo.thumbnail)
 
     def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Labelled:
         """Return the result for one photograph; UserError if it cannot be read."""

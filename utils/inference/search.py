@@ -50,11 +50,11 @@ class Tree(NamedTuple):
     skipped: list[Skipped]
 
 
-def find_photos(places: list[str], out_dir: Path | None = None) -> Found:
+def find_photos(places: list[str], written: dict[str, Path] | None = None) -> Found:
     """Return the images that places name, without repeats; UserError if a place names none.
 
     places: files, folders and patterns. A folder stands for all visible images below it; a file is returned
-    whatever it is. out_dir: the folder that a command writes to; images below it are left out.
+    whatever it is. written: the folders that a command writes to, by option; images below them are left out.
     """
     images: list[str] = []
     skipped: list[Skipped] = []
@@ -64,11 +64,11 @@ def find_photos(places: list[str], out_dir: Path | None = None) -> Found:
             raise UserError(f"--img_dir {place} {why_empty(found.skipped)}")
         images += found.images
         skipped += [entry._replace(path=os.path.normpath(entry.path)) for entry in found.skipped]
-    if out_dir is not None:
-        images = [path for path in images if not is_below(path, out_dir)]
-        skipped = [entry for entry in skipped if not is_below(entry.path, out_dir)]
+    for option, folder in (written or {}).items():
+        images = [path for path in images if not is_below(path, folder)]
+        skipped = [entry for entry in skipped if not is_below(entry.path, folder)]
         if not images:
-            raise UserError(f"--out_dir {out_dir} holds the images themselves: name another folder")
+            raise UserError(f"{option} {folder} holds the images themselves: name another folder")
     return Found(without_repeats(images), list(dict.fromkeys(skipped)))
 
 

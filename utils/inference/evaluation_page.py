@@ -1,0 +1,44 @@
+"""The page of an evaluated data set: its images with their true labels, scores and attention maps."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.samples import LabelledImages
+from utils.data.transforms import eval_transform
+from utils.inference.html_page import PageSettings, new_page
+from utils.inference.photographs import Loaded, load_ahead, make_thumbnail
+from utils.inference.predictor import Labelling, Predictor, raise_if_unreadable
+from utils.runtime import interrupt
+from utils.runtime.progress import progress_bar
+
+
+def write_evaluation_page(
+    folder: Path,
+    settings: PageSettings,
+    predictor: Predictor,
+    dataset: LabelledImages,
+    scores: np.ndarray,
+    how: Labelling,
+) -> None:
+    """Write a page of a data set and its scores (N, C); one more pass of the network computes the maps."""
+    load = functools.partial(load_sample, dataset)
+    with (
+        new_page(folder, settings) as page,
+        progress_bar(len(dataset), "page") as bar,
+        contextlib.closing(load_ahead(range(len(dataset)), load, how.num_threads, how.batch_size)) as loaded,
+    ):
+        for row, result in enumerate(predictor.label_loaded(loaded, how)):
+            if interrupt.received:
+                interrupt.stop()
+            shown = raise_if_unreadable(result)._replace(scores=scores[row])
+            page.add(dataset.path(row), shown, dataset.labels.targets[row])
+            bar.update(1)
+
+
+def load_sample(dataset: LabelledImages, row: int) -> Loaded:
+    """Return the image of a row as the network takes it, and its thumbnail."""
+    pixels = dataset.pixels(row)
+    return Loaded(eval_transform(pixels, dataset.img_size), make_thumbnail(pixels))
