@@ -64,6 +64,7 @@ def main() -> None:
             forward = with_tta(predictor.network, args.tta)
             logits = compute_outputs(predictor.network, loader, device, args.amp, forward)
     scores = sigmoid(logits)
+    del logits  # its memory is needed again
     metrics = evaluate_scores(scores, dataset.labels, thresholds)
     print(format_report(metrics, predictor.classes))
     results = by_class(metrics, predictor.classes)

@@ -1,6 +1,7 @@
 """Test the metrics on examples computed by hand, against scikit-learn, and on edge cases."""
 
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -370,3 +371,37 @@ def test_the_order_of_the_images_does_not_matter(seed):
 def test_invalid_input_raises_an_error(scores, targets, ignore, says):
     with pytest.raises(ValueError, match=says):
         evaluate(np.array(scores), np.array(targets), None if ignore is None else np.array(ignore))
+
+
+def random_labels(images: int, classes: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    scores = rng.random((images, classes)).astype(dtype)
+    return scores, (rng.random((images, classes)) < 0.05).astype(np.int8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("images", "classes"), [(10_000, 80), (4952, 20), (100, 5000)])
+def test_metrics_need_less_memory_than_their_scores(images, classes, dtype):
+    scores, targets = random_labels(images, classes, dtype)
+    ignore = targets > 1
+    tracemalloc.start()
+    try:
+        evaluate(scores, targets)
+        evaluate(scores, targets, ignore, np.full(classes, 0.3), unknown_is_negative=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < scores.nbytes
+
+
+@pytest.mark.parametrize("threshold", [0.7, np.linspace(0.1, 0.9, 30)], ids=["one", "by class"])
+def test_float32_scores_have_the_metrics_of_their_float64_copies(threshold):
+    scores, targets = random_labels(1000, 30, np.float32)  # several blocks of images, and of classes
+    scores[0] = threshold  # rounded in float32, some of them down
+    assert (scores[0].astype(float) < threshold).any()
+    ignore = np.random.default_rng(1).random(scores.shape) < 0.1
+    expected = evaluate(scores.astype(float), targets, ignore, threshold)
+    assert evaluate(scores, targets, ignore, threshold) == expected
+    for first in range(0, 30, 7):  # classes do not depend on each other
+        part = slice(first, first + 7)
+        assert evaluate(scores[:, part], targets[:, part], ignore[:, part])["AP"] == expected["AP"][part]

@@ -16,7 +16,8 @@ from utils.data.label_files import Labels
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
-from utils.inference.outputs import compute_outputs, evaluate_model
+from utils.inference.outputs import compute_outputs, evaluate_model, sigmoid
+from utils.inference.sweep import LogitTerms
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
@@ -34,6 +35,45 @@ def test_scores_are_ordered_by_index(shapes):
     assert np.ptp(in_order, axis=0).min() > 0
     metrics = evaluate_model(model, loader, CPU)
     assert metrics["mAP"] == pytest.approx(evaluate(in_order, dataset.labels.targets)["mAP"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (torch.bfloat16, np.float32),
+        (torch.float16, np.float32),
+        (torch.float32, np.float32),
+        (torch.float64, np.float64),
+    ],
+)
+def test_logits_take_no_more_memory_than_their_precision_needs(shapes, dtype, stored):
+    class Logits(nn.Module):
+        def forward(self, images):
+            return 30 * images.double().mean((2, 3)).to(dtype)
+
+    dataset = load_split(DATASETS["shapes"], "test", 40)
+    loader = EvaluationLoader(dataset, 10, 0, CPU)
+    logits = compute_outputs(Logits(), loader, CPU)
+    (batch,) = loader
+    expected = Logits()(batch.images.float().div(255))[batch.rows.argsort()].double().numpy()
+    assert logits.dtype == stored
+    assert (logits == expected).all()
+    before = logits.copy()
+    scores = sigmoid(logits)
+    assert scores.dtype == np.float64
+    assert (logits == before).all()
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected)), rtol=1e-15)
+
+
+def test_scores_of_high_logits_keep_their_order():
+    scores = sigmoid(np.array([17, 18, 30], np.float32))
+    assert (np.diff(scores) > 0).all()
+    assert scores[-1] < 1
+
+
+def test_logits_of_a_sweep_are_computed_in_float64():
+    terms = LogitTerms(np.array([[1.0]], np.float32), {None: np.array([[3.0]], np.float32)})
+    assert terms.logits(0.1, None).tolist() == [[1 + 0.1 * 3.0]]
 
 
 def test_a_missing_score_is_reported(shapes):

@@ -43,8 +43,9 @@ class Rows(NamedTuple):
 def compute_outputs(
     model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off", call: Forward | None = None
 ) -> np.ndarray:
-    """Return a network's logits (N, C) float64 for the loader's data set; row i belongs to sample i.
+    """Return a network's logits (N, C) for the loader's data set; row i belongs to sample i.
 
+    They are float32, which holds each logit of a lower precision exactly; float64 if the network is.
     call: a function of images to use instead of the network; its outputs (B, ...) are joined into (N, ...).
     Each process computes its own batches and returns the rows of all. Rows are placed by each sample's index,
     so the order of the loader does not matter; the rows of missing samples are NaN.
@@ -64,13 +65,19 @@ def compute_outputs(
             if bar.disable and lines.due(len(batches)):
                 lines.printed()
                 print(f"evaluated {len(batches)} of {len(loader)} batches")
-    own_rows = [Rows(indices.numpy(), outputs.cpu().double().numpy()) for indices, outputs in batches]
+    own_rows = [Rows(indices.numpy(), to_numpy(outputs)) for indices, outputs in batches]
     return place(list(chain.from_iterable(gather(own_rows))), len(loader.dataset))
+
+
+def to_numpy(outputs: Tensor) -> np.ndarray:
+    """Return outputs as an array, of float32 if their precision is lower: NumPy has no bfloat16."""
+    return outputs.to("cpu", torch.promote_types(outputs.dtype, torch.float32)).numpy()
 
 
 def place(all_rows: list[Rows], num_samples: int) -> np.ndarray:
     """Return an array (num_samples, ...) with each row at the index of its sample, and NaN elsewhere."""
-    placed = np.full((num_samples, *all_rows[0].values.shape[1:]), np.nan)
+    values = all_rows[0].values
+    placed = np.full((num_samples, *values.shape[1:]), np.nan, values.dtype)
     for indices, values in all_rows:
         placed[indices] = values
     return placed
@@ -101,7 +108,7 @@ def mirrored_mean(outputs: Tensor, forward: Forward, images: Tensor) -> Tensor:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return scores in float64: in float32 every logit above 17 would give exactly 1."""
-    return torch.from_numpy(logits).double().sigmoid().numpy()
+    return torch.from_numpy(logits).to(torch.float64, copy=True).sigmoid_().numpy()
 
 
 def evaluate_model(model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off") -> Metrics:

@@ -30,8 +30,10 @@ class LogitTerms(NamedTuple):
     attended: dict[Temperature, np.ndarray]
 
     def logits(self, lam: float, T: Temperature) -> np.ndarray:
-        """Return the logits (N, C) for a λ and a temperature (Eq. 7)."""
-        return self.mean + lam * self.attended[T]
+        """Return the logits (N, C) float64 for a λ and a temperature (Eq. 7)."""
+        logits = np.multiply(lam, self.attended[T], dtype=np.float64)
+        logits += self.mean
+        return logits
 
 
 class SweepPoint(NamedTuple):

@@ -84,9 +84,9 @@ def read_scores(path: Path) -> SavedScores:
         if not path.exists():
             raise ValueError("there is no such file")
         with open_archive(path) as file:
-            scores = file["scores"].astype(float)
+            scores = file["scores"].astype(float, copy=False)
             targets = file["targets"]
-            ignore = file.get("ignore", np.zeros(targets.shape)).astype(bool)
+            ignore = file.get("ignore", np.zeros(targets.shape, bool)).astype(bool, copy=False)
             check_inputs(scores, targets, ignore)
             num_images, num_classes = scores.shape
             names = file.get("names", np.arange(num_classes)).astype(str)
