@@ -81,6 +81,15 @@ def test_a_folder_without_permission_is_named(photos, monkeypatch, place):
     }
 
 
+def test_a_place_inside_a_folder_without_permission_is_not_called_missing(photos, monkeypatch):
+    def refuse(path: str, **options) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(search.os, "stat", refuse)
+    with pytest.raises(UserError, match="--img_dir secret/a.jpg cannot be read: Permission denied"):
+        find_photos(["secret/a.jpg"])
+
+
 OTHERS = ["a.HEIC", "b.heif", "c.cr2", "d.NEF", "e.dng", "f.svg", "g.psd", "h.arw", "i.jxl", "j.tga"]
 
 
@@ -101,6 +110,14 @@ def test_every_format_that_is_read_is_searched_for(photos, name):
     Image.new("L", (40, 40)).save("a.png")
     Path("a.png").rename(Path("photos", name))
     assert f"photos/{name}" in find_photos(["photos"]).images
+
+
+def test_images_without_an_ending_are_known_by_their_first_bytes(photos):
+    Path("photos/a.jpg").rename("photos/a")
+    Path("photos/README").write_text("no image")
+    Path("photos/empty").touch()
+    os.mkfifo("photos/pipe")
+    assert find_photos(["photos"]) == (["photos/a"], [])
 
 
 def test_a_place_with_nothing_but_unread_images_says_why(photos):

@@ -23,6 +23,7 @@ except ImportError:  # deprecated since torchvision 0.29
 
 # Pillow also reads formats that are programs, such as PostScript, and starts an interpreter for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+START_BYTES = 16  # of a file, which tell its format
 # Axes of an image (3, H, W) to flip for each EXIF orientation; from 5 on, first swap height and width.
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 
@@ -64,20 +65,26 @@ def open_image(file: IO[bytes], path: str) -> Image.Image:
     Image.open also refuses images above Image.MAX_IMAGE_PIXELS. That limit belongs to the whole process, so
     this function neither obeys nor changes it: see check_size.
     """
-    Image.init()  # registers all formats, once
-    start = file.read(16)
-    for name in FORMATS:
-        if name not in Image.OPEN:
-            continue
-        read_header, accepts = Image.OPEN[name]
+    for name in possible_formats(file.read(START_BYTES)):
+        read_header, _ = Image.OPEN[name]
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
-            answer = accepts(start) if accepts else False
-            # The answer is a text, the reason, if this Pillow was built without the format.
-            if answer and not isinstance(answer, str):
-                file.seek(0)
-                return read_header(file, path)
+            file.seek(0)
+            return read_header(file, path)
     check_fetched(path)
     raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}")
+
+
+def possible_formats(start: bytes) -> list[str]:
+    """Return the formats of FORMATS that a file with these first bytes may have."""
+    Image.init()  # registers all formats, once
+    possible = []
+    for name in FORMATS:
+        _, accepts = Image.OPEN.get(name, (None, None))
+        answer = accepts(start) if accepts else False
+        # The answer is a text, the reason, if this Pillow was built without the format.
+        if answer and not isinstance(answer, str):
+            possible.append(name)
+    return possible
 
 
 def check_size(image: Image.Image, path: str, max_pixels: float) -> None:

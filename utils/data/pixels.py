@@ -7,7 +7,10 @@ from torch import Tensor
 
 from utils.runtime.errors import UserError
 
-WHITE_IS_ZERO = 0  # a value of the TIFF tag PhotometricInterpretation
+# Values of the TIFF tags PhotometricInterpretation, PlanarConfiguration and Compression.
+WHITE_IS_ZERO = 0
+SEPARATE_PLANES = 2
+UNCOMPRESSED = 1
 
 
 def rgb_pixels(image: Image.Image, name: str) -> Tensor:
@@ -16,11 +19,23 @@ def rgb_pixels(image: Image.Image, name: str) -> Tensor:
     16-bit grey becomes 8-bit grey, and what is transparent becomes white.
     Raises UserError, which starts with `name`, if the range of the image's values is unknown.
     """
+    check_planes(image, name)
     image = eight_bits(image, name)
     if image.mode == "La":  # grey multiplied by its alpha, which Pillow converts to LA alone
         image = image.convert("LA")
     image = on_white(image)
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def check_planes(image: Image.Image, name: str) -> None:
+    """Raise UserError for a TIFF image that Pillow reads as noise: it takes each byte for a pixel."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(ExifTags.Base.PlanarConfiguration) != SEPARATE_PLANES:
+        return
+    bits = max(tags.get(ExifTags.Base.BitsPerSample, (1,)))
+    if bits > 8 and tags.get(ExifTags.Base.Compression, UNCOMPRESSED) == UNCOMPRESSED:
+        fault = f"{name} stores {bits}-bit channels in separate planes without compression"
+        raise UserError(f"{fault}: save it with its channels together, or leave it out")
 
 
 def eight_bits(image: Image.Image, name: str) -> Image.Image:

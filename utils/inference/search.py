@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from utils.data.decoding import FORMATS
+from utils.data.decoding import FORMATS, START_BYTES, possible_formats
 from utils.data.preparing import file_key
 from utils.runtime.errors import UserError, out_of_files_message
 from utils.runtime.files import existing_spelling
@@ -61,7 +61,7 @@ def find_photos(places: list[str], written: dict[str, Path] | None = None) -> Fo
     for place in places:
         found = images_of_place(place)
         if not found.images:
-            raise UserError(f"--img_dir {place} {why_empty(found.skipped)}")
+            raise UserError(f"--img_dir {place} {why_empty(place, found.skipped)}")
         images += found.images
         skipped += [entry._replace(path=os.path.normpath(entry.path)) for entry in found.skipped]
     for option, folder in (written or {}).items():
@@ -72,9 +72,15 @@ def find_photos(places: list[str], written: dict[str, Path] | None = None) -> Fo
     return Found(without_repeats(images), list(dict.fromkeys(skipped)))
 
 
-def why_empty(skipped: list[Skipped]) -> str:
+def why_empty(place: str, skipped: list[Skipped]) -> str:
     """Return in words why a place names no image that can be read."""
     if not skipped:
+        try:
+            os.stat(place)
+        except PermissionError as error:
+            return f"cannot be read: {error.strerror}"
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            pass
         return "names no file, or a folder without visible images"
     first = skipped[0]
     return f"names no image that can be read ({len(skipped)} skipped), first {first.path}: {first.reason}"
@@ -126,7 +132,10 @@ def is_match(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def visible_images(folder: str) -> Found:
-    """Return the images below a folder, sorted; a name that starts with a dot hides a file or a folder."""
+    """Return the images below a folder, sorted; a name that starts with a dot hides a file or a folder.
+
+    The ending of a name tells whether it is an image; without an ending, the first bytes do.
+    """
     tree = walk(folder)
     read = read_endings()
     unread = UNREAD.split()
@@ -138,9 +147,22 @@ def visible_images(folder: str) -> Found:
             images.append(path)
         elif ending in read:
             skipped.append(Skipped(path, "not a regular file"))
+        elif not ending and starts_as_image(path):
+            images.append(path)
         elif ending in unread:
             skipped.append(Skipped(path, f"{ending} files are not read: convert it to JPEG or PNG"))
     return Found(sorted(images), sorted(skipped))
+
+
+def starts_as_image(path: str) -> bool:
+    """Return whether a file starts as an image does; False if it cannot be read."""
+    if not os.path.isfile(path):
+        return False  # opening a pipe would wait for a writer
+    try:
+        with open(path, "rb") as file:
+            return bool(possible_formats(file.read(START_BYTES)))
+    except OSError:
+        return False
 
 
 def read_endings() -> set[str]:
