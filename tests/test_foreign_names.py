@@ -95,6 +95,10 @@ def test_a_dict_that_holds_itself_ends_the_search():
     assert find_state_dict(content) is None
 
 
+def test_names_may_have_any_number_of_parts():
+    assert unwrap({"a." * 3000 + "b": torch.zeros(1)}).keys() == {"b"}
+
+
 def test_a_wrapped_network_gives_the_metrics_of_the_plain_one(trained, shapes, command, tmp_path):
     weights = torch.load(trained / "best.pth", weights_only=True)["model"]
     torch.save(weights, tmp_path / "plain.pth")

@@ -53,6 +53,7 @@ def test_demo_replaces_its_own_tables_and_no_other(model, command, fails):
     for option, own, content in (
         ("--csv", "labels.csv", LABELS),
         ("--csv", "lists.csv", "image,labels\na.jpg,dog;cat\n"),
+        ("--csv", "names.csv", "image\na.jpg\nb.jpg\n"),
         ("--csv", "soft.csv", "image,circle,ring\na.jpg,0.5,0.25\n"),
         ("--csv", "other.csv", "name,score\na,0.123456\n"),
         ("--json", "settings.json", '{"image": 1}'),
@@ -71,8 +72,9 @@ def test_demo_replaces_its_own_tables_and_no_other(model, command, fails):
 
 def test_scores_of_almost_certain_networks_are_still_a_table_of_demo(workdir):
     scores = {"a.jpg": np.array([1.0, 1.23456e-9, 0.999988]), "b.jpg": np.array([0.123456, 0.5, 3.21e-12])}
-    write_csv_table(Path("s.csv"), ["x", "y", "z"], scores)
-    assert is_csv_table(Path("s.csv"))
+    for content in (scores, {}):
+        write_csv_table(Path("s.csv"), ["x", "y", "z"], content)
+        assert is_csv_table(Path("s.csv"))
 
 
 def test_heatmaps_replace_only_heatmaps(model, command, fails):

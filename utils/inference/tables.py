@@ -48,4 +48,4 @@ def is_csv_table(path: Path) -> bool:
     all_scores = all(0 <= float(cell) <= 1 and f"{float(cell):.6g}" == cell for cell in scores)
     # A label or a rounded share has few digits, a score hardly ever.
     num_long = sum(len(cell) > len("0.000") for cell in scores)
-    return header[0] == "image" and all_scores and 2 * num_long > len(scores)
+    return header[0] == "image" and all_scores and (not rows or 2 * num_long > len(scores))

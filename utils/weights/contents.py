@@ -31,7 +31,7 @@ WEIGHT_KEYS = (
     "ema_state_dict",
     "shadow",
 )
-MAX_DEPTH = 5  # of nested dicts: a malicious file may hold a dict that holds itself
+MAX_DEPTH = 4  # of nested dicts: a malicious file may hold a dict that holds itself
 # What DataParallel, torch.compile, Lightning, mmpretrain and others put in front of a network's names.
 AVERAGES = {"ema", "ema_model", "model_ema", "averaged_model"}
 WRAPPERS = {"module", "_orig_mod", "model", "net", "network", "backbone", *AVERAGES}
@@ -101,6 +101,17 @@ def unwrap(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     If there are a network and its moving average, the network is returned.
     """
+    while True:
+        state_dict = without_wrappers(state_dict)
+        first_words = {name.partition(".")[0] for name in state_dict}
+        all_have_parts = all("." in name for name in state_dict)
+        if len(first_words) != 1 or first_words <= NETWORK_PARTS or not all_have_parts:
+            return state_dict
+        state_dict = {name.partition(".")[2]: tensor for name, tensor in state_dict.items()}
+
+
+def without_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the network's tensors under their names without WRAPPERS in front."""
     averages: dict[str, Tensor] = {}
     trained: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -110,11 +121,7 @@ def unwrap(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if not NOT_NETWORK.match(own_name):
             group = averages if AVERAGES.intersection(wrappers) else trained
             group[own_name] = tensor
-    unwrapped = {**averages, **trained}
-    first_words = {name.partition(".")[0] for name in unwrapped}
-    if len(first_words) != 1 or first_words <= NETWORK_PARTS or not all("." in name for name in unwrapped):
-        return unwrapped
-    return unwrap({name.partition(".")[2]: tensor for name, tensor in unwrapped.items()})
+    return {**averages, **trained}
 
 
 def check_ordinary(tensor: Tensor, name: str, source: str) -> None:
