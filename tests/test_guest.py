@@ -40,12 +40,13 @@ def memory():
 before, streams = state(), (sys.stdout, sys.stderr)
 from utils.checkpoint import load_model
 from utils.runtime import device
-device.keep_freed_memory = lambda: sys.exit("mallopt was called")
 checkpoint, photo, huge = sys.argv[1:]
+keep_freed_memory, device.keep_freed_memory = device.keep_freed_memory, lambda: sys.exit("mallopt was called")
 model = load_model(checkpoint)
 model.predict(photo)
-model.predict([photo] * 40)
 model.attention(photo)
+device.keep_freed_memory = keep_freed_memory
+model.predict([photo] * 40)
 peak, refused = memory(), []
 for method in (model.predict, model.attention, lambda photo: model.predict([photo] * 3)):
     try:

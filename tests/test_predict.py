@@ -1,5 +1,6 @@
 """Labelling photographs from Python: load_model(…).predict, and torch.hub."""
 
+import contextlib
 import copy
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
 from utils.inference.predictor import Predictor, build_network
+from utils.runtime import device
 from utils.runtime.errors import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")
@@ -235,11 +237,44 @@ def test_a_generator_is_consumed_in_batches_and_may_close_its_images(photos):
     assert len(found) == 60
     assert all(scores == pytest.approx(found[0], abs=1e-6) for scores in found)
     assert max(found[0].values()) == pytest.approx(max(model.predict("a.jpg").values()), abs=1e-6)
-    assert taken_at_batch[:2] == [8, 12]
+    assert taken_at_batch[:2] == [32, 48]
     taken.clear()
     taken_at_batch.clear()
     assert len(model.predict("a.jpg" for _ in range(60) if taken.append(1) is None)) == 60
-    assert taken_at_batch[:2] == [8, 12]
+    assert taken_at_batch[:2] == [32, 48]
+
+
+class RecordingLibrary:
+    """Stands for glibc, and records how it is configured."""
+
+    def __init__(self):
+        self.settings = {}
+        self.is_trimmed = False
+
+    def mallopt(self, name, value):
+        self.settings[name] = value
+        self.is_trimmed = False
+
+    def malloc_trim(self, pad):
+        self.is_trimmed = True
+
+
+@pytest.mark.parametrize("names", [NAMES, [*NAMES, "gone.jpg"]], ids=["whole", "broken"])
+def test_memory_is_kept_only_while_a_list_is_labelled(photos, monkeypatch, names):
+    """Kept memory makes a list as fast as demo.py; after the list, or an error, glibc has its own values."""
+    glibc = RecordingLibrary()
+    monkeypatch.setattr(device, "configurable_glibc", lambda: glibc)
+    model = load_model("model.pth", device="cpu")
+    model.predict("a.jpg")
+    assert glibc.settings == {}
+    label_images, within = model.label_images, []
+    model.label_images = lambda *args: [within.append(dict(glibc.settings)), label_images(*args)][1]
+    with contextlib.suppress(UserError):
+        model.predict(names)
+    assert within[0] == {device.M_TRIM_THRESHOLD: -1, device.M_MMAP_MAX: 0}
+    assert glibc.settings[device.M_MMAP_MAX] == 65536
+    assert glibc.settings[device.M_TRIM_THRESHOLD] == 64 * 2**20
+    assert glibc.is_trimmed
 
 
 def test_a_photograph_that_cannot_be_read_ends_a_list(photos):

@@ -30,13 +30,18 @@ def test_preparers_run_without_torch(tmp_path, script):
     "script", ["main.py", "val.py", "demo.py", "export.py", "benchmarks/bench.py", "experiments/claims.py"]
 )
 def test_commands_wait_passively_unless_the_user_says_otherwise(tmp_path, script):
-    """Replace torch, whose OpenMP reads the variable at its import, by a module that shows the variable."""
-    (tmp_path / "torch.py").write_text("import os; raise ImportError(os.environ['OMP_WAIT_POLICY'])")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    environment.pop("OMP_WAIT_POLICY", None)
-    for own_value, seen in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+    """Replace torch, whose OpenMP reads the variables at its import, by a module that shows them."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    (tmp_path / "torch.py").write_text(f"import os; raise ImportError([os.environ.get(n) for n in {names}])")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = str(tmp_path)
+    for own_values, seen in (
+        ({}, ["PASSIVE", "10000"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+    ):
         command = [sys.executable, REPOSITORY / script, "--help"]
-        result = subprocess.run(command, env=environment | own_value, capture_output=True, text=True)
+        result = subprocess.run(command, env=environment | own_values, capture_output=True, text=True)
         assert result.stderr.splitlines()[-1] == f"ImportError: {seen}", result.stderr
 
 

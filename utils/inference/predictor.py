@@ -27,7 +27,7 @@ from utils.inference.photographs import (
     load_photo,
 )
 from utils.metrics.thresholds import read_thresholds
-from utils.runtime.device import autocast
+from utils.runtime.device import autocast, keeping_freed_memory
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.workers import default_workers
 
@@ -134,11 +134,11 @@ class Predictor:
             isinstance(photos, np.ndarray) and photos.ndim == 3
         ):
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
-        # A command makes malloc keep freed memory; without that, larger batches on a CPU cost page faults.
-        batch_size = 4 if self.device.type == "cpu" else 16
-        num_threads = default_workers()
-        how = Labelling(batch_size, num_threads, max_pixels=self.pixel_limit(max_pixels))
-        with contextlib.closing(self.label(photos, how)) as results:  # ends its threads, also on an error
+        how = Labelling(num_threads=default_workers(), max_pixels=self.pixel_limit(max_pixels))
+        with (
+            keeping_freed_memory(),
+            contextlib.closing(self.label(photos, how)) as results,  # ends its threads, also on an error
+        ):
             return [self.name_scores(raise_if_unreadable(result).scores, thresholds) for result in results]
 
     def attention(self, photo: Photo, max_pixels: float | None = None) -> dict[str, np.ndarray]:

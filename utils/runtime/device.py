@@ -1,5 +1,6 @@
 """The device and the precision that a command computes in."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +16,10 @@ import torch
 from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 from utils.runtime.errors import UserError, reporting_errors
 
+# Settings of glibc's mallopt, from <malloc.h>.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_TRIAL = """
 import torch
@@ -106,14 +112,34 @@ def keep_freed_memory() -> None:
 
     On a small machine MALLOC_TRIM_THRESHOLD_=131072 in the environment saves memory and costs time.
     """
-    is_set = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys()  # glibc reads them
+    if (libc := configurable_glibc()) is not None:
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        libc.mallopt(M_MMAP_MAX, 0)
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Do so inside the block only, for a program that is not ours; after it, return what is kept."""
+    libc = configurable_glibc()
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        if libc is not None:
+            # The values that glibc itself comes to in a program that frees large blocks.
+            libc.mallopt(M_MMAP_MAX, 65536)
+            libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+            libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+            libc.malloc_trim(0)
+
+
+def configurable_glibc() -> ctypes.CDLL | None:
+    """Return glibc, or None if it is not the C library here, or if the environment configures it."""
+    is_set = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
     if sys.platform != "linux" or is_set:
-        return
+        return None
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
-        libc.mallopt(m_trim_threshold, -1)
-        libc.mallopt(m_mmap_max, 0)
+    return libc if hasattr(libc, "mallopt") else None
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
