@@ -89,6 +89,17 @@ def test_the_images_may_be_in_another_folder(mine, workdir, command, fails):
     assert list(entries("test")) == ["photos/3.png", "photos/4.png"]
 
 
+def test_each_split_may_have_a_folder_of_images(annotations, command, fails):
+    for name in ("train", "test"):
+        Path(name).mkdir()
+        Image.new("RGB", (50, 40)).save(f"{name}/1.png")
+        annotations(f"photos/{name}.json", {1: ("1.png", [7])})
+    assert command(prepare_coco, *MINE, "--img_dir", "train", "test").status == 0
+    assert (list(entries("train")), list(entries("test"))) == (["train/1.png"], ["test/1.png"])
+    says = ["--img_dir has 3 folders", "one for each of --train, --test"]
+    fails(prepare_coco, *MINE, "--overwrite", "--img_dir", "train", "test", "photos", says=says)
+
+
 def test_one_file_is_one_entry_however_it_is_listed(annotations, mine, command, fails):
     names = {1: ("0.png", [7]), 2: ("x/../0.png", [3]), 3: (".//0.png", []), 4: ("1.png", [0])}
     Path("photos/x").mkdir()

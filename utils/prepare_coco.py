@@ -72,7 +72,8 @@ def make_parser() -> Parser:
     for split, use in zip(SPLITS, ("train on", "choose the best epoch on", "test on")):
         split_help = f"annotations of the images to {use}"
         group.add_argument(f"--{split}", type=given_path, metavar="FILE.json", help=split_help)
-    group.add_argument("--img_dir", type=given_path, help="folder of the images [default: the annotations']")
+    img_help = "folder of the images, or one for each of the files in this order [default: the annotations']"
+    group.add_argument("--img_dir", type=given_path, nargs="+", metavar="FOLDER", help=img_help)
     add_classes_of(group)
     add_overwrite(group)
     return parser
@@ -145,15 +146,31 @@ def prepare_own(args: Namespace) -> None:
     first = next(iter(given))
     for split in given:
         check_agreement(categories[first], categories[split], given[first], given[split])
+    folders = image_folders(args.img_dir, given)
     classes = read_classes_of(args.classes_of)
     own_classes = check_own_classes(categories[first], classes, given[first])
     pictures: dict[str, Pictures] = {f"{split}.json": {} for split in SPLITS}
     for split, path in given.items():
-        pictures[f"{split}.json"] = read_own_split(files[split], path, classes or own_classes, args.img_dir)
+        pictures[f"{split}.json"] = read_own_split(files[split], path, classes or own_classes, folders[split])
     check_no_overlap(pictures)
     splits = {name: list(entries.values()) for name, entries in pictures.items()}
     splits = check_splits(without_bad(splits, args), "--skip_bad", may_lack_training=classes is not None)
     write_data_set(folder, classes or own_classes, splits)
+
+
+def image_folders(img_dirs: list[Path] | None, given: dict[str, Path]) -> dict[str, Path]:
+    """Return the folder of each split's images; UserError if there are neither one folder nor one for each.
+
+    img_dirs: the folders, None for those of the annotations. given: the files of annotations.
+    """
+    if img_dirs is None:
+        return {split: path.parent for split, path in given.items()}
+    if len(img_dirs) == 1:
+        return dict.fromkeys(given, img_dirs[0])
+    if len(img_dirs) != len(given):
+        names = ", ".join(f"--{split}" for split in given)
+        raise UserError(f"--img_dir has {len(img_dirs)} folders: name one, or one for each of {names}")
+    return dict(zip(given, img_dirs))
 
 
 def check_own_classes(categories: Categories, known: list[str] | None, path: Path) -> list[str]:
@@ -175,11 +192,11 @@ def check_agreement(first: Categories, second: Categories, first_path: Path, sec
             raise UserError(f"{differ}: the files of a data set need the same categories")
 
 
-def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path | None) -> Pictures:
+def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path) -> Pictures:
     """Return the entries of a file of annotations, sorted by image id; images without annotation stay."""
 
     def find_image(file_name: str) -> tuple[Path, FileKey]:
-        return own_image(img_dir or path.parent, file_name, str(path))
+        return own_image(img_dir, file_name, str(path))
 
     with reading(path):
         image_ids = coco.imgs.keys()
