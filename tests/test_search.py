@@ -130,7 +130,7 @@ def test_a_place_with_nothing_but_unread_images_says_why(photos):
 def test_the_folder_for_heatmaps_is_not_searched(photos):
     Path("heatmaps").mkdir()
     Path("heatmaps/x.svg").touch()
-    found = find_photos(["."], Path("heatmaps"))
+    found = find_photos(["."], {"--out_dir": Path("heatmaps")})
     assert (found.images, found.skipped) == (["elsewhere/b.jpg", "photos/a.jpg"], [])
 
 
