@@ -28,6 +28,7 @@ SPLIT_WORDS = {
     **{"val": "val", "valid": "val", "validation": "val"},
     **{"test": "test", "testing": "test"},
 }
+NAME_IT_SPLIT = "if it holds train, val and test, name it split"
 SEPARATOR = ";"
 OTHER_SEPARATORS = ",|\uff0c\u3001\uff1b"  # the last three are full-width
 JOINING_MARKS = "/+&:"  # a name may hold them: "AC/DC"
@@ -230,21 +231,20 @@ def take_label_column(columns: list[Column], path: Path) -> Column | None:
 
 def refuse_more_columns(columns: list[Column], labels: Column, path: Path) -> None:
     """Raise UserError if there are columns beside the one of label lists, other than empty ones."""
-    for column in columns:
-        if any(column.cells):
-            fault = f"the column {column.name!r:.50} is too much beside {labels.name!r}"
-            raise UserError(f"{path}: {fault}: {advice(column) or 'delete it'}")
+    more = [column for column in columns if any(column.cells)]
+    for column in more:
+        if is_like_split(column):
+            fault = f"the column {column.name!r:.50} is too much beside {labels.name!r:.50}"
+            raise UserError(f"{path}: {fault}: {NAME_IT_SPLIT}")
+    if more:
+        names = ", ".join(repr(column.name) for column in more)
+        raise UserError(f"{path} has columns too many beside {labels.name!r:.50}: delete {names:.200}")
 
 
-def advice(column: Column) -> str | None:
-    """Return how a column with unexpected cells should probably be named, None if nothing suggests itself."""
+def is_like_split(column: Column) -> bool:
+    """Return whether a column holds the words of a split, or has a name like that."""
     words = {cell.casefold() for cell in column.cells}
-    similar = closest(column_key(column.name), (*LABEL_KEYS, *SPLIT_KEYS))
-    if words <= SPLIT_WORDS.keys() or similar in SPLIT_KEYS:
-        return "if it holds train, val and test, name it split"
-    if similar is not None:
-        return "if it holds lists of labels, name it labels"
-    return None
+    return words <= SPLIT_WORDS.keys() or closest(column_key(column.name), SPLIT_KEYS) is not None
 
 
 def read_class_columns(
@@ -276,10 +276,12 @@ def check_class_cells(column: Column, lines: list[int], path: Path, is_only_colu
     for line, cell in zip(lines, column.cells):
         if cell not in CELLS:
             way_out = "if it is not a class, delete it"
-            if is_only_column:
+            if is_like_split(column):
+                way_out = NAME_IT_SPLIT
+            elif is_only_column or closest(column_key(column.name), LABEL_KEYS):
                 way_out = "if it holds lists of labels, name it labels"
             fault = f"{column.name} is {cell!r:.50}, but must be 1, 0 or empty"
-            raise UserError(f"{path}, line {line}: {fault}: {advice(column) or way_out}")
+            raise UserError(f"{path}, line {line}: {fault}: {way_out}")
 
 
 def read_label_lists(
@@ -314,7 +316,8 @@ def check_list(cell: str, has_separator: bool, where: str) -> None:
     if PYTHON_LIST.fullmatch(cell):
         quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"", cell)
         names = ["".join(groups) for groups in quoted] or re.split(r"[,;\s]+", cell[1:-1].strip())
-        raise UserError(f"{where}: {cell!r:.60} is a list of Python: write {SEPARATOR.join(names)!r:.60}")
+        plain = SEPARATOR.join(names) or "nothing"
+        raise UserError(f"{where}: {cell!r:.60} is a list of Python: write {plain:.60}")
     if has_separator:
         return
     for label in cell.split(SEPARATOR):
