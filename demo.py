@@ -16,7 +16,7 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 import numpy as np
 
 from utils.commands import options
-from utils.commands.load_from import load_model_for
+from utils.commands.load_from import complete_options, load_model_for
 from utils.data.decoding import report_slow_decoder
 from utils.inference.heatmap_files import FORMATS, HeatmapForm, class_maps, heatmap_folders, write_heatmaps
 from utils.inference.html_page import Page, PageSettings, check_page_folder, new_page
@@ -174,7 +174,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
     group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
     options.add_run_options(parser.add_argument_group("run"))
-    args = parser.parse_args()
+    args = complete_options(parser.parse_args())
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5
     check_file(args.json, "--json", ".json")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.commands import options
-from utils.commands.load_from import load_model_for
+from utils.commands.load_from import complete_options, load_model_for
 from utils.inference.outputs import Forward
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
@@ -131,7 +131,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--out", type=given_path, required=True, metavar="FILE", help="an .onnx or .pt2 file")
     group.add_argument("--dynamic_batch", action="store_true", help="accept batches of any size, not just 1")
     group.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
-    args = parser.parse_args()
+    args = complete_options(parser.parse_args())
     check_file(args.out, "--out", *FORMATS)
     check_replaceable(args.out, "--out", is_export, "export.py")
     return args

@@ -19,6 +19,7 @@ from torch.optim import SGD
 from pipeline.models import MODELS, build, check_img_size, default_lam
 from pipeline.network import Network, has_map_of_one_place
 from utils.commands import options
+from utils.commands.load_from import backbone_file
 from utils.commands.summary import summary
 from utils.data.classes import class_names
 from utils.data.datasets import dataset_spec
@@ -28,7 +29,7 @@ from utils.data.samples import to_float
 from utils.inference.outputs import evaluate_model
 from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
-from utils.runtime.arguments import Parser, given_path, number
+from utils.runtime.arguments import Parser, expand_home, number
 from utils.runtime.device import autocast, choose_device, set_up_device
 from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.progress import ProgressLines, progress_bar
@@ -214,7 +215,7 @@ def build_model(args: argparse.Namespace, device: torch.device, start_weights: b
         model = build(args.model, args.num_heads, args.lam, args.num_cls, args.img_size)
     model.normalization = args.normalize
     if start_weights and (args.cutmix or args.pretrained == "imagenet"):
-        load_backbone(model, args.model, args.cutmix)
+        load_backbone(model, args.model, backbone_file(args))
     if args.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
@@ -243,7 +244,7 @@ def make_parser() -> Parser:
     positive = number(float, 0, low_allowed=False)
     parser = Parser(description="Train CSRA. The defaults are the paper's recipe, with one head and λ = 0.1.")
     group = parser.add_argument_group("data")
-    options.add_dataset(group)
+    options.add_dataset(group, from_checkpoint=False)
     options.add_image_options(group, from_checkpoint=False)
     options.add_loader_options(group, batch_help="images per step, of all processes together")
 
@@ -253,7 +254,9 @@ def make_parser() -> Parser:
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {default}")
-    weights.add_argument("--cutmix", "--backbone_weights", type=given_path, metavar="FILE", help=file_help)
+    weights.add_argument(
+        "--cutmix", "--backbone_weights", type=expand_home, metavar="FILE|URL|NAME", help=file_help
+    )
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {default}")

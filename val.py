@@ -11,10 +11,10 @@ import argparse
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 from utils.commands import options
-from utils.commands.load_from import load_model_for, options_in_effect
+from utils.commands.load_from import complete_options, load_model_for, options_in_effect
 from utils.commands.summary import summary
 from utils.commands.sweep_option import axis, sweep_axes
-from utils.data.datasets import dataset_spec
+from utils.data.datasets import DEFAULT_DATASET, dataset_spec
 from utils.data.label_files import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split
@@ -33,18 +33,19 @@ from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_file, check_replaceable, nan_to_none, write_json
 from utils.runtime.script import run_script
+from utils.weights.sources import find_published
 
 
 def main() -> None:
     parser, given = parse_args()
     spec = dataset_spec(given.dataset)
+    device = choose_device(given.device, given.amp, given.compile)
+    set_up_device(device)
+    distributed.connect(device)
     predictor = load_model_for(given)
     report_lam(given, predictor)
     args = options_in_effect(given, predictor)
     thresholds = read_thresholds(args.threshold, predictor.classes)
-    device = choose_device(args.device, args.amp, args.compile)
-    set_up_device(device)
-    distributed.connect(device)
     if args.compile:
         predictor.compile()
     predictor.to(device)
@@ -92,10 +93,13 @@ def main() -> None:
 
 def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:
     """Print which λ is used if the file does not store one, or stores another; given: the options."""
-    if given.lam is None and not predictor.config:
-        print(f"{given.load_from} stores no lambda: using {predictor.options['lam']}; set another with --lam")
-    elif given.lam not in (None, predictor.config.get("lam", given.lam)):
-        print(f"this file was trained with lambda {predictor.config['lam']:g}; evaluating with {given.lam:g}")
+    published = find_published(given.load_from)
+    trained = published.lam if published else predictor.config.get("lam")
+    used = predictor.options["lam"]
+    if trained is None and given.lam is None:
+        print(f"{given.load_from} stores no lambda: using {used}; set another with --lam")
+    elif trained not in (None, used):
+        print(f"this file was trained with lambda {trained:g}; evaluating with {used:g}")
 
 
 def report_other_labels(predictor: Predictor, labels: Labels) -> None:
@@ -108,7 +112,7 @@ def report_other_labels(predictor: Predictor, labels: Labels) -> None:
 def parse_args() -> tuple[Parser, argparse.Namespace]:
     parser = Parser(description="Evaluate a checkpoint.")
     group = parser.add_argument_group("data")
-    options.add_dataset(group)
+    options.add_dataset(group, from_checkpoint=True)
     options.add_image_options(group, from_checkpoint=True)
     options.add_loader_options(group, batch_help="images per step and process")
     splits = ["train", "val", "test"]
@@ -116,6 +120,7 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     group = parser.add_argument_group("model")
     options.add_model_options(group, from_checkpoint=True)
     options.add_checkpoint(group)
+    options.add_list_checkpoints(group)
     options.add_tta(group)
     group = parser.add_argument_group("run")
     options.add_run_options(group)
@@ -127,7 +132,8 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     group.add_argument("--html", type=given_path, metavar="FOLDER", help=html_help)
     sweep_help = "evaluate other values too, in the same pass: lam=0:1:0.1 [T=1,2,4,inf]"
     group.add_argument("--sweep", type=axis, nargs="+", metavar="AXIS", help=sweep_help)
-    args = parser.parse_args()
+    args = complete_options(parser.parse_args())
+    args.dataset = args.dataset or DEFAULT_DATASET
     if args.sweep:
         args.sweep = sweep_axes(args.sweep)
     check_file(args.out, "--out")

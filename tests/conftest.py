@@ -3,13 +3,14 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from helpers import REPOSITORY, RUN, TINY, train_in
+from helpers import REPOSITORY, RUN, TINY, FileServer, train_in
 from utils import prepare_shapes
 from utils.runtime.script import run_script
 
@@ -60,6 +61,22 @@ def workdir(tmp_path, monkeypatch) -> Path:
     """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """Make torch.hub's folder an empty one; return where its files go."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[FileServer]:
+    """Start a server on a loopback address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    files = FileServer()
+    yield files
+    files.close()
 
 
 @pytest.fixture(scope="session")

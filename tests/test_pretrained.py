@@ -1,6 +1,5 @@
 """The weights that a backbone starts from."""
 
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -10,11 +9,12 @@ import torch
 import torchvision
 
 import main
-from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights
+from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights, with_hash
 from pipeline import vit_csra
 from pipeline.models import MODELS
-from utils.weights import downloads
-from utils.weights.downloads import VIT_URLS
+from utils.commands import load_from
+from utils.weights.downloads import hash_in_name, name_in_cache
+from utils.weights.imagenet import VIT_URLS, weights_url
 
 
 def test_cutmix_weights_are_loaded_into_the_trunk(shapes, tmp_path, monkeypatch):
@@ -44,33 +44,22 @@ def test_a_cutmix_file_that_does_not_fit_is_refused(shapes, fails, tmp_path):
     fails(main, "--dataset", "shapes", "--cutmix", "gone.pth", says=["gone.pth", "no such file"])
 
 
-def sha256_prefix(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-
-
 @pytest.fixture(params=[True, False], ids=["archive", "old format"])
-def published(request, shapes, monkeypatch, tmp_path) -> Path:
-    """Make a file for resnet18 with its hash in the name, and an empty cache without a network."""
+def published(request, shapes, hub, server, monkeypatch, tmp_path) -> Path:
+    """Make a file for resnet18 with its hash in the name, and a server that does not have it."""
     state = torchvision.models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "made-up.pth", _use_new_zipfile_serialization=request.param)
-    path = tmp_path / f"resnet18-{sha256_prefix(tmp_path / 'made-up.pth')}.pth"
-    (tmp_path / "made-up.pth").rename(path)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(downloads, "weights_url", lambda model: f"https://example.org/{path.name}")
-    (tmp_path / "checkpoints").mkdir()
-
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    return path
+    name = with_hash("resnet18", (tmp_path / "made-up.pth").read_bytes())
+    monkeypatch.setattr(load_from, "weights_url", lambda model: server.url(f"/{name}"))
+    return (tmp_path / "made-up.pth").rename(tmp_path / name)
 
 
-def test_imagenet_weights_are_read_from_the_cache(published, monkeypatch, fails, tmp_path):
-    cached = tmp_path / "checkpoints" / published.name
+def test_imagenet_weights_are_read_from_the_cache(published, hub, monkeypatch, fails):
+    cached = hub / published.name
     arguments = ["--dataset", "shapes", *TINY, "--pretrained", "imagenet"]
-    fails(main, *arguments, says=["no route to host", cached, published.name, "--pretrained none"])
+    fails(main, *arguments, says=["Not Found", f"put the file at {cached}", "or use --pretrained none"])
     content = bytearray(published.read_bytes())
+    hub.mkdir(parents=True)
     cached.write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
     state = main.build_model(main.resolve(main.make_parser().parse_args()), torch.device("cpu")).state_dict()
@@ -85,8 +74,9 @@ def test_imagenet_weights_are_read_from_the_cache(published, monkeypatch, fails,
 
 def test_torchvision_and_timm_publish_the_hash_of_each_file():
     for model in MODELS:
-        name = downloads.weights_url(model).rpartition("/")[2]
-        assert re.fullmatch(r"[0-9a-f]{8,64}", downloads.hash_in_name(Path(name))), name
+        name = weights_url(model).rpartition("/")[2]
+        assert re.fullmatch(r"[0-9a-f]{8,64}", hash_in_name(name)), name
+        assert name_in_cache(weights_url(model)) == name  # as torch.hub names it
 
 
 def test_vision_transformers_start_from_the_files_of_the_authors():
@@ -100,25 +90,24 @@ def test_vision_transformers_start_from_the_files_of_the_authors():
 
 
 @pytest.fixture
-def timm_file(shapes, monkeypatch, tmp_path) -> Path:
+def timm_file(shapes, server, hub, monkeypatch, tmp_path) -> str:
     """Make vit_B16_224 a small network, and its URL that of a small file with its hash in the name."""
     monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     weights = timm_weights(grid=14)
     del weights["classifier.multi_head.0.head.weight"]
     head = {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}
     torch.save(weights | head, tmp_path / "made-up.pth")
-    name = f"made-up-{sha256_prefix(tmp_path / 'made-up.pth')}.pth"
-    path = (tmp_path / "made-up.pth").rename(tmp_path / name)
-    monkeypatch.setitem(VIT_URLS, "vit_B16_224", path.as_uri())
-    return path
+    content = (tmp_path / "made-up.pth").read_bytes()
+    url = server.add(f"/{with_hash('made-up', content)}", content)
+    monkeypatch.setitem(VIT_URLS, "vit_B16_224", url)
+    return url
 
 
 VIT = ["--dataset", "shapes", *TINY, "--model", "vit_B16_224", "--pretrained", "imagenet"]
 
 
 @pytest.mark.parametrize("img_size", [224, 48])
-def test_timms_weights_are_downloaded_once_and_fit_any_image_size(timm_file, monkeypatch, img_size):
+def test_timms_weights_are_downloaded_once_and_fit_any_image_size(timm_file, server, monkeypatch, img_size):
     monkeypatch.setattr(sys, "argv", ["main.py", *VIT, "--img_size", str(img_size)])
     for _ in range(2):
         state = main.build_model(
@@ -128,15 +117,4 @@ def test_timms_weights_are_downloaded_once_and_fit_any_image_size(timm_file, mon
         assert torch.equal(state["conv_proj.weight"], expected["patch_embed.proj.weight"].float())
         assert state["encoder.pos_embedding"].shape == (1, (img_size // 16) ** 2 + 1, WIDTH)
         assert img_size != 224 or torch.equal(state["encoder.pos_embedding"], expected["pos_embed"].float())
-        timm_file.unlink(missing_ok=True)  # the second time it is in the cache
-
-
-def test_a_download_is_checked_and_its_failure_names_url_and_place(timm_file, fails, tmp_path):
-    wrong = timm_file.with_name("made-up-00000000.pth")
-    place = tmp_path / "hub" / "checkpoints" / wrong.name
-    VIT_URLS["vit_B16_224"] = wrong.as_uri()
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    options = [*VIT, "--img_size", 48]
-    fails(main, *options, says=["cannot download", wrong.as_uri(), place, "--pretrained none"])
-    timm_file.rename(wrong)
-    fails(main, *options, says=["invalid hash", wrong.as_uri(), place])
+    assert len(server.asked) == 1  # the second time it is in the cache

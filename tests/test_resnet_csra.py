@@ -71,6 +71,6 @@ def test_building_never_downloads(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a download")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("utils.weights.downloads.download", refuse)
     ResNet_CSRA(1, 0.1, 5, depth=18)

@@ -14,6 +14,7 @@ from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.versions import check_torch
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import load_adapted
+from utils.weights.sources import check_is_published, complete, find_published, local_file
 
 Value = TypeVar("Value")
 
@@ -29,22 +30,31 @@ def load_model(  # noqa: PLR0913  a Python user may want to set each
 ) -> Predictor:
     """Return a checkpoint's network as a Predictor: `predict` and `attention` take photographs.
 
+    path: a file, a URL (https://…, file://…), or the name of a published checkpoint (val.py
+    --list_checkpoints), which is downloaded once into torch.hub's folder. A published one brings its data set
+    and λ.
     dataset: the data set of a file that main.py did not write; None means voc07. If a file stores its class
     names, those of `dataset` must be the same.
     img_size, lam, normalize: None means as trained. If the file does not store it, img_size and normalize are
     those of the data set, and lam is 0.1, or 0 for average pooling.
     device: as torch names it; "auto" is a GPU if there is one.
     max_pixels: the Predictor refuses photographs with more pixels, before it decodes them.
-    Raises UserError if the file holds no network of this project, or one for other classes, or if PyTorch
-    is too old.
+    Raises UserError if the file holds no network of this project, or one for other classes, if it cannot be
+    downloaded, or if PyTorch is too old.
     """
-    predictor = read_predictor(path, dataset, img_size, lam, normalize)
+    check_torch()
+    published = find_published(path)
+    if published:
+        dataset, lam = complete(published, dataset, lam)
+    predictor = read_predictor(local_file(path), dataset, img_size, lam, normalize)
+    if published:
+        check_is_published(published, predictor.options["model"], predictor.options["num_heads"])
     predictor.max_pixels = max_pixels
     return predictor.to(find_device() if device == "auto" else device)
 
 
 def read_predictor(
-    path: str | Path,
+    path: Path,
     dataset: str | None = None,
     img_size: int | None = None,
     lam: float | None = None,
@@ -55,7 +65,6 @@ def read_predictor(
 
     model: the backbone of a file that does not say which of torchvision's classifiers it has.
     """
-    check_torch()
     checkpoint = load_checkpoint(path)
     weights, config = checkpoint["model"], checkpoint["config"]
     described_by = config.get("dataset") or dataset or DEFAULT_DATASET

@@ -7,8 +7,9 @@ from pipeline.csra import TEMPERATURES
 from pipeline.models import MODELS
 from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
 from utils.data.datasets import DATASETS, DEFAULT_DATASET
-from utils.runtime.arguments import add_max_pixels, given_path, number
+from utils.runtime.arguments import add_max_pixels, expand_home, given_path, number
 from utils.runtime.workers import default_workers
+from utils.weights.published import format_published
 
 OptionGroup = argparse._ArgumentGroup  # argparse has no public name for what add_argument_group returns
 
@@ -32,10 +33,18 @@ def image_side(text: str) -> int:
     return side
 
 
-def add_dataset(group: OptionGroup) -> None:
-    """Add --dataset for a command that reads the images and labels of a data set."""
+def add_dataset(group: OptionGroup, from_checkpoint: bool) -> None:
+    """Add --dataset for a command that reads the images and labels of a data set.
+
+    from_checkpoint: the default comes from a published checkpoint.
+    """
     dataset_help = f"{', '.join(DATASETS)}, or NAME for a folder data/NAME/"
-    group.add_argument("--dataset", metavar="NAME", default=DEFAULT_DATASET, help=dataset_help)
+    default = DEFAULT_DATASET
+    if from_checkpoint:
+        dataset_help += f" [default: that of a published checkpoint, else {default}]"
+    group.add_argument(
+        "--dataset", metavar="NAME", default=None if from_checkpoint else default, help=dataset_help
+    )
 
 
 def add_dataset_of_checkpoint(group: OptionGroup) -> None:
@@ -84,7 +93,29 @@ def add_model_options(group: OptionGroup, from_checkpoint: bool) -> None:
 
 def add_checkpoint(group: OptionGroup) -> None:
     """Add the option that names the checkpoint."""
-    group.add_argument("--load_from", type=given_path, required=True, metavar="FILE", help="the checkpoint")
+    source_help = (
+        "the checkpoint: a file, an https:// address, or a name that val.py --list_checkpoints prints"
+    )
+    # Not a Path, which would turn the // of an address into /.
+    group.add_argument(
+        "--load_from", type=expand_home, required=True, metavar="FILE|URL|NAME", help=source_help
+    )
+
+
+class ListCheckpoints(argparse.Action):
+    """Prints the table of published checkpoints and exits, whatever other options are given or missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(format_published())
+        parser.exit()
+
+
+def add_list_checkpoints(group: OptionGroup) -> None:
+    """Add the option that prints the published checkpoints."""
+    list_help = "print the names of the published checkpoints and exit"
+    group.add_argument(
+        "--list_checkpoints", action=ListCheckpoints, nargs=0, default=argparse.SUPPRESS, help=list_help
+    )
 
 
 def add_tta(group: OptionGroup) -> None:

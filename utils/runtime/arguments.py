@@ -16,7 +16,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        has_default = not isinstance(action.default, bool | None) and action.dest != "help"
+        has_default = action.default != argparse.SUPPRESS and not isinstance(action.default, bool | None)
         if has_default and "[default" not in text:
             text += " [default: %(default)s]"
         return text

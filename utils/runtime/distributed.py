@@ -96,10 +96,11 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def first_process_first(action: Callable[[], Result]) -> Result:
     """Call an action in the first process of each machine, which may download a file, then in the others.
 
+    Processes that have not joined each other by `connect` call it at once.
     The others can wait for DOWNLOAD_LIMIT; an ordinary barrier gives up after 10 minutes with nccl, 30 with
     gloo.
     """
-    if WORLD_SIZE == 1:
+    if not dist.is_initialized():
         return action()
     patient_group = dist.new_group(backend="gloo", timeout=DOWNLOAD_LIMIT)
     assert isinstance(patient_group, dist.ProcessGroup)  # every process is a member of it

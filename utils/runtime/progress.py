@@ -16,6 +16,13 @@ def progress_bar(total: int, description: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=hidden)
 
 
+def download_bar(total: int | None, name: str) -> "tqdm[Any]":
+    """Return a bar over the bytes of a download, shown as progress_bar is; total: None if not known."""
+    hidden = True if RANK else None
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": hidden}
+    return tqdm(total=total, desc=name, leave=False, dynamic_ncols=True, **options)
+
+
 class ProgressLines:
     """Says when a line of progress is due: every so many steps, and once a minute if the steps are slow.
 

@@ -5,20 +5,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pipeline.network import Network
-from utils.runtime.distributed import first_process_first
 from utils.runtime.errors import UserError
 from utils.weights.contents import check_ordinary, load_checkpoint
-from utils.weights.downloads import imagenet_weights
 
 
-def load_backbone(network: Network, model: str, file: Path | None) -> None:
-    """Load weights for all but the classifier: of a checkpoint, or for None the model's ImageNet weights."""
-    if file is None:
-        weights = first_process_first(lambda: imagenet_weights(model))
-        load_adapted(network, weights, "ImageNet weights", trunk_only=True)
-    else:
-        weights = load_checkpoint(file)["model"]
-        load_adapted(network, weights, f"{file} for {model}", trunk_only=True)
+def load_backbone(network: Network, model: str, file: Path) -> None:
+    """Load weights for all but the classifier from a checkpoint; model: the network's name, for errors."""
+    weights = load_checkpoint(file)["model"]
+    load_adapted(network, weights, f"{file} for {model}", trunk_only=True)
 
 
 def load_adapted(network: Network, weights: dict[str, Tensor], source: str, trunk_only: bool = False) -> None:

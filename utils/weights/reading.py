@@ -88,46 +88,57 @@ def read_file(path: Path) -> Any:
         problem = "not a file: name best.pth in it" if path.exists() else "no such file"
         raise UserError(f"{path}: {problem}")
     try:
-        with open(path, "rb") as file:
-            # The first bytes decide. torch.load decides by the name too, and tries formats one after another.
-            start = file.read(500)
-            if start.startswith(ENTRY_START):
-                return read_archive(file, path)
-            if start[2:].startswith(OLD_START):
-                return read_old_file(file, path)
         check_fetched(path)
+        with open(path, "rb") as file:
+            return read_open_file(file, str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE_STARTS):
-        raise UserError(f"{path} is a web page, not a checkpoint: download it again in a browser")
-    raise damaged(path, "it does not start as such a file")
 
 
-def damaged(path: Path, reason: str) -> UserError:
+def read_open_file(file: BinaryIO, name: str) -> Any:
+    """Return the content of an open file as read_file does; errors call it `name`."""
+    file.seek(0)
+    # The first bytes decide. torch.load decides by the name too, and tries formats one after another.
+    start = file.read(500)
+    if start.startswith(ENTRY_START):
+        return read_archive(file, name)
+    if start[2:].startswith(OLD_START):
+        return read_old_file(file, name)
+    if is_web_page(start):
+        raise UserError(f"{name} is a web page, not a checkpoint: download it again in a browser")
+    raise damaged(name, "it does not start as such a file")
+
+
+def is_web_page(start: bytes) -> bool:
+    """Return whether a file with these first bytes is a web page."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE_STARTS)
+
+
+def damaged(name: str, reason: str) -> UserError:
     """Return the error for a file whose bytes are not those that torch.save writes."""
-    return UserError(f"{path} is damaged or not from torch.save ({reason}): copy or download it again")
+    return UserError(f"{name} is damaged or not from torch.save ({reason}): copy or download it again")
 
 
-def read_archive(file: BinaryIO, path: Path) -> Any:
+def read_archive(file: BinaryIO, name: str) -> Any:
     """Return the content of an archive, the format of torch.save since torch 1.6."""
     try:
         check_archive(file)
     except ArchiveError as error:
-        raise damaged(path, str(error)) from error
-    return unpickle(file, path)
+        raise damaged(name, str(error)) from error
+    return unpickle(file, name)
 
 
-def read_old_file(file: BinaryIO, path: Path) -> Any:
+def read_old_file(file: BinaryIO, name: str) -> Any:
     """Return the content of a file of torch before 1.6: pickles, then the numbers of the tensors."""
-    content = unpickle(file, path)
+    content = unpickle(file, name)
     position = file.tell()
     if position != file.seek(0, os.SEEK_END):
         # torch.load reads the tensors that the file lists, and leaves the others as the memory was.
-        raise damaged(path, "it does not end with its last tensor")
+        raise damaged(name, "it does not end with its last tensor")
     return content
 
 
-def unpickle(file: BinaryIO, path: Path) -> Any:
+def unpickle(file: BinaryIO, name: str) -> Any:
     """Return what torch.load reads when it may run only what is on its list; UserError if it fails."""
     file.seek(0)
     with safe_settings():
@@ -138,10 +149,10 @@ def unpickle(file: BinaryIO, path: Path) -> Any:
         except Exception as error:  # the type depends on the bytes
             check_reading_works()
             if out_of_memory_message(error):
-                raise UserError(f"{path} cannot be read: memory ran out, or the file is damaged") from error
+                raise UserError(f"{name} cannot be read: memory ran out, or the file is damaged") from error
             # The message of torch.load is left out: it may advise to run the code in the file.
             fault = f"is not a checkpoint that can be read safely ({type(error).__name__})"
-            raise UserError(f"{path} {fault}: it must be a state dict, written by torch.save") from error
+            raise UserError(f"{name} {fault}: it must be a state dict, written by torch.save") from error
 
 
 def load_safely(file: BinaryIO) -> Any:
