@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -180,6 +181,14 @@ def test_http_is_for_this_machine():
     assert all(may_download(f"http://{host}:80/m") for host in ("127.0.0.1", "localhost", "[::1]"))
 
 
+def test_a_server_that_falls_silent_is_given_up(hub, server, monkeypatch):
+    monkeypatch.setattr("utils.weights.downloads.TIMEOUT", 0.3)
+    monkeypatch.setattr(server, "send", lambda handler: time.sleep(1))
+    with pytest.raises(UserError, match="timed out; put the file at"):
+        fetch(server.url("/m.pth"))
+    assert not hub.exists()
+
+
 def test_a_damaged_file_in_the_cache_is_refused(hub, server):
     path = fetch(server.add(f"/{with_hash('m', SMALL)}", SMALL))
     path.write_bytes(SMALL[:-1])
@@ -274,6 +283,14 @@ def test_a_published_name_brings_its_data_set_heads_and_lambda(by_name, server, 
     assert load_model(by_name, lam=0.7, device="cpu").options["lam"] == 0.7
     assert len(server.asked) == 2  # the page and the file, once
     assert left_in(hub) == [hub / "csra_shapes.pth"]
+
+
+def test_main_takes_backbone_weights_by_name(weights, by_name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", "--backbone_weights", by_name])
+    args = main.resolve(main.make_parser().parse_args())
+    network = main.build_model(args, torch.device("cpu"))
+    assert torch.equal(network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    assert args.cutmix == by_name
 
 
 def test_options_given_by_hand_win_over_the_published_ones(by_name, command):

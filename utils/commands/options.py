@@ -50,7 +50,7 @@ def add_dataset(group: OptionGroup, from_checkpoint: bool) -> None:
 def add_dataset_of_checkpoint(group: OptionGroup) -> None:
     """Add --dataset for a command that needs only the classes and the defaults of a checkpoint's data set."""
     foreign = "data set of a file that main.py did not write; other files are checked for it"
-    dataset_help = f"{foreign} [default: {DEFAULT_DATASET}]"
+    dataset_help = f"{foreign} [default: that of a published checkpoint, else {DEFAULT_DATASET}]"
     group.add_argument("--dataset", metavar="NAME", help=dataset_help)
 
 
@@ -79,7 +79,7 @@ def add_model_options(group: OptionGroup, from_checkpoint: bool) -> None:
     """Add the options on the network; from_checkpoint: the defaults come from a checkpoint."""
     if from_checkpoint:
         model = heads = "the checkpoint's"
-        lam = "as trained, else 0.1, without heads 0"
+        lam = "as trained or published, else 0.1, without heads 0"
     else:
         model = "the data set's"
         heads = "1"

@@ -171,12 +171,12 @@ def open_file(url: str) -> http.client.HTTPResponse:
         return response
     page = take_page(response)
     if page.file_address is None:
-        raise DownloadError(describe(page.title))
+        raise DownloadError(page_fault(page.title))
     file_url = urljoin(response.url, page.file_address)
     check_step(response.url, file_url)
     response = request(opener, file_url)
     if is_html(response):
-        raise DownloadError(describe(take_page(response).title))
+        raise DownloadError(page_fault(take_page(response).title))
     return response
 
 
@@ -199,7 +199,7 @@ def take_page(response: http.client.HTTPResponse) -> Page:
         return read_page(response.read(MAX_PAGE).decode(errors="replace"))
 
 
-def describe(title: str) -> str:
+def page_fault(title: str) -> str:
     """Return why a download failed that brought a web page with a title."""
     return f"{WEB_PAGE} ({title})" if title else WEB_PAGE
 
