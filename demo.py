@@ -29,7 +29,7 @@ from utils.runtime import interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.distributed import RANK
-from utils.runtime.errors import one_line
+from utils.runtime.errors import one_line, user_message
 from utils.runtime.files import check_file, check_replaceable
 from utils.runtime.fonts import default_font, report_undrawable
 from utils.runtime.progress import progress_bar
@@ -76,7 +76,7 @@ def main() -> None:
                 interrupt.stop()
             bar.update(1)
             if isinstance(result, Unreadable):
-                bar.write(f"skipped: {one_line(str(result.error))}", file=sys.stderr)
+                bar.write(f"skipped: {one_line(str(user_message(result.error)))}", file=sys.stderr)
                 continue
             scores[path] = result.scores
             best = best_classes(result.scores, thresholds, args.top)

@@ -13,7 +13,7 @@ from utils.data.preparing import decode_all
 from utils.inference import photographs
 from utils.inference.photographs import load_photo
 from utils.runtime import open_files
-from utils.runtime.errors import UserError, user_message
+from utils.runtime.errors import UserError, out_of_files_message, user_message
 from utils.runtime.open_files import check_open_files, num_open_files
 
 
@@ -89,6 +89,12 @@ def test_each_error_of_too_many_open_files_names_the_way_out(error):
     message = user_message(error)
     assert "ulimit -n" in message
     assert "--num_workers" in message
+
+
+@pytest.mark.parametrize("name", ["Too many open files.jpg", "out of memory.jpg"])
+def test_a_file_name_is_not_taken_for_the_reason(name):
+    error = FileNotFoundError(2, "No such file", name)
+    assert (user_message(error), out_of_files_message(error)) == (f"{name}: No such file", None)
 
 
 def test_too_many_open_files_are_not_the_fault_of_a_photograph(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import demo
-from utils.inference import search
+from utils.inference import photographs, search
 from utils.inference.search import find_photos
 from utils.runtime.errors import UserError
 
@@ -161,3 +161,13 @@ def test_demo_names_and_counts_what_it_leaves_out(photos, trained, command):
         "skipped: photos/x.heic: .heic files are not read: convert it to JPEG or PNG",
         "skipped 2 of 4 files: not readable as images",
     ]
+
+
+def test_an_image_without_permission_is_named_in_plain_words(photos, trained, command, monkeypatch):
+    def refuse(path: str, *args, **options) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(photographs, "load_image", refuse)
+    options = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 0]
+    result = command(demo, *options, "--img_dir", "photos")
+    assert result.err.splitlines()[0] == "skipped: photos/a.jpg: Permission denied"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from utils.data.drawing import DrawnObject
 from utils.data.label_files import is_label_file
 from utils.runtime.arguments import Parser, add_max_pixels
-from utils.runtime.errors import UserError, out_of_files_message
+from utils.runtime.errors import UserError, out_of_files_message, user_message
 from utils.runtime.files import check_replaceable, existing_spelling, write_json_list
 from utils.runtime.workers import default_workers
 
@@ -175,7 +175,7 @@ def decode_all(paths: list[str], max_pixels: int) -> dict[str, str]:
         except (UserError, OSError) as error:
             if out_of_files_message(error):
                 raise
-            return str(error)
+            return user_message(error)
         return None
 
     with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL

@@ -5,8 +5,8 @@ import errno
 import re
 from collections.abc import Iterator
 
-# The first words of "can't allocate memory" and "couldn't allocate memory" differ.
-OUT_OF_MEMORY = "t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited)"
+# In the first line. The first words of "can't allocate memory" and "couldn't allocate memory" differ.
+OUT_OF_MEMORY = r"\A.*(t allocate memory|out of memory|DataLoader worker.*(shared memory|Killed|exited))"
 OUT_OF_FILES = "Too many open files|received 0 items of ancdata"  # the latter from multiprocessing
 
 
@@ -74,8 +74,7 @@ def shortage_message(error: Exception) -> str | None:
 
 def out_of_files_message(error: Exception) -> str | None:
     """Return the message for an error if it means that no more files may be open, else None."""
-    is_limit = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-    if not is_limit and not re.search(OUT_OF_FILES, str(error)):
+    if not is_about(error, {errno.EMFILE, errno.ENFILE}, OUT_OF_FILES):
         return None
     return "too many open files: raise their limit, which `ulimit -n` shows, or use fewer --num_workers"
 
@@ -83,12 +82,20 @@ def out_of_files_message(error: Exception) -> str | None:
 def out_of_memory_message(error: Exception) -> str | None:
     """Return the message for an error if it means that memory ran out, else None."""
     text = str(error).partition("\n")[0]
-    if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, text):
+    if not isinstance(error, MemoryError) and not is_about(error, {errno.ENOMEM}, OUT_OF_MEMORY):
         return None
     advice = "use a smaller --batch_size, --img_size or --max_pixels, or fewer --num_workers"
     if "shared memory" in text:
         advice = "give the container more shared memory, or use --num_workers 0"
     return f"memory ran out ({text.partition('. ')[0].removesuffix('.')}): {advice}"
+
+
+def is_about(error: Exception, numbers: set[int], pattern: str) -> bool:
+    """Return whether a system error has one of these numbers, or the text of another error matches."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None:  # the text may hold a file name with the words of the pattern
+        return number in numbers
+    return re.search(pattern, str(error)) is not None
 
 
 def one_line(message: str) -> str:
