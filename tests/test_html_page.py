@@ -202,17 +202,17 @@ def test_the_writer_holds_a_bounded_number_of_photographs(tmp_path):
     target = np.zeros(200)
     target[-1] = 1
     result = Labelled(scores, maps, Thumbnail(b"jpeg", 3, 2))
-    for number in range(2100):
+    for number in range(2000):
         page.add(f"{number}.jpg", result, target)
         assert len(page.entries) < 1000
         assert len(page.maps) < 20
     page.finish()
+    for folder, size in (("scores", 1000), ("maps", 20)):
+        assert [len(calls(path)) for path in (page.folder / folder).iterdir()] == [size] * (2000 // size)
     entries = entries_of(page.folder)
-    assert [entry["name"] for entry in entries] == [f"{number}.jpg" for number in range(2100)]
+    assert [entry["name"] for entry in entries] == [f"{number}.jpg" for number in range(2000)]
     assert [c for c, _ in entries[0]["scores"]] == [*range(50), 199]
     assert list(calls(page.folder / "maps/000000.js")[0]) == ["0", "1", "2", "3", "4", "199"]
-    assert len(list((page.folder / "maps").iterdir())) == 106
-    assert len(list((page.folder / "scores").iterdir())) == 3
 
 
 def test_maps_of_scores_are_cut_off_at_0():
@@ -298,6 +298,37 @@ def test_a_browser_shows_the_worst_mistakes_first(tmp_path, dom):
     html = dom(page, "class=dog&show=missed")
     labels = [label.replace("&lt;", "<").replace("&gt;", ">") for label in shown_labels(html)]
     assert labels == ["cat 0.60", "missed: dog 0.10", f"missed: {HOSTILE[0]} 0.00"]
+
+
+@pytest.mark.slow
+def test_the_controls_choose_what_the_browser_shows(tmp_path, dom):
+    page = make_page(tmp_path / "page", labelled=False, number=130)
+    use_controls = """
+        const use = (id, value, event) => {
+          const control = document.getElementById(id);
+          control.value = value;
+          control.dispatchEvent(new Event(event));
+        };
+        use("class", 0, "change");
+        use("threshold", 0.65, "input");
+        use("sort", "unsure", "change");
+        document.getElementById("attention").click();
+        const labels = document.querySelectorAll("figure .label");
+        labels[0].dispatchEvent(new Event("mouseenter"));
+        labels[2].dispatchEvent(new Event("mouseenter"));
+        labels[2].dispatchEvent(new Event("mouseleave"));
+        document.body.dataset.address = location.hash;
+    """
+    index = page / "index.html"
+    index.write_text(index.read_text().replace("</body>", f"<script>{use_controls}</script></body>"))
+    html = dom(page)
+    assert 'data-address="#class=dog&amp;threshold=0.65&amp;sort=unsure&amp;attention=off"' in html
+    names = shown_names(html)
+    assert "52 of 130 photographs" in html  # 0.1 + 0.2 i: two of five are 0.7 or 0.9
+    assert len(names) == 52
+    assert all(round(0.1 + 0.2 * int(name[:-4]), 6) % 1 >= 0.65 for name in names)
+    assert html.count('<canvas width="2" height="2"') == 1  # of the label that is pointed at
+    assert html.count("<canvas hidden") == 51
 
 
 @pytest.mark.slow

@@ -117,8 +117,10 @@ class Page:
 
     def finish(self) -> None:
         """Write what is left, and index.html."""
-        self.write_scores()
-        self.write_maps()
+        if self.entries:
+            self.write_scores()
+        if self.maps:
+            self.write_maps()
         settings = {
             "title": self.settings.title,
             "classes": self.settings.classes,
