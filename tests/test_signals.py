@@ -147,14 +147,14 @@ def test_ctrl_c_during_the_imports_ends_a_command_quietly(tmp_path, script):
 SLOW_DOWNLOAD = """
 import sys, time
 import main
+from utils.commands import load_from
 from utils.runtime.script import run_script
-from utils.weights import fitting
 
-def download(model):
+def download(url, **options):
     print("downloading", flush=True)
     time.sleep(60)
 
-fitting.imagenet_weights = download
+load_from.fetch = download
 run_script(main.main)
 """
 

@@ -19,7 +19,7 @@ def read_classes_of(given: str | None) -> list[str] | None:
     """Return the class names of a data set or of a checkpoint, None if none is given."""
     if given is None:
         return None
-    path = Path(given).expanduser()
+    path = Path(given)
     if path.is_file():
         return checkpoint_classes(path)
     if (path / "best.pth").is_file():
