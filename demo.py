@@ -72,8 +72,7 @@ def main() -> None:
         contextlib.closing(predictor.label(paths, how)) as results,  # a stop leaves no file to be decoded
     ):
         for path, result in zip(paths, results):
-            if interrupt.received:
-                interrupt.stop()
+            interrupt.stop_if_asked()
             bar.update(1)
             if isinstance(result, Unreadable):
                 bar.write(f"skipped: {one_line(str(user_message(result.error)))}", file=sys.stderr)
@@ -86,6 +85,7 @@ def main() -> None:
                 write_heatmaps(folders[path], path, args.max_pixels, maps, form)
             if page:
                 page.add(path, result)
+        interrupt.stop_if_asked()
 
     write_tables(args, predictor.classes, scores)
     for written in folders_to_write(args).values():

@@ -50,15 +50,8 @@ def main() -> None:
     if given.list_models:
         print("\n".join(MODELS))
         return
-    path = resume.named_folder(given)
     with RunFolder() as folder:
-        saved = None
-        if path and given.resume and holds_run(path):
-            folder.open(path)
-            saved = folder.read_last()
-            args = resumed_args(saved)
-        else:
-            args = resolve(given)
+        args, saved = open_run(given, folder)
         device = choose_device(args.device, args.amp, args.compile)
         set_up_device(device)
         if args.sync_bn and device.type != "cuda":
@@ -67,7 +60,9 @@ def main() -> None:
         position = None if saved is None else saved.content["position"]
         resume.check_same_start(distributed.gather(position))
         if saved is None:
-            folder.make(path, args)  # only now: if another process lacks a GPU, torchrun kills this one
+            folder.make(
+                resume.named_folder(given), args
+            )  # only now: if another process lacks a GPU, torchrun kills this one
         folder.broadcast_path()
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)
@@ -88,6 +83,16 @@ def main() -> None:
         validate = ["python", "val.py", "--dataset", args.dataset, "--load_from", f"{folder.path}/best.pth"]
         print(f"\nvalidate it with: {shlex.join(validate)}")
     distributed.disconnect()
+
+
+def open_run(given: argparse.Namespace, folder: RunFolder) -> tuple[argparse.Namespace, SavedRun | None]:
+    """Return the options of a run, and its saved state if it is to be resumed; then its folder is open."""
+    path = resume.named_folder(given)
+    if path and given.resume and holds_run(path):
+        folder.open(path)
+        saved = folder.read_last()
+        return resumed_args(saved), saved
+    return resolve(given), None
 
 
 def train(run: Run, ddp_model: nn.Module, loaders: Loaders) -> None:

@@ -64,6 +64,7 @@ def main() -> None:
         else:
             forward = with_tta(predictor.network, args.tta)
             logits = compute_outputs(predictor.network, loader, device, args.amp, forward)
+        interrupt.stop_if_asked()
     scores = sigmoid(logits)
     del logits  # its memory is needed again
     metrics = evaluate_scores(scores, dataset.labels, thresholds)

@@ -6,8 +6,8 @@ python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|pr
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # first, see there
 
 import argparse

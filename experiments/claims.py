@@ -8,8 +8,8 @@ from __future__ import annotations  # matplotlib is optional, so its types are o
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 import argparse

@@ -6,8 +6,8 @@ python experiments/pointing.py --load_from checkpoint/RUN/best.pth [MORE.pth ...
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # first, see there
 
 import argparse

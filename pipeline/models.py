@@ -67,7 +67,9 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 3, img_size, img_size))
-    except RuntimeError:
+    except RuntimeError as error:
+        if "memory" in str(error):
+            raise
         raise ValueError(f"{model} does not take images as small as {img_size} x {img_size}") from None
     return network.train()
 

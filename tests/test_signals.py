@@ -10,11 +10,11 @@ import pytest
 
 import main
 from helpers import REPOSITORY, RUN, finish, start, start_method, wait_until
-from utils.runtime import interrupt, workers
+from utils.runtime import interrupt, signals
 from utils.weights.contents import load_checkpoint
 
 STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-if signal.SIGHUP in workers.SIGNALS:  # not under nohup
+if signal.SIGHUP in signals.SIGNALS:  # not under nohup
     STATUSES[signal.SIGHUP] = 143
 OPTIONS = [*RUN, "--num_workers", 1, "--total_epoch", 1000, "--output_dir"]
 
@@ -110,7 +110,7 @@ def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, co
 def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
     with interrupt.deferring_signals("saving"):
         signal.raise_signal(signal.SIGTERM)
-        handlers = {number.name: signal.getsignal(number) for number in workers.SIGNALS}
+        handlers = {number.name: signal.getsignal(number) for number in signals.SIGNALS}
         assert interrupt.received == [signal.SIGTERM]
     assert handlers.pop("SIGHUP", print) != signal.SIG_DFL
     assert handlers.pop("SIGINT") == signal.default_int_handler  # it removes the file that is half written
@@ -121,7 +121,7 @@ def test_a_second_signal_ends_the_process_unless_the_terminal_sent_it(capfd):
 @pytest.mark.slow
 def test_nohup_is_respected():
     program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    program += "from utils.runtime import workers; print([number.name for number in workers.SIGNALS])"
+    program += "from utils.runtime import signals; print([number.name for number in signals.SIGNALS])"
     result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.stdout == "['SIGINT', 'SIGTERM', 'SIGUSR1']\n"
 

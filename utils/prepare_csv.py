@@ -6,8 +6,8 @@ python utils/prepare_csv.py labels.csv --dataset mine [--img_dir photos] [--test
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # run as a script
 if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 from argparse import Namespace

@@ -31,8 +31,7 @@ def write_evaluation_page(
         contextlib.closing(load_ahead(range(len(dataset)), load, how.num_threads, how.batch_size)) as loaded,
     ):
         for row, result in enumerate(predictor.label_loaded(loaded, how)):
-            if interrupt.received:
-                interrupt.stop()
+            interrupt.stop_if_asked()
             shown = raise_if_unreadable(result)._replace(scores=scores[row])
             page.add(dataset.path(row), shown, dataset.labels.targets[row])
             bar.update(1)

@@ -85,8 +85,7 @@ class Page:
             positives = np.flatnonzero(target == 1).tolist()
             entry |= {"labels": positives, "unknown": np.flatnonzero(target == IGNORED).tolist()}
         shown = classes_on_page(result.scores, positives)
-        # Cut off, not rounded, so that no score seems to reach a threshold that it does not reach.
-        entry["scores"] = [[c, int(result.scores[c] * 10_000) / 10_000] for c in shown]
+        entry["scores"] = [[c, cut_off(result.scores[c])] for c in shown]
         with_map = set(shown[:MAX_MAPS]) | set(positives)
         self.entries.append(entry)
         self.maps.append({c: encode_map(result.maps[c]) for c in shown if c in with_map})
@@ -124,7 +123,7 @@ class Page:
         settings = {
             "title": self.settings.title,
             "classes": self.settings.classes,
-            "thresholds": self.settings.thresholds.tolist(),
+            "thresholds": [cut_off(value) for value in self.settings.thresholds],
             "top": self.settings.top,
             "labelled": self.settings.labelled,
             "attention": self.settings.attention,
@@ -144,6 +143,11 @@ def classes_on_page(scores: np.ndarray, positives: list[int]) -> list[int]:
     high = [c for c in best_first[:MAX_SCORES].tolist() if scores[c] >= MIN_SCORE]
     chosen = {*high, *positives, int(best_first[0])}
     return sorted(chosen, key=lambda c: -scores[c])
+
+
+def cut_off(value: float) -> float:
+    """Return a score or threshold with seven digits; rounded, a score could seem to reach its threshold."""
+    return int(value * 10**7) / 10**7
 
 
 def encode_map(values: np.ndarray) -> list[Any]:
@@ -183,7 +187,11 @@ def replace_folder(target: Path, part: Path) -> None:
         return
     earlier = part.with_name(f"{part.name}.earlier")
     target.rename(earlier)
-    part.rename(target)
+    try:
+        part.rename(target)
+    except OSError:
+        earlier.rename(target)
+        raise
     shutil.rmtree(earlier)
 
 

@@ -56,8 +56,7 @@ def compute_outputs(
     lines = ProgressLines(every=100, first_after=5)
     with without_trials(), progress_bar(len(loader.dataset), "evaluate") as bar:
         for images, _, indices in loader:
-            if interrupt.received:
-                interrupt.stop()
+            interrupt.stop_if_asked()
             with autocast(device, amp):
                 outputs = forward(to_float(images, device))
             batches.append((indices, outputs))  # fetching the outputs from a GPU here would wait for it

@@ -9,8 +9,7 @@ from typing import NoReturn
 
 from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.errors import UserError
-from utils.runtime.signals import Interrupted, exit_status, let_next_signal_end_the_process
-from utils.runtime.workers import SIGNALS
+from utils.runtime.signals import SIGNALS, Interrupted, exit_status, let_next_signal_end_the_process
 
 received: list[int] = []
 
@@ -45,6 +44,12 @@ def record_signal(message: str, number: int, frame: object) -> None:
     received.append(number)
     if WORLD_SIZE == 1:
         let_next_signal_end_the_process()
+
+
+def stop_if_asked() -> None:
+    """Raise Interrupted if a signal was recorded."""
+    if received:
+        stop()
 
 
 def stop() -> NoReturn:

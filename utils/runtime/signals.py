@@ -1,4 +1,9 @@
-"""What a signal does to a command: it raises Interrupted, so that the command cleans up on its way out."""
+"""The signals that end a command, and what they do to it.
+
+While a command imports its modules, Ctrl-C ends it at once (quiet_interrupt.py). While it runs, a signal
+raises Interrupted, so that it cleans up on its way out (this file). In loops over images a signal is only
+recorded, and the loop stops after its batch (interrupt.py). Worker processes see no signals (workers.py).
+"""
 
 import contextlib
 import os
@@ -7,7 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from utils.runtime.workers import SIGNALS
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    SIGNALS.append(signal.SIGHUP)
 
 
 class Interrupted(SystemExit):

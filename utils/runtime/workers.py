@@ -12,9 +12,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-    SIGNALS.append(signal.SIGHUP)
+from utils.runtime.signals import SIGNALS
 
 
 def default_workers() -> int:

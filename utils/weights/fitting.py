@@ -38,7 +38,7 @@ def check_weights(weights: dict[str, Tensor], wanted: dict[str, Tensor], source:
     """Raise UserError unless a state dict, read from `source`, is finite and fits another, `wanted`."""
     given = without_batch_counters(weights)
     wanted = without_batch_counters(wanted)
-    check_names(given, wanted, source)
+    check_same_names(given, wanted, source)
     for name, value in wanted.items():
         check_tensor(name, given[name], value, source)
     broken = first_not_finite(given)
@@ -53,7 +53,7 @@ def without_batch_counters(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
 
 
-def check_names(given: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
+def check_same_names(given: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
     """Raise UserError unless two state dicts have the same names."""
     missing = [name for name in wanted if name not in given]
     if missing:
