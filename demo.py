@@ -122,7 +122,7 @@ def open_page(
         classes=predictor.classes,
         thresholds=thresholds,
         top=args.top,
-        labelled=False,
+        has_true_labels=False,
         attention=predictor.has_attention,
     )
     return new_page(args.html, settings)

@@ -84,7 +84,12 @@ def main() -> None:
     if args.html and distributed.RANK == 0:
         title = f"{args.dataset} {args.split}, {args.load_from}: mAP {100 * metrics['mAP']:.2f} %"
         settings = PageSettings(
-            title, predictor.classes, thresholds, None, labelled=True, attention=predictor.has_attention
+            title=title,
+            classes=predictor.classes,
+            thresholds=thresholds,
+            top=None,
+            has_true_labels=True,
+            attention=predictor.has_attention,
         )
         how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
         with interrupt.deferring_signals("stopping"):

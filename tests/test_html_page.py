@@ -73,7 +73,7 @@ def test_a_page_holds_scores_thumbnails_and_maps(photos, command):
     settings = settings_of(Path("page"))
     expected = json.loads(Path("s.json").read_text())
     assert settings["classes"] == list(expected[0]["scores"])
-    assert (settings["thresholds"], settings["top"], settings["labelled"]) == ([0.4] * 8, None, False)
+    assert (settings["thresholds"], settings["top"], settings["has_true_labels"]) == ([0.4] * 8, None, False)
     entries = entries_of(Path("page"))
     assert [entry["name"] for entry in entries] == [row["image"] for row in expected]
     (maps,) = [calls(path) for path in Path("page/maps").iterdir()]
@@ -102,7 +102,7 @@ def test_a_page_of_an_evaluated_set_holds_the_labels(photos, shapes, command):
         result = command(val, *SHAPES, *options, "--save_scores", photos / "s.npz")
     assert result.status == 0, result.err
     settings = settings_of(Path("page"))
-    assert settings["labelled"]
+    assert settings["has_true_labels"]
     assert "mAP" in settings["title"]
     scores = np.load("s.npz")["scores"]
     for entry, labels, row in zip(entries_of(Path("page")), entries, scores, strict=True):

@@ -100,8 +100,9 @@ def test_other_delimiters_and_separators(table, command):
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["big", "cat", "dog"]
 
 
-def test_a_quoted_name_may_hold_another_delimiter(table, command):
-    path = table('image;"dog, big";cat\na.png;1;0\nb.png;0;1\nc.png;1;1\n')
+@pytest.mark.parametrize("start", ["", "\n \n"], ids=["at once", "after blank lines"])
+def test_a_quoted_name_may_hold_another_delimiter(table, command, start):
+    path = table(start + 'image;"dog, big";cat\na.png;1;0\nb.png;0;1\nc.png;1;1\n')
     assert command(prepare_csv, path, "--dataset", "mine").status == 0
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["dog, big", "cat"]
 

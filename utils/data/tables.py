@@ -110,8 +110,9 @@ def read_columns(path: Path) -> tuple[list[int], list[Column]]:
 def read_rows(text: list[str]) -> list[Row]:
     """Split the lines of a table into rows, without empty ones; the first row is the header."""
     # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-    header = re.sub('"[^"]*"', "", text[0]) if text else ""
-    delimiter = max(",;\t", key=header.count)
+    first_line = next((line for line in text if line.strip()), "")
+    unquoted = re.sub('"[^"]*("|$)', "", first_line)
+    delimiter = max(",;\t", key=unquoted.count)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     rows = []
     for cells in reader:

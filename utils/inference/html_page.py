@@ -38,14 +38,14 @@ class PageSettings(NamedTuple):
     """What a page shows.
 
     thresholds: (C,), with which it starts. top: the largest number of labels of a photograph, or None.
-    labelled: whether the true labels are known. attention: whether maps are shares of attention, not scores.
+    has_true_labels: whether the true labels are known. attention: whether maps are shares of attention, not scores.
     """
 
     title: str
     classes: list[str]
     thresholds: np.ndarray
     top: int | None
-    labelled: bool
+    has_true_labels: bool
     attention: bool
 
 
@@ -125,7 +125,7 @@ class Page:
             "classes": self.settings.classes,
             "thresholds": [cut_off(value) for value in self.settings.thresholds],
             "top": self.settings.top,
-            "labelled": self.settings.labelled,
+            "has_true_labels": self.settings.has_true_labels,
             "attention": self.settings.attention,
             "photos_per_map_file": PHOTOS_PER_MAP_FILE,
         }
