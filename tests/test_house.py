@@ -11,7 +11,7 @@ import export
 import main
 import val
 from benchmarks import bench
-from experiments import claims, pointing
+from experiments import claims, coverage, pointing
 from helpers import REPOSITORY
 from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
 from utils.runtime.arguments import Parser
@@ -23,7 +23,7 @@ SHIPPED = [
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
 PREPARERS = [prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider]
-COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, pointing]
+COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, coverage, pointing]
 
 
 def imports(path: Path) -> set[str]:

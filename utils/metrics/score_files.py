@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.data.label_files import IGNORED, Labels
-from utils.metrics.multilabel import check_inputs
+from utils.metrics.multilabel import Metrics, check_inputs, evaluate
 from utils.runtime.archive import ENTRY_START, check_archive
 from utils.runtime.errors import reporting_errors
 from utils.runtime.files import atomic_write, check_fetched
@@ -37,6 +37,10 @@ class SavedScores(NamedTuple):
     def counted(self) -> np.ndarray:
         """Where a label counts in the metrics other than mAP and AP, bool (N, C)."""
         return ~self.ignore | self.unknown_is_negative
+
+    def evaluate(self, thresholds: np.ndarray) -> Metrics:
+        """Return the metrics of the scores; thresholds: (C,)."""
+        return evaluate(self.scores, self.targets, self.ignore, thresholds, self.unknown_is_negative)
 
 
 def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:

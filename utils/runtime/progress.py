@@ -1,25 +1,28 @@
 """Progress bars in a terminal, and when to print a line of progress elsewhere."""
 
+import os
 import time
 from typing import Any
 
 from tqdm import tqdm
 
-from utils.runtime.distributed import RANK
-
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def progress_bar(total: int, description: str) -> "tqdm[Any]":
+def progress_bar(total: int, description: str, unit: str = "img") -> "tqdm[Any]":
     """Return a bar over `total` images on stderr; only the first process shows it, and only in a terminal."""
-    hidden = True if RANK else None  # None: hidden unless stderr is a terminal
-    return tqdm(total=total, desc=description, unit="img", leave=False, dynamic_ncols=True, disable=hidden)
+    return tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True, disable=hidden())
+
+
+def hidden() -> bool | None:
+    """Return what tqdm takes to hide a bar: always in other processes, None for unless in a terminal."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    return None if is_first else True
 
 
 def download_bar(total: int | None, name: str) -> "tqdm[Any]":
     """Return a bar over the bytes of a download, shown as progress_bar is; total: None if not known."""
-    hidden = True if RANK else None
-    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": hidden}
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": hidden()}
     return tqdm(total=total, desc=name, leave=False, dynamic_ncols=True, **options)
 
 
