@@ -38,7 +38,8 @@ class PageSettings(NamedTuple):
     """What a page shows.
 
     thresholds: (C,), with which it starts. top: the largest number of labels of a photograph, or None.
-    has_true_labels: whether the true labels are known. attention: whether maps are shares of attention, not scores.
+    has_true_labels: whether the true labels are known. attention: whether maps are shares of attention, not
+    scores.
     """
 
     title: str
