@@ -63,8 +63,8 @@ def prepare_output() -> None:
 
 
 def wait_for_torchrun() -> None:
-    """Wait for 5 s, in which torchrun ends this process if another one has failed."""
-    time.sleep(5)
+    """Wait for 15 s, in which torchrun ends this process if another one has failed."""
+    time.sleep(15)
 
 
 def ignore_decoder_warnings() -> None:
