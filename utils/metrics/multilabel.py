@@ -6,9 +6,9 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-BLOCK_ELEMENTS = 2**14  # of a block of images: it stays in the processor's cache
+BLOCK_ELEMENTS = 2**16  # of a block of images: it stays in the processor's cache
 MAX_BLOCK_CLASSES = 8  # float64 scores of 8 neighbouring classes are one cache line
-MIN_BLOCKS = 8  # so that a block of classes takes an eighth of the memory of the scores
+MIN_BLOCKS = 8  # so that a block takes an eighth of the memory of the scores
 
 
 class Metrics(TypedDict):
@@ -132,7 +132,7 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
 def image_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Divide the images of arrays (N, C) into blocks."""
     num_images, num_classes = shape
-    size = max(1, BLOCK_ELEMENTS // num_classes)
+    size = max(1, min(BLOCK_ELEMENTS // num_classes, num_images // MIN_BLOCKS))
     for start in range(0, num_images, size):
         yield slice(start, start + size)
 
