@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from utils.runtime.script import run_script
 # One thread is fastest for such small images. Sums in different processes then have the same order.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell lets background jobs ignore SIGINT, and so would the commands that tests start from such a job.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

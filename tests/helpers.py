@@ -138,7 +138,7 @@ def with_hash(name: str, content: bytes) -> str:
     return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
 
 
-def die() -> None:
+def die(worker: int) -> None:
     """End a DataLoader worker at its start as the system does when memory runs out; a worker_init_fn."""
     os.kill(os.getpid(), signal.SIGKILL)
 

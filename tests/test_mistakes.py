@@ -184,7 +184,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(shapes, command, tmp
 @pytest.mark.slow
 def test_a_killed_worker_is_reported(workdir, fails, monkeypatch):
     make_own(workdir)
-    monkeypatch.setattr("utils.runtime.workers.ignore_signals", die)  # each worker calls it at its start
+    monkeypatch.setattr("utils.data.loaders.prepare_worker", die)  # each worker calls it at its start
     # PyTorch checks every 5 s whether its workers are alive.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     says = ["worker (pid", "memory", "--num_workers"]

@@ -292,7 +292,15 @@ def test_the_lines_of_options_leave_out_only_what_other_lines_say(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["val.py", "--load_from", "FILE"])
     main_options = vars(main.make_parser().parse_args([]))
     val_options = vars(val.parse_args()[1])
-    not_shown = {"head_lr_factor", "list_models", "output_dir", "overwrite", "resume", "sweep"}
+    not_shown = {
+        "head_lr_factor",
+        "list_models",
+        "list_checkpoints",
+        "output_dir",
+        "overwrite",
+        "resume",
+        "sweep",
+    }
     shown = [name for names in SUMMARY.values() for name in names]
     assert sorted(shown) == sorted((main_options | val_options).keys() - not_shown)
 

@@ -29,6 +29,7 @@ SUMMARY = {
         "threshold",
         "out",
         "save_scores",
+        "html",
     ),
 }
 # These are named even if they have their defaults.

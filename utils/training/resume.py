@@ -13,7 +13,7 @@ from utils.runtime.arguments import Parser
 from utils.runtime.errors import UserError
 from utils.training.folder import holds_run
 from utils.weights.contents import is_number
-from utils.weights.fitting import check_weights
+from utils.weights.fitting import check_same_names, check_weights, without_batch_counters
 
 # Options of the command, not of the run.
 COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
@@ -128,6 +128,7 @@ def check_state_dict(part: str, weights: Any, expected: dict[str, Tensor], sourc
     """Raise UserError unless a part of a saved run is a state dict that fits the network."""
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise unusable(source, f"{part} is missing")
+    check_same_names(without_batch_counters(weights), without_batch_counters(expected), source)
     if not all(isinstance(value, Tensor) for value in weights.values()):
         raise unusable(source, f"{part} holds more than tensors")
     check_weights(weights, expected, source)
