@@ -136,7 +136,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_did_there(workdir, command):
     assert result.status == 0, result.err
     assert "resuming the run in run at step 1 of epoch 2" in result.out
     records, last, _ = results(folder)
-    # CPUs round differently, by 0.13 % here; without momentum the loss differs by 34 %, without a batch by 25 %.
+    # CPUs differ by 0.13 % in the loss; without momentum it differs by 34 %, without a batch by 25 %.
     for ours, theirs in zip(records[1:], expected["log"], strict=True):
         assert ours.keys() == theirs.keys()
         assert ours["lr"] == theirs["lr"]
