@@ -295,7 +295,6 @@ def test_the_lines_of_options_leave_out_only_what_other_lines_say(monkeypatch):
     not_shown = {
         "head_lr_factor",
         "list_models",
-        "list_checkpoints",
         "output_dir",
         "overwrite",
         "resume",
