@@ -143,7 +143,7 @@ def test_a_comparison_gives_the_difference_and_its_interval(workdir, command):
 def test_equal_models_do_not_differ(workdir, command):
     save("a.npz")
     lines = command(evaluation, "a.npz", "a.npz", "--resamples", 20).out.splitlines()
-    assert lines[3] == "no class differs beyond its 95 % interval; metrics of all, in %"
+    assert lines[3] == "no AP of a class differs beyond its 95 % interval; metrics of all classes, in %"
     assert lines[-1] == "mAP difference +0.00 (95 % interval 0.00 to 0.00)"
 
 

@@ -206,7 +206,8 @@ def read_own_split(coco: Any, path: Path, classes: list[str], img_dir: Path) -> 
     if not coco.imgToAnns:
         raise UserError(f"{path} annotates no image")
     num_empty = len(image_ids) - len(coco.imgToAnns)
-    print(f"{path}: {num_empty} images without annotation, which are negative for every class")
+    if num_empty:
+        print(f"{path}: {num_empty} images without annotation, which are negative for every class")
     return entries
 
 

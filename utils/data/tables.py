@@ -239,7 +239,7 @@ def refuse_more_columns(columns: list[Column], labels: Column, path: Path) -> No
             raise UserError(f"{path}: {fault}: {NAME_IT_SPLIT}")
     if more:
         names = ", ".join(repr(column.name) for column in more)
-        raise UserError(f"{path} has columns too many beside {labels.name!r:.50}: delete {names:.200}")
+        raise UserError(f"{path} has other columns beside {labels.name!r:.50}: delete {names:.200}")
 
 
 def is_like_split(column: Column) -> bool:

@@ -62,7 +62,7 @@ def format_comparison(comparison: Comparison, names: list[str]) -> str:
             rows.append((one_line(name), *values, bounds))
     note = "AP of the classes that differ beyond their 95 % interval, and metrics of all, in %"
     if not rows:
-        note = "no class differs beyond its 95 % interval; metrics of all, in %"
+        note = "no AP of a class differs beyond its 95 % interval; metrics of all classes, in %"
     for metric in TOTALS:
         values = [metrics[metric] for metrics in (comparison.first, comparison.second)]
         rows.append((metric, *values, comparison.intervals[metric]))
