@@ -51,15 +51,7 @@ def main() -> None:
     if args.heatmap:
         report_undrawable(predictor.classes, default_font())
     form = HeatmapForm(args.format, args.max_side)
-    how = Labelling(
-        batch_size=args.batch_size,
-        num_threads=args.num_workers,
-        max_pixels=args.max_pixels,
-        tta=args.tta,
-        amp=args.amp,
-        with_maps=args.heatmap or args.html is not None,
-        with_thumbnails=args.html is not None,
-    )
+    how = labelling(args)
 
     print(f"{len(paths)} images found")
     for path, reason in skipped:
@@ -91,6 +83,20 @@ def main() -> None:
     for written in folders_to_write(args).values():
         print(f"written to {written}")
     exit_if_skipped(len(scores), len(paths) + len(skipped))
+
+
+def labelling(args: argparse.Namespace) -> Labelling:
+    """Return how the options want photographs to be labelled."""
+    has_page = args.html is not None
+    return Labelling(
+        batch_size=args.batch_size,
+        num_threads=args.num_workers,
+        max_pixels=args.max_pixels,
+        tta=args.tta,
+        amp=args.amp,
+        with_maps=args.heatmap or has_page,
+        with_thumbnails=has_page,
+    )
 
 
 def exit_if_skipped(num_labelled: int, num_found: int) -> None:

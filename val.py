@@ -10,6 +10,8 @@ import argparse
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
+import numpy as np
+
 from utils.commands import options
 from utils.commands.load_from import complete_options, load_model_for, options_in_effect
 from utils.commands.summary import summary
@@ -82,19 +84,25 @@ def main() -> None:
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
     if args.html and distributed.RANK == 0:
-        title = f"{args.dataset} {args.split}, {args.load_from}: mAP {100 * metrics['mAP']:.2f} %"
-        settings = PageSettings(
-            title=title,
-            classes=predictor.classes,
-            thresholds=thresholds,
-            top=None,
-            has_true_labels=True,
-            attention=predictor.has_attention,
-        )
+        settings = page_settings(args, predictor, thresholds, metrics["mAP"])
         how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
         with interrupt.deferring_signals("stopping"):
             write_evaluation_page(args.html, settings, predictor, dataset, scores, how)
         print(f"written to {args.html}")
+
+
+def page_settings(
+    args: argparse.Namespace, predictor: Predictor, thresholds: np.ndarray, mean_ap: float
+) -> PageSettings:
+    """Return what the page of --html is made with; thresholds: (C,). mean_ap: the mAP, in [0, 1]."""
+    return PageSettings(
+        title=f"{args.dataset} {args.split}, {args.load_from}: mAP {100 * mean_ap:.2f} %",
+        classes=predictor.classes,
+        thresholds=thresholds,
+        top=None,
+        has_true_labels=True,
+        attention=predictor.has_attention,
+    )
 
 
 def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:

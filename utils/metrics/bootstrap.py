@@ -72,12 +72,14 @@ def rank_class(
     last_places = np.flatnonzero(is_last_of_equals)
     positive_places = np.flatnonzero(is_positive)
     ends = np.unique(last_places[np.searchsorted(last_places, positive_places)])
-    num_ranked = ends[-1] + 1 if len(ends) else 0
+    num_groups = len(ends)
+    num_ranked = ends[-1] + 1 if num_groups else 0
+    positives_before = np.searchsorted(positive_places, ends[:-1], side="right")
     return Ranking(
         images=images[:num_ranked],
-        starts=np.append(0, ends[:-1] + 1)[: len(ends)],
+        starts=np.append(0, ends[:-1] + 1)[:num_groups],
         positives=images[positive_places],
-        positive_starts=np.append(0, np.searchsorted(positive_places, ends[:-1], side="right"))[: len(ends)],
+        positive_starts=np.append(0, positives_before)[:num_groups],
         predicted=np.flatnonzero(predicted),
         correct=np.flatnonzero(predicted & positives),
     )

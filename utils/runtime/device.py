@@ -119,7 +119,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Do so inside the block only, for a program that is not ours; after it, return what is kept."""
+    """Make glibc keep freed memory inside the block only, for a program that is not ours."""
     libc = configurable_glibc()
     keep_freed_memory()
     try:

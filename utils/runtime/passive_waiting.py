@@ -9,7 +9,7 @@ the user has set stay. The library does not import this module.
 
 import os
 
-SPIN_COUNT = 10_000  # a few tenths of a millisecond; docs/training.md has what it gains and costs
+SPIN_COUNT = 10_000  # docs/training.md has what it gains and costs
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
