@@ -30,7 +30,7 @@ from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.data.samples import Batch
 from utils.inference.outputs import BatchLoader, compute_outputs, sigmoid
-from utils.runtime.device import choose_device
+from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.progress import ProgressLines
 from utils.training.folder import RunFolder
 from utils.training.run import Run
@@ -201,7 +201,9 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, Network]
     if variant.compile:
         words.append("--compile")
     options = main.resolve(main.make_parser().parse_args(words))
-    model = main.build_model(options, choose_device(options.device))
+    device = choose_device(options.device)
+    set_up_device(device)
+    model = main.build_model(options, device)
     scale_down_branches(model)
     if variant.compile not in ("", "default"):
         model.compile(mode=variant.compile)  # main.py has no option for it
