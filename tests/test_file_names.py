@@ -17,7 +17,7 @@ from utils.data.datasets import dataset_spec
 from utils.data.decoding import load_image
 from utils.data.samples import load_split
 from utils.runtime.errors import UserError
-from utils.runtime.files import existing_spelling
+from utils.runtime.paths import existing_spelling
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 FORMS = [("NFC", "NFD"), ("NFD", "NFC")]

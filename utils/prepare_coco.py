@@ -35,7 +35,6 @@ from utils.data.new_data_set import (
 )
 from utils.data.preparing import (
     Entry,
-    FileKey,
     Pictures,
     check_no_overlap,
     listed_file,
@@ -46,6 +45,7 @@ from utils.data.preparing import (
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder
+from utils.runtime.paths import FileKey
 from utils.runtime.script import run_script
 
 Categories = dict[int, str]  # {id: name}

@@ -28,10 +28,11 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Entry, FileKey, Splits, bad_images, parse_args
+from utils.data.preparing import Entry, Splits, bad_images, parse_args
 from utils.data.tables import SEPARATOR, LabelTable, read_label_table
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
+from utils.runtime.paths import FileKey
 from utils.runtime.script import run_script
 
 

@@ -18,7 +18,6 @@ from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
 from utils.data.preparing import (
     Entry,
-    FileKey,
     Splits,
     check_files_differ,
     listed_file,
@@ -29,6 +28,7 @@ from utils.data.preparing import (
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_folder, read_json
+from utils.runtime.paths import FileKey
 from utils.runtime.script import run_script
 
 FOLDERS = ("Dataset/WIDER_ATTRIBUTE", "Dataset/WIDER")

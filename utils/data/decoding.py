@@ -13,8 +13,9 @@ from torch import Tensor
 
 from utils.data.pixels import rgb_pixels
 from utils.runtime.errors import UserError, reporting_errors
-from utils.runtime.files import check_fetched, existing_spelling
+from utils.runtime.files import check_fetched
 from utils.runtime.limits import MAX_PIXELS
+from utils.runtime.paths import existing_spelling
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg

@@ -7,9 +7,10 @@ from pathlib import Path
 from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.label_files import UNKNOWN
-from utils.data.preparing import FileKey, Splits, check_label_file, find_file, write_labels
+from utils.data.preparing import Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, check_replaceable, existing_spelling, write_json_list
+from utils.runtime.files import check_folder, check_replaceable, write_json_list
+from utils.runtime.paths import FileKey, existing_spelling, find_file
 
 SPLITS = ("train", "val", "test")
 

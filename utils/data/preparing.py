@@ -3,8 +3,6 @@
 It needs no torch, except to decode images with --verify.
 """
 
-import os
-import stat
 from argparse import Namespace
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
@@ -18,7 +16,8 @@ from utils.data.drawing import DrawnObject
 from utils.data.label_files import is_label_file
 from utils.runtime.arguments import Parser, add_max_pixels
 from utils.runtime.errors import UserError, out_of_files_message, user_message
-from utils.runtime.files import check_replaceable, existing_spelling, write_json_list
+from utils.runtime.files import check_replaceable, write_json_list
+from utils.runtime.paths import FileKey, existing_spelling, find_file
 from utils.runtime.workers import default_workers
 
 
@@ -35,9 +34,6 @@ class Entry(TypedDict):
 
 
 Splits = dict[str, list[Entry]]  # the entries of each label file or split, by its name
-
-
-FileKey = tuple[int, int] | str  # is equal for all paths of one file, also for those that lead through links
 Pictures = dict[FileKey, Entry]  # the entry of each image file
 
 
@@ -47,27 +43,6 @@ def parse_args(parser: Parser) -> Namespace:
     parser.add_argument("--skip_bad", action="store_true", help="verify, and leave the bad images out")
     add_max_pixels(parser)
     return parser.parse_args()
-
-
-def file_key(path: str | Path) -> FileKey:
-    """Return the FileKey of a file or folder; OSError if there is none."""
-    return key_of_status(path, os.stat(path))
-
-
-def find_file(path: Path) -> FileKey | None:
-    """Return the FileKey of a file, None if it is missing, a folder or a device."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return key_of_status(path, status) if stat.S_ISREG(status.st_mode) else None
-
-
-def key_of_status(path: str | Path, status: os.stat_result) -> FileKey:
-    """Return the FileKey of a path with this status."""
-    if status.st_ino == 0:  # the file system has no numbers for files
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
 
 
 def listed_file(folder: Path, name: str, source: Path) -> tuple[Path, FileKey]:

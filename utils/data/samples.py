@@ -17,8 +17,8 @@ from utils.data.label_files import FORM, IGNORED, Labels, read_labels
 from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
 from utils.runtime.errors import UserError, as_user_errors
-from utils.runtime.files import existing_spelling
 from utils.runtime.limits import MAX_PIXELS
+from utils.runtime.paths import existing_spelling
 
 
 class Sample(NamedTuple):

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from utils.data.decoding import FORMATS, START_BYTES, possible_formats
-from utils.data.preparing import file_key
 from utils.runtime.errors import UserError, out_of_files_message
-from utils.runtime.files import existing_spelling
+from utils.runtime.paths import existing_spelling, file_key
 
 # Endings of images in other formats, which must not be left out of a folder without a word: new formats of
 # photographs (some versions of Pillow read some of them), raw files of cameras, drawings, other pictures, and

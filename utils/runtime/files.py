@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -121,24 +120,6 @@ def check_fetched(path: str | Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(LFS_START)) == LFS_START:
             raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
-
-
-def existing_spelling(path: str) -> str:
-    """Return a path with its accents spelled as on the disk, or unchanged if it exists in no spelling.
-
-    An é is one character or two, an e and an accent: tables and disks of different systems differ in this.
-    """
-    if path.isascii() or os.path.exists(path):
-        return path
-    found = ""
-    for part in Path(path).parts:
-        spellings = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
-        paths = [os.path.join(found, spelling) for spelling in spellings]
-        existing = [path for path in paths if os.path.exists(path)]
-        if not existing:
-            return path
-        found = existing[0]
-    return found
 
 
 def read_json(path: Path) -> Any:
