@@ -1,0 +1,63 @@
+"""Files of annotations in COCO's format, read with pycocotools into the entries of a label file."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.data.label_files import UNKNOWN
+from utils.data.lookalikes import compose
+from utils.data.preparing import Entry, Pictures
+from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.paths import FileKey
+
+Categories = dict[int, str]  # {id: name}
+FindImage = Callable[[str], tuple[Path, FileKey]]  # from a file_name to the image
+
+
+def reporting_bad_annotations(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn an exception inside the block into a UserError that says that a file is not as COCO's are."""
+    return reporting_errors(f"{path} is not a COCO annotation file that lists every id it refers to")
+
+
+def load_annotations(path: Path) -> Any:
+    """Read a file of annotations as a pycocotools COCO object; UserError if an id appears twice."""
+    with reporting_errors("annotations in COCO's format need pycocotools: pip install pycocotools"):
+        from pycocotools.coco import COCO
+    print(f"loading {path}", flush=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
+        coco = COCO(path)
+    if len(coco.imgs) < len(coco.dataset["images"]):
+        raise UserError(f"{path}: an id appears twice in its images")
+    if len(coco.cats) < len(coco.dataset["categories"]):
+        raise UserError(f"{path}: an id appears twice in its categories")
+    return coco
+
+
+def read_categories(coco: Any) -> Categories:
+    """Return the categories of a file of annotations, in the order of their ids."""
+    return {number: compose(coco.cats[number]["name"].strip()) for number in sorted(coco.cats)}
+
+
+def read_entries(
+    coco: Any, image_ids: Iterable[int], classes: list[str], find_image: FindImage, title: str
+) -> Pictures:
+    """Return an entry for each image file, sorted by image id; several ids of one file are joined.
+
+    A class that is no category of the file is unknown. title: of the progress bar.
+    """
+    categories = read_categories(coco)
+    absent = [0 if name in categories.values() else UNKNOWN for name in classes]
+    row = {name: c for c, name in enumerate(classes)}
+    pictures: Pictures = {}
+    for image_id in tqdm(sorted(image_ids), desc=title, unit="img", disable=None):
+        image, key = find_image(coco.imgs[image_id]["file_name"])
+        new: Entry = {"target": list(absent), "img_path": image.as_posix()}
+        target = pictures.setdefault(key, new)["target"]
+        # Every box counts, also that of a crowd.
+        for annotation in coco.imgToAnns.get(image_id, []):
+            target[row[categories[annotation["category_id"]]]] = 1
+    return pictures
