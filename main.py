@@ -23,7 +23,7 @@ from utils.commands.load_from import backbone_file
 from utils.commands.summary import summary
 from utils.data.classes import class_names
 from utils.data.datasets import dataset_spec
-from utils.data.label_files import fingerprint
+from utils.data.labels import fingerprint
 from utils.data.loaders import Loaders, TrainingLoader, make_loaders
 from utils.data.samples import to_float
 from utils.inference.outputs import evaluate_model

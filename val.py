@@ -17,7 +17,7 @@ from utils.commands.load_from import complete_options, load_model_for, options_i
 from utils.commands.summary import summary
 from utils.commands.sweep_option import axis, sweep_axes
 from utils.data.datasets import DEFAULT_DATASET, dataset_spec
-from utils.data.label_files import Labels, fingerprint
+from utils.data.labels import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import load_split
 from utils.inference.evaluation_page import write_evaluation_page

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from utils.data.classes import class_names
-from utils.data.label_files import Labels
+from utils.data.labels import Labels, Paths, Targets
 from utils.data.samples import LabelledImages
 
 PHOTO_SIZES = ((500, 375), (640, 480))  # of VOC and COCO, width x height
@@ -28,8 +28,8 @@ def random_targets(num_images: int) -> np.ndarray:
 
 def our_images(photos: list[str], img_size: int, train: bool) -> LabelledImages:
     """Return photographs as main.py loads them."""
-    paths = np.array([path.encode() for path in photos])
-    return LabelledImages(Labels(paths, random_targets(len(photos)), None), img_size, train)
+    labels = Labels(Paths.of(photos), Targets.of(random_targets(len(photos))))
+    return LabelledImages(labels, img_size, train)
 
 
 def make_photos(folder: Path, num_photos: int) -> list[str]:

@@ -28,8 +28,8 @@ from utils.data.classes import class_names
 from utils.data.datasets import DatasetSpec, dataset_spec, label_file
 from utils.data.preparing import write_labels
 from utils.data.samples import load_split
+from utils.data.stratification import stratify
 from utils.plot import PALETTE, is_chart, make_figure, write_chart
-from utils.prepare_csv import stratify
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder, check_replaceable, read_json, write_json, write_json_list
@@ -147,10 +147,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def make_choice_split(dataset: str, spec: DatasetSpec) -> None:
     """Make the data set <dataset>_choice, which holds out a fifth of the training images."""
-    load_split(spec, "train", spec.img_size)  # raises UserError if files are missing
+    images = load_split(spec, "train", spec.img_size)  # raises UserError if files are missing
     folder = Path("data", f"{dataset}_choice")
     classes, entries = class_names(spec.folder), read_json(label_file(spec, "train"))
-    held_out = stratify(np.array([entry["target"] for entry in entries]) == 1, fraction=0.2, seed=0)
+    held_out = stratify(images.labels.targets, fraction=0.2, seed=0)
     kept_entries = list(compress(entries, ~held_out))
     held_out_entries = list(compress(entries, held_out))
     for name, content in (("classes", classes), ("train", kept_entries), ("test", held_out_entries)):

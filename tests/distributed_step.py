@@ -7,6 +7,7 @@ trains. It writes the losses, gradients and weights to FILE.
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 import val
 from utils.data.datasets import DATASETS
-from utils.data.label_files import Labels
+from utils.data.labels import Labels, Paths
 from utils.data.loaders import Loaders, TrainingLoader
 from utils.data.samples import load_split
 from utils.runtime import distributed
@@ -35,7 +36,8 @@ def train() -> dict:
         args = main.resolve(main.make_parser().parse_args())
         # Batches of 6, 6 and 1: only the first process has a share of the last one.
         dataset = load_split(DATASETS["shapes"], "train", 40, train=True)
-        dataset.labels = Labels(dataset.labels.paths[:13], dataset.labels.targets[:13], None)
+        paths, targets = dataset.labels.paths, dataset.labels.targets
+        dataset.labels = Labels(Paths.of(list(paths)[:13]), targets.select(np.arange(13)))
         loader = TrainingLoader(dataset, args.batch_size, 0, CPU)
         # float32 rounds some inputs of ReLU to the other side of 0, which would hide small mistakes.
         patch.setattr(main, "to_float", lambda images, device: images.double() / 255)

@@ -20,6 +20,10 @@ import torch
 from PIL import Image
 
 import main
+from utils.data.classes import class_names
+from utils.data.datasets import VALUES
+from utils.data.label_files import read_labels
+from utils.data.labels import IGNORED
 from utils.inference import outputs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -165,6 +169,13 @@ def make_own(folder: Path, count: int = 4, classes: tuple[str, ...] = ("a", "b")
     for name, content in {"train": entries, "test": entries, "classes": list(classes)}.items():
         (folder / "data" / "mine" / f"{name}.json").write_text(json.dumps(content))
     return entries
+
+
+def read_targets(path: Path) -> dict[str, list[int]]:
+    """Return a label file of a user's data set as {image path: target}, with 99 for an unknown label."""
+    labels = read_labels(path, len(class_names(path.parent.name)), VALUES)
+    rows = labels.targets.rows()
+    return dict(zip(labels.paths, np.where(rows == IGNORED, 99, rows).tolist()))
 
 
 def assert_same(ours: object, theirs: object) -> None:

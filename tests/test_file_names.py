@@ -54,7 +54,7 @@ def test_rows_that_name_a_file_in_both_forms_are_one_image(workdir, command, ask
     result = command(prepare_csv, "t.csv", "--dataset", "mine")
     assert result.status == 0, result.err
     (entry,) = json.loads(Path("data/mine/test.json").read_text())
-    assert entry == {"target": [1, 1], "img_path": spelled(stored, "é.png")}
+    assert entry == {"positives": [0, 1], "img_path": spelled(stored, "é.png")}
 
 
 @pytest.mark.parametrize(("asked", "stored"), FORMS)

@@ -12,7 +12,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
-from utils.data.label_files import Labels
+from utils.data.labels import Labels, Paths, Targets
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
@@ -34,7 +34,7 @@ def test_scores_are_ordered_by_index(shapes):
     np.testing.assert_allclose(compute_outputs(model, loader, CPU), in_order, atol=1e-5)
     assert np.ptp(in_order, axis=0).min() > 0
     metrics = evaluate_model(model, loader, CPU)
-    assert metrics["mAP"] == pytest.approx(evaluate(in_order, dataset.labels.targets)["mAP"])
+    assert metrics["mAP"] == pytest.approx(evaluate(in_order, dataset.labels.targets.rows())["mAP"])
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,15 @@ def test_difficult_labels_are_ignored_in_evaluation():
 
     class Images(LabelledImages):
         def __getitem__(self, key):
-            return torch.full((3, 2, 2), 50 * key[1], dtype=torch.uint8), self.labels.targets[key[1]], key[1]
+            return (
+                torch.full((3, 2, 2), 50 * key[1], dtype=torch.uint8),
+                self.labels.targets.row(key[1]),
+                key[1],
+            )
 
     targets = np.array([[1, -1, 0], [0, -1, 1], [-1, 1, 1]], np.int8)
-    loader = EvaluationLoader(Images(Labels(np.array([b"a", b"b", b"c"]), targets, None), 2), 2, 0, CPU)
+    labels = Labels(Paths.of(["a", "b", "c"]), Targets.of(targets))
+    loader = EvaluationLoader(Images(labels, 2), 2, 0, CPU)
     metrics = evaluate_model(Logits(), loader, CPU)
     # Class 0: without image 2, the positive ranks last. Class 1: only image 2 counts. Class 2: all count.
     assert metrics["AP"] == [0.5, 1, 1]

@@ -20,7 +20,7 @@ from helpers import RUN, SHAPES, assert_same, signal_at, train_in
 from utils.checkpoint import load_model
 from utils.commands.summary import SUMMARY, summary
 from utils.data.decoding import load_image
-from utils.data.label_files import IGNORED
+from utils.data.labels import IGNORED
 from utils.data.transforms import eval_transform
 from utils.runtime.errors import UserError
 from utils.training.average import MovingAverage, warmed_up

@@ -74,7 +74,7 @@ def read(path: str) -> dict[str, list[int]]:
 
 def positives(dataset: str, split: str) -> list[int]:
     """Return the number of positive images of each class, as load_split reads them."""
-    return (load_split(DATASETS[dataset], split, 32).labels.targets == 1).sum(axis=0).tolist()
+    return (load_split(DATASETS[dataset], split, 32).labels.targets.rows() == 1).sum(axis=0).tolist()
 
 
 def target(folder: str, absent: int, **values: int) -> list[int]:

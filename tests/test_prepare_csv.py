@@ -11,13 +11,14 @@ from PIL import Image
 
 import main
 import val
-from helpers import TINY, make_own
+from helpers import TINY, make_own, read_targets
 from utils import prepare_csv
 from utils.data import preparing
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, dataset_spec
-from utils.data.label_files import IGNORED
+from utils.data.labels import IGNORED, Targets
 from utils.data.samples import load_split
+from utils.data.stratification import stratify
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
@@ -41,10 +42,12 @@ def table(workdir):
 
 
 def read_entries(name: str = "mine") -> dict[str, list[int]]:
-    """Return the entries of all label files as {image name: target}."""
-    files = [path for path in Path("data", name).glob("*.json") if path.name != "classes.json"]
-    entries = [entry for path in files for entry in json.loads(path.read_text())]
-    return {Path(entry["img_path"]).stem: entry["target"] for entry in entries}
+    """Return the targets of all label files as {image name: target}, with 99 for an unknown label."""
+    targets = {}
+    for path in Path("data", name).glob("*.json"):
+        if path.name != "classes.json":
+            targets |= read_targets(path)
+    return {Path(path).stem: target for path, target in targets.items()}
 
 
 def images_of(split: str) -> list[str]:
@@ -74,7 +77,7 @@ def test_a_column_per_class_with_unknown_labels(table, command):
     assert not Path("data/mine/val.json").exists()
     splits = [load_split(dataset_spec("mine"), split, 40) for split in ("train", "test")]
     assert [len(split) for split in splits] == [3, 2]
-    assert sum((split.labels.targets == IGNORED).sum() for split in splits) == 2
+    assert sum((split.labels.targets.rows() == IGNORED).sum() for split in splits) == 2
 
 
 @pytest.mark.slow
@@ -86,9 +89,8 @@ def test_unknown_labels_count_in_no_loss(table, command):
     losses = [json.loads(line)["train_loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
     entries = json.loads(Path("data/mine/train.json").read_text())
-    for entry in entries:
-        entry["target"] = [99, 99]
-    Path("data/mine/train.json").write_text(json.dumps(entries))
+    unknown = [{"positives": [], "negatives": [], "img_path": entry["img_path"]} for entry in entries]
+    Path("data/mine/train.json").write_text(json.dumps(unknown))
     assert command(main, *arguments, "--output_dir", "unknown").status == 0
     assert json.loads(Path("unknown/log.jsonl").read_text().splitlines()[0])["train_loss"] == 0
 
@@ -110,12 +112,14 @@ def test_a_quoted_name_may_hold_another_delimiter(table, command, start):
 def test_the_split_keeps_the_share_of_every_class():
     rng = np.random.default_rng(0)
     positives = rng.random((1000, 12)) < np.linspace(0.005, 0.5, 12)
-    held_out = prepare_csv.stratify(positives, 0.2, seed=3)
+    held_out = stratify(Targets.of(positives), 0.2, seed=3)
     assert abs(held_out.mean() - 0.2) < 0.01
     total = positives.sum(axis=0)
     assert (np.abs(positives[held_out].sum(axis=0) - 0.2 * total) <= 1 + 0.02 * total).all()
-    assert (held_out == prepare_csv.stratify(positives, 0.2, seed=3)).all()
-    splits = prepare_csv.random_splits(positives, Namespace(val_fraction=0.1, test_fraction=0.3, seed=3))
+    assert (held_out == stratify(Targets.of(positives), 0.2, seed=3)).all()
+    splits = prepare_csv.random_splits(
+        Targets.of(positives), Namespace(val_fraction=0.1, test_fraction=0.3, seed=3)
+    )
     for split, fraction in (("train", 0.6), ("val", 0.1), ("test", 0.3)):
         chosen = np.array(splits) == split
         assert abs(chosen.mean() - fraction) < 0.01
@@ -159,7 +163,7 @@ def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monke
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
 def test_a_rare_class_keeps_an_image_for_training(images):
     positives = np.kron(np.eye(40, dtype=bool), np.ones((images, 1), bool))
-    held_out = prepare_csv.stratify(positives, 0.3, seed=0)
+    held_out = stratify(Targets.of(positives), 0.3, seed=0)
     assert (positives[~held_out].sum(axis=0) >= 1).all()
     if images > 1:
         assert abs(held_out.mean() - 0.3) < 0.1
@@ -167,8 +171,8 @@ def test_a_rare_class_keeps_an_image_for_training(images):
 
 def test_another_seed_makes_another_split():
     positives = np.random.default_rng(0).random((1000, 12)) < 0.2
-    held_out = prepare_csv.stratify(positives, 0.2, seed=3)
-    assert (held_out != prepare_csv.stratify(positives, 0.2, seed=4)).any()
+    held_out = stratify(Targets.of(positives), 0.2, seed=3)
+    assert (held_out != stratify(Targets.of(positives), 0.2, seed=4)).any()
 
 
 @pytest.mark.parametrize(
@@ -394,8 +398,8 @@ def test_val_evaluates_a_labelled_set_made_with_the_classes_of_a_checkpoint(
     assert result.status == 0, result.err
     run = ["--load_from", best, "--num_workers", 0, "--device", "cpu", "--img_size", 40, "--out", "r.json"]
     assert command(val, "--dataset", "field", *run).status == 0
-    mine = json.loads(Path("data/field/test.json").read_text())
-    assert [entry["target"] for entry in mine] == [entry["target"] for entry in entries]
+    mine = load_split(dataset_spec("field"), "test", 40).labels.targets.rows()
+    assert mine.tolist() == [entry["target"] for entry in entries]
     epochs = map(json.loads, (trained / "log.jsonl").read_text().splitlines())
     best_map = max(epoch["mAP"] for epoch in epochs)
     assert json.loads(Path("r.json").read_text())["mAP"] == pytest.approx(best_map, abs=1e-6)

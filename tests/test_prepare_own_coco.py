@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers import make_own
+from helpers import make_own, read_targets
 from utils import prepare_own_coco
 from utils.data.datasets import dataset_spec
 from utils.data.samples import load_split
@@ -51,7 +51,7 @@ def mine(annotations):
 
 def entries(split: str, name: str = "mine") -> dict[str, list[int]]:
     """Return a label file as {image path: target}."""
-    return {e["img_path"]: e["target"] for e in json.loads(Path(f"data/{name}/{split}.json").read_text())}
+    return read_targets(Path(f"data/{name}/{split}.json"))
 
 
 def test_classes_are_in_the_order_of_their_ids_and_crowds_count(mine, command):

@@ -15,7 +15,7 @@ import val
 from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
 from utils.commands.sweep_option import axis
-from utils.data.label_files import IGNORED, Labels
+from utils.data.labels import IGNORED, Labels, Paths, Targets
 from utils.evaluation import evaluate
 from utils.inference.sweep import SweepPoint
 from utils.inference.sweep_report import format_sweep
@@ -44,7 +44,8 @@ def test_saved_scores_give_the_same_metrics(trained, shapes, command, tmp_path):
 
 def test_written_scores_are_read_back_the_same(workdir):
     scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[1, IGNORED], [IGNORED, 0]])
-    labels = Labels(np.array([b"a.jpg", b"\xff \xc3\xa4.jpg"]), targets, unknown_is_negative=True)
+    paths = Paths.of([b"a.jpg", b"\xff \xc3\xa4.jpg"])
+    labels = Labels(paths, Targets.of(targets), unknown_is_negative=True)
     write_scores(Path("s.npz"), scores, labels, ["cat", "dög"])
     saved = read_scores(Path("s.npz"))
     assert (saved.scores == scores).all()
@@ -52,7 +53,7 @@ def test_written_scores_are_read_back_the_same(workdir):
     assert saved.ignore.tolist() == [[False, True], [True, False]]
     assert saved.unknown_is_negative is True
     assert saved.names == ["cat", "dög"]
-    assert saved.paths == [os.fsdecode(path) for path in labels.paths]
+    assert saved.paths == ["a.jpg", os.fsdecode(b"\xff \xc3\xa4.jpg")]
     with np.load("s.npz") as file:
         assert list(file) == ["scores", "targets", "ignore", "names", "paths", "unknown_is_negative"]
         assert (file["targets"].dtype, file["ignore"].dtype) == (np.int8, bool)

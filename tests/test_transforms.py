@@ -21,7 +21,7 @@ import demo
 from helpers import REPOSITORY, make_own
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.decoding import load_image
-from utils.data.label_files import Labels
+from utils.data.labels import Labels, Paths, Targets
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.data.transforms import eval_transform, random_crop, train_transform
@@ -370,7 +370,7 @@ print(len(caught))
 def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
     damaged = tmp_path / "damaged.png"
     write_damaged_png(damaged)
-    labels = Labels(np.array([os.fsencode(damaged)] * 2), np.zeros((2, 1), np.int8))
+    labels = Labels(Paths.of([str(damaged)] * 2), Targets.of(np.zeros((2, 1))))
     loader = EvaluationLoader(LabelledImages(labels, 32), 1, 1, torch.device("cpu"))
     loader.multiprocessing_context = context
     assert [batch.rows.tolist() for batch in loader] == [[0], [1]]

@@ -20,6 +20,7 @@ from utils.data.coco_annotations import (
     reporting_bad_annotations,
 )
 from utils.data.preparing import (
+    Entry,
     Pictures,
     check_no_overlap,
     listed_file,
@@ -43,7 +44,9 @@ def main() -> None:
     for split in ("train", "val"):
         pictures[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
     check_no_overlap(pictures)
-    splits = {name: list(entries.values()) for name, entries in pictures.items()}
+    splits = {}
+    for name, entries in pictures.items():
+        splits[name] = [dense_entry(entry, len(classes)) for entry in entries.values()]
     write_labels(Path("data/coco"), classes, without_bad(splits, args))
 
 
@@ -76,6 +79,14 @@ def read_split(data_path: Path, split: str, classes: list[str]) -> Pictures:
         raise UserError(f"{path} annotates no image")
     print(f"{split}: {len(coco.imgs) - len(coco.imgToAnns)} images left out because they have no annotation")
     return entries
+
+
+def dense_entry(entry: Entry, num_classes: int) -> Entry:
+    """Return an entry with a number for each class, as in the authors' label files."""
+    target = [0] * num_classes
+    for c in entry["positives"]:
+        target[c] = 1
+    return {"target": target, "img_path": entry["img_path"]}
 
 
 if __name__ == "__main__":

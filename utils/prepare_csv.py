@@ -11,14 +11,13 @@ if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.commands.classes_of import add_classes_of, read_classes_of
-from utils.data.label_files import UNKNOWN
+from utils.data.labels import Listed, Paths, Targets, TargetsBuilder
 from utils.data.new_data_set import (
     SPLITS,
     add_overwrite,
@@ -28,25 +27,22 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Entry, Splits, bad_images, parse_args
+from utils.data.preparing import ListedEntries, Splits, bad_images, parse_args
+from utils.data.stratification import stratify
 from utils.data.tables import SEPARATOR, LabelTable, read_label_table
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey
+from utils.runtime.progress import delayed_bar
 from utils.runtime.script import run_script
 
 
-@dataclass
+@dataclass(slots=True)
 class Picture:
-    """An image that one or more rows of a table name.
+    """An image that one or more rows of a table name; path: of the file, as the first row writes it."""
 
-    line: of its first row. path: of the file, as that row writes it. split: of SPLITS, or None. target (C).
-    """
-
-    line: int
     path: str
-    split: str | None
-    target: list[int]
+    rows: list[int]
 
 
 def main() -> None:
@@ -59,7 +55,7 @@ def main() -> None:
     pictures = [picture for picture in pictures if picture.path not in bad]
     if not pictures:
         raise UserError(f"--skip_bad leaves nothing of {args.csv}: all its images are bad")
-    splits = split_pictures(pictures, args)
+    splits = split_pictures(pictures, table, args)
     write_data_set(folder, table.classes, splits)
 
 
@@ -83,110 +79,106 @@ def make_parser() -> Parser:
 
 
 def find_pictures(table: LabelTable, folder: Path) -> list[Picture]:
-    """Return the images of a table, each file once: rows of one file are merged, however they write its name.
+    """Return the images of a table, each file once, however the rows write its name.
 
-    Raises UserError if an image is missing or above the folder, or if rows of one image disagree.
+    Raises UserError if an image is missing or above the folder, or if it is in two splits.
     """
-    splits: Sequence[str | None] = table.splits or [None] * len(table.lines)
     pictures: dict[FileKey, Picture] = {}
-    for line, name, split, target in zip(table.lines, table.images, splits, table.targets):
-        path, key = own_image(folder, name, f"{table.path}, line {line}")
-        picture = Picture(line, path.as_posix(), split, target)
-        first = pictures.setdefault(key, picture)
-        if first is not picture:
-            merge(first, picture, table)
+    for row, name in enumerate(delayed_bar(table.images, "find images")):
+        path, key = own_image(folder, name, f"{table.path}, line {table.lines[row]}")
+        picture = pictures.setdefault(key, Picture(path.as_posix(), []))
+        picture.rows.append(row)
+        if table.splits:
+            split, other = table.splits[picture.rows[0]], table.splits[row]
+            if split != other:
+                where = describe_rows(table, picture, row)
+                raise UserError(f"{where}, in {split} and in {other}: an image belongs in one split")
     num_merged = len(table.lines) - len(pictures)
     if num_merged:
         print(f"{num_merged} rows name an image that an earlier row has: their labels are joined")
     return list(pictures.values())
 
 
-def merge(first: Picture, again: Picture, table: LabelTable) -> None:
-    """Add the labels of another row of an image to those of its first row; UserError if the rows disagree."""
-    where = f"{table.path}: lines {first.line} and {again.line} are one image, {first.path}"
-    if first.split != again.split:
-        raise UserError(f"{where}, in {first.split} and in {again.split}: an image belongs in one split")
-    for c, (value, other) in enumerate(zip(first.target, again.target)):
-        if table.has_lists:
-            first.target[c] = max(value, other)
-        elif value == UNKNOWN:
-            first.target[c] = other
-        elif other not in (value, UNKNOWN):
-            raise UserError(f"{where}, but {table.classes[c]} is {value} and {other}: correct one of them")
+def describe_rows(table: LabelTable, picture: Picture, row: int) -> str:
+    """Return words that name the first row of an image, and another one."""
+    lines = f"lines {table.lines[picture.rows[0]]} and {table.lines[row]}"
+    return f"{table.path}: {lines} are one image, {picture.path}"
 
 
-def split_pictures(pictures: list[Picture], args: Namespace) -> Splits:
+def merge_rows(pictures: list[Picture], table: LabelTable) -> Targets:
+    """Return the targets of images; UserError if the rows of one contradict each other."""
+    targets = TargetsBuilder(len(table.classes))
+    for picture in delayed_bar(pictures, "labels"):
+        first, *more = picture.rows
+        labels = table.targets.listed(first)
+        for row in more:
+            other = table.targets.listed(row)
+            if not table.has_lists and (fault := contradiction(labels, other, table.classes)):
+                raise UserError(f"{describe_rows(table, picture, row)}, but {fault}: correct one of them")
+            labels = join(labels, other)
+        targets.add(labels)
+    return targets.build()
+
+
+def join(first: Listed, second: Listed) -> Listed:
+    """Return the labels that one or both of two rows of an image have."""
+    positives = {*first.positives, *second.positives}
+    if first.negatives is None or second.negatives is None:
+        return Listed(sorted(positives), None)
+    return Listed(sorted(positives), sorted({*first.negatives, *second.negatives}))
+
+
+def contradiction(first: Listed, second: Listed, classes: list[str]) -> str | None:
+    """Return words that name a class that is positive in one row of an image and negative in another one."""
+    values = dict.fromkeys(denied(first, second), "1 and 0") | dict.fromkeys(denied(second, first), "0 and 1")
+    if not values:
+        return None
+    c = min(values)
+    return f"{classes[c]} is {values[c]}"
+
+
+def denied(labels: Listed, other: Listed) -> set[int]:
+    """Return the positives of a row that are negative in another one."""
+    if other.negatives is None:
+        return set(labels.positives) - set(other.positives)
+    return set(labels.positives) & set(other.negatives)
+
+
+def split_pictures(pictures: list[Picture], table: LabelTable, args: Namespace) -> Splits:
     """Return the entries of each label file; UserError if nothing is left for a needed one."""
-    entries: list[Entry] = [{"target": picture.target, "img_path": picture.path} for picture in pictures]
-    names = [picture.split for picture in pictures if picture.split is not None]
-    if names:
+    targets = merge_rows(pictures, table)
+    if table.splits:
+        names = np.array([table.splits[picture.rows[0]] for picture in pictures])
         cause = "the column split"
     elif args.classes_of:
-        names = ["test"] * len(pictures)
+        names = np.full(len(pictures), "test")
         cause = str(args.csv)
     else:
-        positives = np.array([picture.target for picture in pictures]) == 1
-        names = random_splits(positives, args)
+        names = random_splits(targets, args)
         cause = f"--test_fraction {args.test_fraction:g}"
-    splits: Splits = {f"{split}.json": [] for split in SPLITS}
-    for entry, name in zip(entries, names):
-        splits[f"{name}.json"].append(entry)
+    splits = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(names == split)
+        paths = Paths.of(pictures[row].path for row in rows)
+        splits[f"{split}.json"] = ListedEntries(paths, targets.select(rows))
     return check_splits(splits, cause, may_lack_training=args.classes_of is not None)
 
 
-def random_splits(positives: np.ndarray, args: Namespace) -> list[str]:
+def random_splits(targets: Targets, args: Namespace) -> np.ndarray:
     """Return the split of each image: the given shares of each class are val and test, the rest train.
 
-    positives: bool (N, C). Raises UserError if the shares leave nothing to train on.
+    Raises UserError if the shares leave nothing to train on.
     """
     if args.val_fraction + args.test_fraction >= 1:
         raise UserError(f"--val_fraction {args.val_fraction:g} and --test_fraction leave nothing to train on")
-    splits = np.full(len(positives), "train")
+    splits = np.full(len(targets), "train")
     share_left = 1.0
     for name, fraction in (("test", args.test_fraction), ("val", args.val_fraction)):
         rest = np.flatnonzero(splits == "train")
-        held_out = stratify(positives[rest], fraction / share_left, args.seed)
+        held_out = stratify(targets.select(rest), fraction / share_left, args.seed)
         splits[rest[held_out]] = name
         share_left -= fraction
-    return splits.tolist()
-
-
-def stratify(positives: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return which images to hold out, bool (N,): the same share of each class, but never a whole class.
-
-    positives: bool (N, C). This is the iterative stratification of Sechidis et al. (2011): it takes the
-    class with the fewest images left, holds out as many of them as its share still lacks, and so on.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(positives))
-    held_out = np.zeros(len(positives), bool)
-    left = np.ones(len(positives), bool)
-    while left.any():
-        members = rarest_class(positives, left)
-        is_candidate = left & members
-        candidates = order[is_candidate[order]]  # in random order
-        lacking = max(0, fraction * members.sum() - (held_out & members).sum())
-        num_held = int(lacking)
-        if rng.random() < lacking % 1:  # a fraction of an image is rounded at random
-            num_held += 1
-        has_training_image = (members & ~held_out & ~left).any()
-        if not has_training_image:
-            num_held = min(num_held, len(candidates) - 1)
-        held_out[candidates[:num_held]] = True
-        left &= ~members
-    return held_out
-
-
-def rarest_class(positives: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Return the images, bool (N,), of the class that has the fewest images left, but at least one.
-
-    positives: bool (N, C). left: bool (N,). If no class has an image left, return all images.
-    """
-    counts = positives[left].sum(axis=0)
-    if not counts.any():
-        return np.ones_like(left)
-    counts_of_present = np.where(counts > 0, counts, len(positives) + 1)
-    return positives[:, counts_of_present.argmin()]
+    return splits
 
 
 if __name__ == "__main__":

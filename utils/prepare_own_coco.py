@@ -63,8 +63,8 @@ def main() -> None:
         pictures[f"{split}.json"] = read_pictures(file, classes)
     check_no_overlap(pictures)
     splits = {name: list(entries.values()) for name, entries in pictures.items()}
-    splits = check_splits(without_bad(splits, args), "--skip_bad", may_lack_training=known is not None)
-    write_data_set(folder, classes, splits)
+    good = check_splits(without_bad(splits, args), "--skip_bad", may_lack_training=known is not None)
+    write_data_set(folder, classes, good)
 
 
 def make_parser() -> Parser:
@@ -140,8 +140,9 @@ def choose_classes(file: Annotations, known: list[str] | None) -> list[str]:
     check_looks(names, file.path)
     if known is None:
         return names
+    allowed = set(known)
     for name in names:
-        if name not in known:
+        if name not in allowed:
             raise UserError(f"{file.path}: --classes_of has no class {describe_unknown(name, known)}")
     return known
 

@@ -18,7 +18,6 @@ from utils.data.classes import class_names
 from utils.data.label_files import UNKNOWN, box_edges
 from utils.data.preparing import (
     Entry,
-    Splits,
     check_files_differ,
     listed_file,
     parse_args,
@@ -42,7 +41,7 @@ def main() -> None:
     args = parse_args(parser)
     check_folder(Path("data/wider"), "label files")
     classes = class_names("wider")
-    splits: Splits = {}
+    splits: dict[str, list[Entry]] = {}
     files: dict[str, dict[FileKey, str]] = {}
     for split in ("trainval", "test"):
         name = f"{split}_wider.json"

@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.data.label_files import UNKNOWN
+from utils.data.labels import Listed
 from utils.data.lookalikes import compose
-from utils.data.preparing import Entry, Pictures
+from utils.data.preparing import Pictures, listed_entry
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.paths import FileKey
 
@@ -45,19 +45,23 @@ def read_categories(coco: Any) -> Categories:
 def read_entries(
     coco: Any, image_ids: Iterable[int], classes: list[str], find_image: FindImage, title: str
 ) -> Pictures:
-    """Return an entry for each image file, sorted by image id; several ids of one file are joined.
+    """Return an entry by index for each image file, sorted by image id; several ids of one file are joined.
 
     A class that is no category of the file is unknown. title: of the progress bar.
     """
-    categories = read_categories(coco)
-    absent = [0 if name in categories.values() else UNKNOWN for name in classes]
-    row = {name: c for c, name in enumerate(classes)}
-    pictures: Pictures = {}
+    index = {name: c for c, name in enumerate(classes)}
+    class_of = {number: index[name] for number, name in read_categories(coco).items()}
+    paths: dict[FileKey, str] = {}
+    positives: dict[FileKey, set[int]] = {}
     for image_id in tqdm(sorted(image_ids), desc=title, unit="img", disable=None):
         image, key = find_image(coco.imgs[image_id]["file_name"])
-        new: Entry = {"target": list(absent), "img_path": image.as_posix()}
-        target = pictures.setdefault(key, new)["target"]
+        paths.setdefault(key, image.as_posix())
         # Every box counts, also that of a crowd.
-        for annotation in coco.imgToAnns.get(image_id, []):
-            target[row[categories[annotation["category_id"]]]] = 1
+        present = {class_of[annotation["category_id"]] for annotation in coco.imgToAnns.get(image_id, [])}
+        positives.setdefault(key, set()).update(present)
+    known = set(class_of.values())
+    pictures: Pictures = {}
+    for key, path in paths.items():
+        negatives = None if len(known) == len(classes) else sorted(known - positives[key])
+        pictures[key] = listed_entry(path, Listed(sorted(positives[key]), negatives))
     return pictures

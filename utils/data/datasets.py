@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.data.label_files import IGNORED, UNKNOWN
+from utils.data.label_files import UNKNOWN
+from utils.data.labels import IGNORED
 from utils.runtime.errors import UserError
 
 # What the numbers in a label file mean. VOC's 0 in the test file: only difficult objects of the class.

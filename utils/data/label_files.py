@@ -1,73 +1,110 @@
 """Label files: reading and checking them. It needs no torch."""
 
-import hashlib
+import itertools
 import math
 import os
+from array import array
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from utils.data.labels import Labels, Listed, PathsBuilder, TargetsBuilder
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_json
+from utils.runtime.json_lists import read_json_list
 from utils.runtime.limits import MAX_PIXELS
+from utils.runtime.progress import delayed_bar
 
 FORM = '{"target": [...], "img_path": "..."}'
-UNKNOWN = 99  # in a label file: an unknown label
-IGNORED = -1  # in `targets`: a label that counts in no loss and no metric
-MAX_PATH_BYTES = 4096  # the array of all paths is as wide as the longest path
-
-
-class Labels(NamedTuple):
-    """A label file in flat arrays, whose memory worker processes can share.
-
-    paths: (N,) of UTF-8 bytes. targets: (N, C) int8 of 1, 0 or IGNORED. boxes: (N, 4) int32, the edges of the
-    parts to cut out (see `box_edges`), or None for whole images. unknown_is_negative: see `evaluate`.
-    """
-
-    paths: np.ndarray
-    targets: np.ndarray
-    boxes: np.ndarray | None = None
-    unknown_is_negative: bool = False
+INDEX_FORM = '{"positives": [...], "img_path": "..."}'
+UNKNOWN = 99  # in a `target` of a label file: an unknown label
+MAX_PATH_BYTES = 4096  # no system takes longer ones
+NUM_CHECKED = 100  # entries of a file that `is_label_file` reads
+ENTRY_ERRORS = (TypeError, LookupError, ValueError, AttributeError, OverflowError)  # of a malformed entry
 
 
 def read_labels(
     path: Path, num_classes: int, values: dict[int, int], max_pixels: float = MAX_PIXELS
 ) -> Labels:
-    """Read a label file; `values` maps each number that its targets may hold to the target to return.
+    """Read a label file; `values` maps each number that a `target` may hold to what it means.
 
     Raises UserError if the file is malformed, or a box is above max_pixels.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} must be a JSON list of {FORM}; it cannot be empty")
-    has_boxes = any(isinstance(entry, dict) and "bbox" in entry for entry in entries)
-    targets = np.empty((len(entries), num_classes), dtype=np.int8)
-    boxes = np.empty((len(entries) if has_boxes else 0, 4), dtype=np.int32)
-    paths = []
-    for index, entry in enumerate(entries):
+    paths = PathsBuilder()
+    targets = TargetsBuilder(num_classes)
+    boxes = array("i")
+    has_boxes = False
+    for index, entry in enumerate(delayed_bar(read_json_list(path), path.stem)):
         try:
-            targets[index] = read_target(entry["target"], num_classes, values)
-            paths.append(read_path(entry["img_path"]))
+            add_targets(targets, entry, values)
+            paths.add(read_path(entry["img_path"]))
+            if index == 0:
+                has_boxes = "bbox" in entry
             if has_boxes:
-                boxes[index] = box_edges(entry["bbox"], max_pixels)
-        except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
-            form = f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
-            raise UserError(f"{path}, entry {index} is not {form} ({error!r:.120}): {entry!s:.100}") from None
-    return Labels(np.array(paths), targets, boxes if has_boxes else None)
+                boxes.extend(box_edges(entry["bbox"], max_pixels))
+            elif "bbox" in entry:
+                raise ValueError("it has a bbox, but the entries before it have none")
+        except ENTRY_ERRORS as error:
+            where = f"{path}, entry {index}"
+            raise UserError(
+                f"{where} is not {expected_form(entry, values)} ({error!r:.120}): {entry!s:.100}"
+            ) from None
+    if not targets.rest:
+        raise UserError(f"{path} must be a JSON list of {FORM} or {INDEX_FORM}; it cannot be empty")
+    edges = np.asarray(boxes).reshape(-1, 4) if has_boxes else None
+    return Labels(paths.build(), targets.build(), edges)
+
+
+def expected_form(entry: Any, values: dict[int, int]) -> str:
+    """Return words for the form that a malformed entry should have."""
+    if isinstance(entry, dict) and entry.keys() & {"positives", "negatives"}:
+        return f"{INDEX_FORM} with the indices of classes"
+    return f"{FORM} with targets of {', '.join(map(str, sorted(values)))}"
 
 
 def is_label_file(path: Path) -> bool:
-    """Return whether a file has the form of a label file; what its targets hold is not checked."""
-    entries = read_json(path)
-    return isinstance(entries, list) and all(entry.keys() >= {"target", "img_path"} for entry in entries)
+    """Return whether a file starts like a label file; what its targets hold is not checked."""
+    for entry in itertools.islice(read_json_list(path), NUM_CHECKED):
+        if "img_path" not in entry or not entry.keys() & {"target", "positives"}:
+            return False
+    return True
 
 
-def read_target(target: Any, num_classes: int, values: dict[int, int]) -> list[int]:
-    """Return the target (C) of an entry, its numbers replaced by those of `values`."""
+def add_targets(targets: TargetsBuilder, entry: dict[str, Any], values: dict[int, int]) -> None:
+    """Add the targets of an entry, which it lists for all classes or by index."""
+    if "positives" not in entry and "negatives" not in entry:
+        targets.add_row(read_target(entry["target"], targets.num_classes, values))
+        return
+    if "target" in entry:
+        raise ValueError("target together with positives or negatives")
+    positives = read_indices(entry["positives"], targets.num_classes)
+    negatives = None
+    if "negatives" in entry:
+        negatives = read_indices(entry["negatives"], targets.num_classes)
+        if both := set(positives) & set(negatives):
+            raise ValueError(f"class {min(both)} is in positives and in negatives")
+    targets.add(Listed(positives, negatives))
+
+
+def read_target(target: Any, num_classes: int, values: dict[int, int]) -> np.ndarray:
+    """Return the targets of an entry, int8 (C,), its numbers replaced by those of `values`."""
     if len(target) != num_classes:
         raise ValueError(f"{len(target)} targets for {num_classes} classes")
-    return [values[value] for value in target]
+    return np.array([values[value] for value in target], np.int8)
+
+
+def read_indices(indices: Any, num_classes: int) -> list[int]:
+    """Return the class indices of an entry; ValueError unless they are different and from 0 to C - 1."""
+    if not isinstance(indices, list) or not all(type(index) is int for index in indices):  # True is an int
+        raise ValueError(f"{indices!s:.50} is not a list of class indices")
+    if indices and not 0 <= min(indices) <= max(indices) < num_classes:
+        wrong = next(index for index in indices if not 0 <= index < num_classes)
+        raise ValueError(
+            f"there is no class {wrong}: {num_classes} classes have the indices 0 to {num_classes - 1}"
+        )
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"{indices!s:.50} has a class twice")
+    return indices
 
 
 def read_path(path: Any) -> bytes:
@@ -93,10 +130,3 @@ def box_edges(box: Any, max_pixels: float) -> tuple[int, int, int, int]:
     if (right - left) * (bottom - top) > max_pixels:
         raise ValueError(f"the box {box!s:.50} is above the limit, max_pixels {max_pixels}")
     return left, top, right, bottom
-
-
-def fingerprint(labels: Labels) -> str:
-    """Return 12 hex digits of a hash of the targets, boxes and file names, without the folders' names."""
-    names = b"/".join(path.rpartition(b"/")[2] for path in labels.paths.tolist())
-    boxes = b"" if labels.boxes is None else labels.boxes.tobytes()
-    return hashlib.sha256(labels.targets.tobytes() + boxes + names).hexdigest()[:12]

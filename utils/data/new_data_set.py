@@ -6,7 +6,6 @@ from pathlib import Path
 
 from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
-from utils.data.label_files import UNKNOWN
 from utils.data.preparing import Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder, check_replaceable, write_json_list
@@ -73,14 +72,8 @@ def write_data_set(folder: Path, classes: list[str], splits: Splits) -> None:
     for split in SPLITS:
         (folder / f"{split}.json").unlink(missing_ok=True)
     write_json_list(folder / "classes.json", classes)
-    write_labels(folder, classes, splits)
-    print_unknown(splits)
-
-
-def print_unknown(splits: Splits) -> None:
-    """Say how many labels are unknown, if any are."""
-    targets = [entry["target"] for entries in splits.values() for entry in entries]
-    num_labels = sum(len(target) for target in targets)
-    num_unknown = sum(target.count(UNKNOWN) for target in targets)
+    counts = write_labels(folder, classes, splits).values()
+    num_labels = len(classes) * sum(of_one_file.num_images for of_one_file in counts)
+    num_unknown = sum(of_one_file.num_unknown for of_one_file in counts)
     if num_unknown:
         print(f"{num_unknown} of {num_labels} labels are unknown: they count in no loss and no metric")

@@ -4,36 +4,73 @@ It needs no torch, except to decode images with --verify.
 """
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
-import numpy as np
 from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
-from utils.data.label_files import is_label_file
+from utils.data.label_files import UNKNOWN, is_label_file
+from utils.data.labels import Listed, Paths, Targets
 from utils.runtime.arguments import Parser, add_max_pixels
 from utils.runtime.errors import UserError, out_of_files_message, user_message
 from utils.runtime.files import check_replaceable, write_json_list
 from utils.runtime.paths import FileKey, existing_spelling, find_file
+from utils.runtime.progress import delayed_bar
 from utils.runtime.workers import default_workers
+
+MAX_NAMES = 20  # of classes, in a line
 
 
 class Entry(TypedDict):
-    """An entry of a label file; what the numbers in `target` (C) mean depends on the data set.
+    """An entry of a label file. It has `target`, or `positives` and perhaps `negatives`.
 
+    target: (C,); what its numbers mean depends on the data set. positives, negatives: see Listed.
     bbox: x, y, w, h of the part of the image to cut out. objects: what a scene of the data set shapes shows.
     """
 
-    target: list[int]
+    target: NotRequired[list[int]]
+    positives: NotRequired[list[int]]
+    negatives: NotRequired[list[int]]
     img_path: str
     bbox: NotRequired[list[float]]
     objects: NotRequired[list[DrawnObject]]
 
 
-Splits = dict[str, list[Entry]]  # the entries of each label file or split, by its name
+class Entries(Protocol):
+    """The entries of a label file. A list will do; so does what makes them one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Entry]: ...
+
+
+class ListedEntries:
+    """The entries of a label file by index, which are made one by one from arrays that need little memory."""
+
+    def __init__(self, paths: Paths, targets: Targets) -> None:
+        self.paths = paths
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for row, path in enumerate(self.paths):
+            yield listed_entry(path, self.targets.listed(row))
+
+
+def listed_entry(path: str, labels: Listed) -> Entry:
+    """Return the entry of an image by class index."""
+    if labels.negatives is None:
+        return {"positives": labels.positives, "img_path": path}
+    return {"positives": labels.positives, "negatives": labels.negatives, "img_path": path}
+
+
+Splits = Mapping[str, Entries]  # the entries of each label file or split, by its name
+
 Pictures = dict[FileKey, Entry]  # the entry of each image file
 
 
@@ -75,8 +112,41 @@ def check_files_differ(splits: dict[str, dict[FileKey, str]]) -> None:
                 raise UserError(f"{spelt} is in {other_split} and in {split}: leave it out of one of them")
 
 
-def write_labels(folder: Path, classes: list[str], splits: Splits) -> None:
-    """Write a label file for each split, and print how many images of each class it has.
+class LabelCounts:
+    """Counts the labels of entries that pass through it."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_images = 0
+        self.positives = [0] * num_classes
+        self.num_unknown = 0
+
+    def counted(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Yield the entries, and count them."""
+        for entry in entries:
+            self.num_images += 1
+            for c in positives_of(entry):
+                self.positives[c] += 1
+            self.num_unknown += self.unknown_labels(entry)
+            yield entry
+
+    def unknown_labels(self, entry: Entry) -> int:
+        """Return how many labels of an entry are unknown."""
+        if "target" in entry:
+            return entry["target"].count(UNKNOWN)
+        if "negatives" not in entry:
+            return 0
+        return len(self.positives) - len(entry["positives"]) - len(entry["negatives"])
+
+
+def positives_of(entry: Entry) -> list[int]:
+    """Return the indices of the classes that an entry has."""
+    if "positives" in entry:
+        return entry["positives"]
+    return [c for c, value in enumerate(entry["target"]) if value == 1]
+
+
+def write_labels(folder: Path, classes: list[str], splits: Splits) -> dict[str, LabelCounts]:
+    """Write a label file for each split; print and return how many images of each class it has.
 
     Raises UserError if a file exists that is no label file; then nothing is written.
     """
@@ -84,13 +154,26 @@ def write_labels(folder: Path, classes: list[str], splits: Splits) -> None:
         check_label_file(folder / name)
     counts = {}
     for name, entries in splits.items():
-        write_json_list(folder / name, entries)
-        counts[name] = (np.array([entry["target"] for entry in entries]) == 1).sum(axis=0)
-        print(f"{folder / name}: {len(entries)} images, {counts[name].sum()} labels")
-        absent = [class_name for class_name, count in zip(classes, counts[name]) if count == 0]
+        counts[name] = LabelCounts(len(classes))
+        write_label_file(folder / name, counts[name].counted(entries), len(entries))
+        print(f"{folder / name}: {len(entries)} images, {sum(counts[name].positives)} labels")
+        absent = [class_name for class_name, count in zip(classes, counts[name].positives) if count == 0]
         if absent:
-            print(f"no image in {name} has {', '.join(absent)}")
+            print(f"no image in {name} has {first_names(absent)}")
     print_counts(classes, counts)
+    return counts
+
+
+def write_label_file(path: Path, entries: Iterable[Entry], num_entries: int | None = None) -> None:
+    """Write a label file, an entry a line, as the entries come; num_entries: for the progress bar."""
+    bar = delayed_bar(entries, f"write {path.name}", total=num_entries)
+    write_json_list(path, bar)
+
+
+def first_names(names: list[str]) -> str:
+    """Return names in a row; of many, the first ones and the number of the others."""
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} others"
 
 
 def check_label_file(path: Path) -> None:
@@ -98,16 +181,16 @@ def check_label_file(path: Path) -> None:
     check_replaceable(path, "label file", is_label_file, "a script that makes label files")
 
 
-def print_counts(classes: list[str], counts: dict[str, np.ndarray]) -> None:
-    """Print a table with a row for each class and a column for each label file, of counts (C,)."""
+def print_counts(classes: list[str], counts: dict[str, LabelCounts]) -> None:
+    """Print a table with a row for each class and a column for each label file."""
     head = "images of"
     width = max(len(head), *map(len, classes))
     print(f"{head:{width}}", *(f"{Path(name).stem:>18}" for name in counts))
-    for class_name, *row in zip(classes, *counts.values()):
+    for class_name, *row in zip(classes, *(of_one_file.positives for of_one_file in counts.values())):
         print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
 
 
-def without_bad(splits: Splits, args: Namespace) -> Splits:
+def without_bad(splits: Splits, args: Namespace) -> dict[str, list[Entry]]:
     """Return the splits; with --verify or --skip_bad, see `bad_images`, without the bad images.
 
     Raises UserError if nothing is left of one.

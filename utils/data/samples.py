@@ -13,12 +13,14 @@ from torch.utils.data import Dataset, default_collate
 from utils.data.classes import class_names
 from utils.data.datasets import VALUES, DatasetSpec, label_file
 from utils.data.decoding import load_image
-from utils.data.label_files import FORM, IGNORED, Labels, read_labels
+from utils.data.label_files import FORM, INDEX_FORM, read_labels
+from utils.data.labels import IGNORED, Labels, Paths
 from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
 from utils.runtime.errors import UserError, as_user_errors
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.paths import existing_spelling
+from utils.runtime.progress import delayed_bar
 
 
 class Sample(NamedTuple):
@@ -66,14 +68,14 @@ class LabelledImages(Dataset[Sample]):
             image = train_transform(image, self.img_size, rng, self.crop)
         else:
             image = eval_transform(image, self.img_size)
-        target = torch.from_numpy(self.labels.targets[row])
+        target = torch.from_numpy(self.labels.targets.row(row))
         if not counted:
             target = torch.full_like(target, IGNORED)
         return Sample(image, target, row)
 
     def path(self, row: int) -> str:
         """Return the path of a row's image."""
-        return os.fsdecode(self.labels.paths[row])
+        return self.labels.paths[row]
 
     def pixels(self, row: int) -> Tensor:
         """Return the image of a row, or the part in its box, as uint8 (3, H, W)."""
@@ -97,23 +99,24 @@ def load_split(
     """
     path = label_file(spec, split)
     if not path.exists():
-        way_out = f"it is a JSON list of {FORM}"
+        way_out = f"it is a JSON list of {FORM} or {INDEX_FORM}"
         if spec.prepare and split != "val":
             way_out = f"make it with: python utils/{spec.prepare}"
         raise UserError(f"{path} is missing; {way_out}")
     values = spec.test_values if split == "test" else VALUES
     labels = read_labels(path, len(class_names(spec.folder)), values, max_pixels)
-    check_images_exist(labels, path)
+    check_images_exist(labels.paths, path)
     labels = labels._replace(unknown_is_negative=spec.unknown_is_negative)
     return LabelledImages(
         labels, img_size, train, seed, crop=spec.crop, exif=spec.exif, max_pixels=max_pixels
     )
 
 
-def check_images_exist(labels: Labels, path: Path) -> None:
+def check_images_exist(images: Paths, path: Path) -> None:
     """Raise UserError if an image that the label file at `path` names is missing."""
-    images = [os.fsdecode(image) for image in labels.paths]
-    missing = [image for image in images if not os.path.isfile(existing_spelling(image))]
+    missing = [
+        image for image in delayed_bar(images, path.stem) if not os.path.isfile(existing_spelling(image))
+    ]
     if missing:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(images)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")

@@ -5,17 +5,25 @@ is optional.
 """
 
 import csv
+import itertools
 import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from utils.data.classes import check_looks, check_names
-from utils.data.label_files import UNKNOWN
+from utils.data.labels import IGNORED, Listed, Targets, TargetsBuilder
 from utils.data.lookalikes import closest, compose, describe_unknown, look
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_fetched
+from utils.runtime.progress import delayed_bar
 
-CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN}  # pandas writes 1.0 if other cells are empty
+UNKNOWN_BYTE = IGNORED % 256  # the byte of IGNORED in an int8 array
+# The target of each cell in the column of a class; pandas writes 1.0 if other cells are empty.
+CELLS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": UNKNOWN_BYTE}
 # Names of columns as `column_key` writes them; the first one of each is the documented one.
 IMAGE_KEYS = (
     *("image", "images", "img", "imgs", "photo", "picture", "file", "path"),
@@ -42,27 +50,20 @@ class Row(NamedTuple):
     cells: list[str]
 
 
-class Column(NamedTuple):
-    """A column of a table: its name, and the cells (N) of its rows."""
-
-    name: str
-    cells: list[str]
-
-
 class LabelTable(NamedTuple):
     """What a table says about its N rows.
 
-    path: of the table. lines (N): where each row ends. images (N): names of files. splits (N): "train", "val"
-    or "test", or None without a column split. classes (C). targets (N, C): 1, 0 or UNKNOWN. has_lists:
-    whether the labels are in one column, so that two rows of an image add up.
+    path: of the table. lines (N,): where each row ends. images (N): names of files. splits (N): "train",
+    "val" or "test", or None without a column split. classes (C). targets (N, C). has_lists: whether the
+    labels are in one column, so that two rows of an image add up.
     """
 
     path: Path
-    lines: list[int]
+    lines: Sequence[int]
     images: list[str]
     splits: list[str] | None
     classes: list[str]
-    targets: list[list[int]]
+    targets: Targets
     has_lists: bool
 
 
@@ -73,53 +74,186 @@ def read_label_table(path: Path, separator: str | None, classes: list[str] | Non
     kind are then refused. classes: the classes that the table may name; None takes those that it names.
     Raises UserError if the table is malformed.
     """
-    lines, columns = read_columns(path)
-    images = take_image_column(columns, path)
-    splits = take_split_column(columns, lines, path)
-    labels = take_label_column(columns, path)
-    if labels is None:
-        classes, targets = read_class_columns(columns, lines, classes, path)
-    else:
-        refuse_more_columns(columns, labels, path)
-        classes, targets = read_label_lists(labels, lines, separator, classes, path)
-    return LabelTable(path, lines, images.cells, splits, classes, targets, has_lists=labels is not None)
-
-
-def read_columns(path: Path) -> tuple[list[int], list[Column]]:
-    """Return the line of each row of a table, and the columns that have a name.
-
-    Raises UserError if the table has no rows, rows of different lengths, or cells in a column without a name.
-    """
     check_fetched(path)
+    rows = read_rows(path)
+    _, header = next(rows, Row(0, []))
+    columns = Columns(header, path)
+    for row in delayed_bar(rows, path.name):
+        columns.add(row)
+    lines = columns.lines
+    if not lines:
+        raise UserError(f"{path} has no rows below its header {header!s:.99}: add a row per image")
+    splits = columns.split_words()
+    labels = columns.label_column()
+    if labels is None:
+        classes, targets = columns.class_targets(classes)
+    else:
+        columns.refuse_more(labels)
+        classes, targets = read_label_lists(columns.lists[labels], lines, separator, classes, path)
+    return LabelTable(path, lines, columns.images, splits, classes, targets, has_lists=labels is not None)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table, without empty ones; the first row is the header."""
     fault = f"{path} is not a table in UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
-        rows = read_rows(list(file))
-    header = rows[0].cells if rows else []
-    if len(header) < 2:
-        raise header_error(path, header)
-    if len(rows) < 2:
-        raise UserError(f"{path} has no rows below its header {header!s:.99}: add a row per image")
-    columns = [Column(name, []) for name in header]
-    for line, cells in rows[1:]:
-        for column, cell in zip(columns, as_long_as(header, cells, f"{path}, line {line}")):
-            column.cells.append(cell)
-    lines = [row.line for row in rows[1:]]
-    return lines, named_columns(columns, lines, path)
+        start = []
+        for text in file:
+            start.append(text)
+            if text.strip():
+                break
+        # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
+        unquoted = re.sub('"[^"]*("|$)', "", "".join(start))
+        delimiter = max(",;\t", key=unquoted.count)
+        reader = csv.reader(itertools.chain(start, file), delimiter=delimiter, strict=True)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield Row(reader.line_num, cells)
 
 
-def read_rows(text: list[str]) -> list[Row]:
-    """Split the lines of a table into rows, without empty ones; the first row is the header."""
-    # Spreadsheets separate cells by semicolons in countries that write decimals with a comma.
-    first_line = next((line for line in text if line.strip()), "")
-    unquoted = re.sub('"[^"]*("|$)', "", first_line)
-    delimiter = max(",;\t", key=unquoted.count)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    rows = []
-    for cells in reader:
+class Columns:
+    """The columns of a table, filled row by row. They take little more memory than the labels.
+
+    images: names of files. lists: for each column that may hold lists of labels, its cells. Every column but
+    those of images and splits may be the column of a class; these are numbered from 0. flags: their cells.
+    other_cells: the first cell of each that is not 1, 0 or empty, and the line of it.
+    """
+
+    def __init__(self, header: list[str], path: Path) -> None:
+        """Find out from the header what the columns are; UserError if it lacks one, or has one twice."""
+        header = [name.strip() for name in header]
+        if len(header) < 2:
+            raise header_error(path, header)
+        self.path = path
+        self.header = header
+        self.unnamed = [number for number, name in enumerate(header) if is_unnamed(name)]
+        self.image_column = find_image_column(header, path)
+        self.split_column = find_split_column(header, path)
+        taken = {*self.unnamed, self.image_column, self.split_column}
+        self.taken = sorted(number for number in taken if number is not None)
+        self.names = [name for number, name in enumerate(header) if number not in taken]
+        if not self.names:
+            fault = "a column labels, or a column for each class: it has no class names"
+            raise UserError(f"{path} needs {fault}")
+        self.lines = array("q")
+        self.images: list[str] = []
+        self.splits: list[str] = []
+        keys = [column_key(name) for name in self.names]
+        self.lists: dict[int, list[str]] = {c: [] for c, key in enumerate(keys) if key in LABEL_KEYS}
+        self.flags = TargetsBuilder(len(self.names))
+        self.other_cells: dict[int, tuple[int, str]] = {}
+
+    def add(self, row: Row) -> None:
+        """Add a row; UserError if it is too long or too short, or has a cell in a column without a name."""
+        line, cells = row
+        cells = as_long_as(self.header, cells, f"{self.path}, line {line}")
+        for number in self.unnamed:
+            if cell := cells[number].strip():
+                where = f"column {number + 1} has no name, but line {line} has {cell!r:.50} in it"
+                way_out = "name it or delete it (pandas: to_csv(..., index=False))"
+                raise UserError(f"{self.path}: {where}: {way_out}")
+        self.lines.append(line)
+        self.images.append(cells[self.image_column].strip())
+        if self.split_column is not None:
+            self.splits.append(cells[self.split_column].strip())
+        for number in reversed(self.taken):
+            del cells[number]
+        for c, texts in self.lists.items():
+            texts.append(cells[c].strip())
+        try:
+            flags = bytes(map(CELLS.__getitem__, cells))
+        except KeyError:
+            flags = self.read_flags(cells, line)
+        self.flags.add_row(np.frombuffer(flags, np.int8))
+
+    def read_flags(self, cells: list[str], line: int) -> bytes:
+        """Return the targets of a row with blanks in its cells, or with cells that are not flags."""
         stripped = [cell.strip() for cell in cells]
-        if any(stripped):
-            rows.append(Row(reader.line_num, stripped))
-    return rows
+        for c, cell in enumerate(stripped):
+            if cell not in CELLS:
+                self.other_cells.setdefault(c, (line, cell))
+        return bytes([CELLS.get(cell, UNKNOWN_BYTE) for cell in stripped])
+
+    def split_words(self) -> list[str] | None:
+        """Return the splits of the rows, None without a column split; UserError for other words."""
+        if self.split_column is None:
+            return None
+        for line, cell in zip(self.lines, self.splits):
+            if cell.casefold() not in SPLIT_WORDS:
+                name = self.header[self.split_column]
+                raise UserError(f"{self.path}, line {line}: {name} is {cell!r:.50}, not train, val or test")
+        return [SPLIT_WORDS[cell.casefold()] for cell in self.splits]
+
+    def label_column(self) -> int | None:
+        """Return the column of label lists, None if the table has a column per class.
+
+        It is the column `labels`, else the first with another name of LABEL_KEYS if its cells are not 1, 0 or
+        empty: a class may have such a name, too.
+        """
+        for key in LABEL_KEYS:
+            for c in self.lists:
+                is_list = key == LABEL_KEYS[0] or c in self.other_cells
+                if column_key(self.names[c]) == key and is_list:
+                    return c
+        return None
+
+    def refuse_more(self, labels: int) -> None:
+        """Raise UserError if there are columns beside the one of label lists, other than empty ones."""
+        filled = {*np.flatnonzero(self.flags.build().num_known()), *self.other_cells}
+        more = sorted(filled - {labels})
+        beside = f"beside {self.names[labels]!r:.50}"
+        for c in more:
+            if self.is_like_split(c):
+                fault = f"the column {self.names[c]!r:.50} is too much {beside}"
+                raise UserError(f"{self.path}: {fault}: {NAME_IT_SPLIT}")
+        if more:
+            names = ", ".join(repr(self.names[c]) for c in more)
+            raise UserError(f"{self.path} has other columns {beside}: delete {names:.200}")
+
+    def is_like_split(self, c: int) -> bool:
+        """Return whether a column has a word of a split, or a name like that."""
+        _, cell = self.other_cells.get(c, (0, ""))
+        return cell.casefold() in SPLIT_WORDS or closest(column_key(self.names[c]), SPLIT_KEYS) is not None
+
+    def class_targets(self, known: list[str] | None) -> tuple[list[str], Targets]:
+        """Return the class names and the targets of a table with a column per class.
+
+        known: the classes that there may be; what has no column is unknown. Raises UserError for other
+        classes or cells.
+        """
+        self.check_flags()
+        classes = check_names(self.names, self.path)
+        check_looks(classes, self.path)
+        targets = self.flags.build()
+        if known is None:
+            return classes, targets
+        numbers = {name: c for c, name in enumerate(known)}
+        for name in classes:
+            if name not in numbers:
+                raise UserError(f"{self.path}: --classes_of has no class {describe_unknown(name, known)}")
+        return known, move_classes(targets, [numbers[name] for name in classes], len(known))
+
+    def check_flags(self) -> None:
+        """Raise UserError if a cell of a column is not in CELLS."""
+        for c in sorted(self.other_cells):
+            line, cell = self.other_cells[c]
+            way_out = "if it is not a class, delete it"
+            if self.is_like_split(c):
+                way_out = NAME_IT_SPLIT
+            elif len(self.names) == 1 or closest(column_key(self.names[c]), LABEL_KEYS):
+                way_out = "if it holds lists of labels, name it labels"
+            fault = f"{self.names[c]} is {cell!r:.50}, but must be 1, 0 or empty"
+            raise UserError(f"{self.path}, line {line}: {fault}: {way_out}")
+
+
+def move_classes(targets: Targets, numbers: list[int], num_classes: int) -> Targets:
+    """Return targets among num_classes classes, where class c becomes numbers[c]; the others are unknown."""
+    builder = TargetsBuilder(num_classes)
+    for index in range(len(targets)):
+        row = np.full(num_classes, IGNORED, np.int8)
+        row[numbers] = targets.row(index)
+        builder.add_row(row)
+    return builder.build()
 
 
 def as_long_as(header: list[str], cells: list[str], where: str) -> list[str]:
@@ -128,7 +262,7 @@ def as_long_as(header: list[str], cells: list[str], where: str) -> list[str]:
     Empty cells at the end of the row may be too many, and cells of columns without a name may be missing.
     """
     num_cells = len(cells)
-    while num_cells > len(header) and not cells[num_cells - 1]:
+    while num_cells > len(header) and not cells[num_cells - 1].strip():
         num_cells -= 1
     num_needed = len(header)
     while num_needed > num_cells and is_unnamed(header[num_needed - 1]):
@@ -138,20 +272,6 @@ def as_long_as(header: list[str], cells: list[str], where: str) -> list[str]:
         way_out = 'put quotes around a cell that holds the separator of the table, as in "dog;person"'
         raise UserError(f"{where}: {counts}: {way_out}")
     return cells[:num_cells] + [""] * (len(header) - num_cells)
-
-
-def named_columns(columns: list[Column], lines: list[int], path: Path) -> list[Column]:
-    """Return the columns that have a name; UserError if one without a name has cells that are not empty."""
-    named = []
-    for number, column in enumerate(columns, start=1):
-        if not is_unnamed(column.name):
-            named.append(column)
-            continue
-        for line, cell in zip(lines, column.cells):
-            if cell:
-                where = f"column {number} has no name, but line {line} has {cell!r:.50} in it"
-                raise UserError(f"{path}: {where}: name it or delete it (pandas: to_csv(..., index=False))")
-    return named
 
 
 def is_unnamed(name: str) -> bool:
@@ -175,141 +295,68 @@ def header_error(path: Path, header: list[str]) -> UserError:
     return UserError(f"{path} needs rows below {form}, not {header!s:.99}{question}")
 
 
-def take_image_column(columns: list[Column], path: Path) -> Column:
-    """Take the column of image names out of a table and return it.
+def find_image_column(header: list[str], path: Path) -> int:
+    """Return the number of the column of image names.
 
     It is the column `image`, else the first column if that has another name of IMAGE_KEYS, else the only one
     that has. Raises UserError if there is none, or more than one.
     """
-    keys = [column_key(column.name) for column in columns]
+    keys = [column_key(name) for name in header]
     numbers = [number for number, key in enumerate(keys) if key in IMAGE_KEYS]
     if IMAGE_KEYS[0] in keys:
         numbers = [number for number, key in enumerate(keys) if key == IMAGE_KEYS[0]]
     elif 0 in numbers:
         numbers = [0]
     if not numbers:
-        raise header_error(path, [column.name for column in columns])
+        raise header_error(path, [name for name in header if not is_unnamed(name)])
     if len(numbers) > 1:
-        names = " and ".join(repr(columns[number].name) for number in numbers[:2])
+        names = " and ".join(repr(header[number]) for number in numbers[:2])
         raise UserError(f"{path}: {names} could both be the column image: rename the other one")
-    return columns.pop(numbers[0])
+    return numbers[0]
 
 
-def take_split_column(columns: list[Column], lines: list[int], path: Path) -> list[str] | None:
-    """Take the column split out of a table and return its words, None if there is none.
-
-    Raises UserError for words other than SPLIT_WORDS, and if there are two such columns.
-    """
-    found = [column for column in columns if column_key(column.name) in SPLIT_KEYS]
-    if not found:
-        return None
+def find_split_column(header: list[str], path: Path) -> int | None:
+    """Return the number of the column split, None if there is none; UserError if there are two."""
+    found = [number for number, name in enumerate(header) if column_key(name) in SPLIT_KEYS]
     if len(found) > 1:
-        raise UserError(f"{path} has two columns split, {found[0].name!r} and {found[1].name!r}: delete one")
-    columns.remove(found[0])
-    name, cells = found[0]
-    for line, cell in zip(lines, cells):
-        if cell.casefold() not in SPLIT_WORDS:
-            raise UserError(f"{path}, line {line}: {name} is {cell!r:.50}, not train, val or test")
-    return [SPLIT_WORDS[cell.casefold()] for cell in cells]
-
-
-def take_label_column(columns: list[Column], path: Path) -> Column | None:
-    """Take the column of label lists out of a table and return it, None if the table has a column per class.
-
-    It is the column `labels`, else the first with another name of LABEL_KEYS if its cells are not 1, 0 or
-    empty: a class may have such a name, too. Raises UserError if the table has neither kind of column.
-    """
-    if not columns:
-        raise UserError(f"{path} needs a column labels, or a column for each class: it has no class names")
-    for key in LABEL_KEYS:
-        for column in columns:
-            is_list = key == LABEL_KEYS[0] or not CELLS.keys() >= set(column.cells)
-            if column_key(column.name) == key and is_list:
-                columns.remove(column)
-                return column
-    return None
-
-
-def refuse_more_columns(columns: list[Column], labels: Column, path: Path) -> None:
-    """Raise UserError if there are columns beside the one of label lists, other than empty ones."""
-    more = [column for column in columns if any(column.cells)]
-    for column in more:
-        if is_like_split(column):
-            fault = f"the column {column.name!r:.50} is too much beside {labels.name!r:.50}"
-            raise UserError(f"{path}: {fault}: {NAME_IT_SPLIT}")
-    if more:
-        names = ", ".join(repr(column.name) for column in more)
-        raise UserError(f"{path} has other columns beside {labels.name!r:.50}: delete {names:.200}")
-
-
-def is_like_split(column: Column) -> bool:
-    """Return whether a column holds the words of a split, or has a name like that."""
-    words = {cell.casefold() for cell in column.cells}
-    return words <= SPLIT_WORDS.keys() or closest(column_key(column.name), SPLIT_KEYS) is not None
-
-
-def read_class_columns(
-    columns: list[Column], lines: list[int], known: list[str] | None, path: Path
-) -> tuple[list[str], list[list[int]]]:
-    """Return the class names and the targets (N, C) of a table with a column per class.
-
-    known: the classes that there may be; what has no column is unknown. Raises UserError for other classes or
-    cells.
-    """
-    for column in columns:
-        check_class_cells(column, lines, path, is_only_column=len(columns) == 1)
-    classes = check_names([column.name for column in columns], path)
-    check_looks(classes, path)
-    if known is None:
-        known = classes
-    cells_of = {}
-    for name, column in zip(classes, columns):
-        if name not in known:
-            raise UserError(f"{path}: --classes_of has no class {describe_unknown(name, known)}")
-        cells_of[name] = column.cells
-    unknown = [""] * len(lines)
-    rows = zip(*[cells_of.get(name, unknown) for name in known])
-    return known, [[CELLS[cell] for cell in cells] for cells in rows]
-
-
-def check_class_cells(column: Column, lines: list[int], path: Path, is_only_column: bool) -> None:
-    """Raise UserError if a cell of the column of a class is not in CELLS."""
-    for line, cell in zip(lines, column.cells):
-        if cell not in CELLS:
-            way_out = "if it is not a class, delete it"
-            if is_like_split(column):
-                way_out = NAME_IT_SPLIT
-            elif is_only_column or closest(column_key(column.name), LABEL_KEYS):
-                way_out = "if it holds lists of labels, name it labels"
-            fault = f"{column.name} is {cell!r:.50}, but must be 1, 0 or empty"
-            raise UserError(f"{path}, line {line}: {fault}: {way_out}")
+        names = f"{header[found[0]]!r} and {header[found[1]]!r}"
+        raise UserError(f"{path} has two columns split, {names}: delete one")
+    return found[0] if found else None
 
 
 def read_label_lists(
-    column: Column, lines: list[int], separator: str | None, known: list[str] | None, path: Path
-) -> tuple[list[str], list[list[int]]]:
-    """Return the class names and the targets (N, C) of a table with a column of label lists.
+    cells: list[str], lines: Iterable[int], separator: str | None, known: list[str] | None, path: Path
+) -> tuple[list[str], Targets]:
+    """Return the class names and the targets of a table with a column of label lists.
 
     known: the classes that there may be; None takes those that are named, sorted. Raises UserError for other
     classes, and for cells that look like lists with another separator.
     """
-    label_sets = []
     mark = SEPARATOR if separator is None else separator.strip() or separator  # labels are stripped, too
+    numbers: dict[str, int] = {}  # of the names, in the order in which the table has them
+    first_lines: dict[str, int] = {}
+    rows = []
     with reporting_errors("--separator"):
-        for line, cell in zip(lines, column.cells):
+        for line, cell in zip(lines, cells):
             check_list(cell, separator is not None, f"{path}, line {line}")
-            labels = {compose(label.strip()) for label in cell.split(mark)}
-            label_sets.append(labels - {""})
+            labels = sorted({compose(label.strip()) for label in cell.split(mark)} - {""})
+            rows.append(array("i", [numbers.setdefault(name, len(numbers)) for name in labels]))
+            for name in labels:
+                first_lines.setdefault(name, line)
     if known is None:
-        known = check_names(sorted(set().union(*label_sets)), path)
+        known = check_names(sorted(numbers), path)
         check_looks(known, path)
         if separator is None:
             check_joined(known, path)
-    allowed = set(known)
-    for line, labels in zip(lines, label_sets):
-        for name in sorted(labels - allowed):
+    index = {name: c for c, name in enumerate(known)}
+    for name, line in first_lines.items():
+        if name not in index:
             raise UserError(f"{path}, line {line}: --classes_of has no class {describe_unknown(name, known)}")
-    return known, [[int(name in labels) for name in known] for labels in label_sets]
+    indices = [index[name] for name in numbers]
+    targets = TargetsBuilder(len(known))
+    for row in rows:
+        targets.add(Listed([indices[number] for number in row], negatives=None))
+    return known, targets.build()
 
 
 def check_list(cell: str, has_separator: bool, where: str) -> None:
@@ -329,10 +376,11 @@ def check_list(cell: str, has_separator: bool, where: str) -> None:
 
 def check_joined(classes: list[str], path: Path) -> None:
     """Raise UserError if a class looks like a list of other classes, joined by a mark that names may hold."""
+    names = set(classes)
     for name in classes:
         for mark in JOINING_MARKS:
             parts = {part.strip() for part in name.split(mark)}
-            if len(parts) > 1 and parts <= set(classes):
+            if len(parts) > 1 and parts <= names:
                 raise another_separator(name, mark, str(path))
 
 

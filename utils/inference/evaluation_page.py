@@ -33,7 +33,7 @@ def write_evaluation_page(
         for row, result in enumerate(predictor.label_loaded(loaded, how)):
             interrupt.stop_if_asked()
             shown = raise_if_unreadable(result)._replace(scores=scores[row])
-            page.add(dataset.path(row), shown, dataset.labels.targets[row])
+            page.add(dataset.path(row), shown, dataset.labels.targets.row(row))
             bar.update(1)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.data.label_files import IGNORED
+from utils.data.labels import IGNORED
 from utils.inference.predictor import Labelled
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder, reporting_write_errors

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.data.label_files import IGNORED, Labels
+from utils.data.labels import IGNORED, Labels
 from utils.data.samples import Batch, LabelledImages, to_float
 from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
@@ -117,7 +117,8 @@ def evaluate_model(model: nn.Module, loader: BatchLoader, device: torch.device, 
 
 def evaluate_scores(scores: np.ndarray, labels: Labels, threshold: float | np.ndarray = 0.5) -> Metrics:
     """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
-    positives = labels.targets == 1
-    ignore = labels.targets == IGNORED
+    targets = labels.targets.rows()
+    positives = targets == 1
+    ignore = targets == IGNORED
     with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
         return evaluate(scores, positives, ignore, threshold, labels.unknown_is_negative)

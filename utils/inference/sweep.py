@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.csra import attended_scores
 from pipeline.network import Network
-from utils.data.label_files import Labels
+from utils.data.labels import Labels
 from utils.inference.outputs import BatchLoader, compute_outputs, evaluate_scores, sigmoid, with_tta
 from utils.metrics.multilabel import Metrics
 

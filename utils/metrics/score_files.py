@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.label_files import IGNORED, Labels
+from utils.data.labels import IGNORED, Labels
 from utils.metrics.multilabel import Metrics, check_inputs, evaluate
 from utils.runtime.archive import ENTRY_START, check_archive
 from utils.runtime.errors import reporting_errors
@@ -45,14 +45,15 @@ class SavedScores(NamedTuple):
 
 def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
     """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""
+    targets = labels.targets.rows()
     with atomic_write(path, "wb") as file:
         np.savez_compressed(
             file,
             scores=scores,
-            targets=(labels.targets == 1).astype(np.int8),
-            ignore=labels.targets == IGNORED,
+            targets=(targets == 1).astype(np.int8),
+            ignore=targets == IGNORED,
             names=np.array(names),
-            paths=np.char.decode(labels.paths, "utf-8", "surrogateescape"),
+            paths=np.array(list(labels.paths)),
             unknown_is_negative=labels.unknown_is_negative,
         )
 

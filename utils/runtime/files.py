@@ -110,9 +110,14 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def write_json_list(path: Path, entries: Iterable[Any]) -> None:
-    """Write a JSON list with one entry per line."""
+    """Write a JSON list with one entry per line; the entries may come one by one."""
     with atomic_write(path) as file:
-        file.write("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+        file.write("[\n")
+        before = ""
+        for entry in entries:
+            file.write(before + json.dumps(entry))
+            before = ",\n"
+        file.write("\n]\n")
 
 
 def check_fetched(path: str | Path) -> None:

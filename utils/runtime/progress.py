@@ -2,16 +2,30 @@
 
 import os
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 60.0
+Item = TypeVar("Item")
 
 
-def progress_bar(total: int, description: str, unit: str = "img") -> "tqdm[Any]":
-    """Return a bar over `total` images on stderr; only the first process shows it, and only in a terminal."""
-    return tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True, disable=hidden())
+def progress_bar(total: int, description: str, unit: str = "img", delay: float = 0) -> "tqdm[Any]":
+    """Return a bar over `total` images on stderr; only the first process shows it, and only in a terminal.
+
+    delay: the seconds after which it appears.
+    """
+    options: dict[str, Any] = {"dynamic_ncols": True, "delay": delay, "disable": hidden()}
+    return tqdm(total=total, desc=description, unit=unit, leave=False, **options)
+
+
+def delayed_bar(items: Iterable[Item], description: str, total: int | None = None) -> "tqdm[Item]":
+    """Return items, one for each image, with a bar that appears after a second where progress_bar does.
+
+    total: the number of items, if they have no length.
+    """
+    return tqdm(items, desc=description, total=total, unit="img", leave=False, delay=1, disable=hidden())
 
 
 def hidden() -> bool | None:

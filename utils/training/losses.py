@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.data.label_files import IGNORED
+from utils.data.labels import IGNORED
 
 
 def bce_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
