@@ -30,13 +30,14 @@ def read_labels(
 
     Raises UserError if the file is malformed, or a box is above max_pixels.
     """
+    int8_values = {number: target % 256 for number, target in values.items()}
     paths = PathsBuilder()
     targets = TargetsBuilder(num_classes)
     boxes = array("i")
     has_boxes = False
     for index, entry in enumerate(delayed_bar(read_json_list(path), path.stem)):
         try:
-            add_targets(targets, entry, values)
+            add_targets(targets, entry, int8_values)
             paths.add(read_path(entry["img_path"]))
             if index == 0:
                 has_boxes = "bbox" in entry
@@ -49,10 +50,12 @@ def read_labels(
             raise UserError(
                 f"{where} is not {expected_form(entry, values)} ({error!r:.120}): {entry!s:.100}"
             ) from None
-    if not targets.rest:
+    labels = Labels(paths.build(), targets.build())
+    if not len(labels.paths):
         raise UserError(f"{path} must be a JSON list of {FORM} or {INDEX_FORM}; it cannot be empty")
-    edges = np.asarray(boxes).reshape(-1, 4) if has_boxes else None
-    return Labels(paths.build(), targets.build(), edges)
+    if has_boxes:
+        labels = labels._replace(boxes=np.asarray(boxes).reshape(-1, 4))
+    return labels
 
 
 def expected_form(entry: Any, values: dict[int, int]) -> str:
@@ -86,11 +89,11 @@ def add_targets(targets: TargetsBuilder, entry: dict[str, Any], values: dict[int
     targets.add(Listed(positives, negatives))
 
 
-def read_target(target: Any, num_classes: int, values: dict[int, int]) -> np.ndarray:
-    """Return the targets of an entry, int8 (C,), its numbers replaced by those of `values`."""
+def read_target(target: Any, num_classes: int, values: dict[int, int]) -> bytes:
+    """Return the targets (C) of an entry as int8, its numbers replaced by the bytes that `values` gives."""
     if len(target) != num_classes:
         raise ValueError(f"{len(target)} targets for {num_classes} classes")
-    return np.array([values[value] for value in target], np.int8)
+    return bytes([values[value] for value in target])
 
 
 def read_indices(indices: Any, num_classes: int) -> list[int]:

@@ -8,13 +8,14 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 IGNORED = -1  # the target of an unknown label, which counts in no loss and no metric
 MAX_HASHED = 2**31  # targets (N x C) up to which a fingerprint hashes each of them, as in earlier versions
 BLOCK_ELEMENTS = 2**20  # targets that a fingerprint hashes at once
+MAX_WAITING = 2**20  # bytes of targets that a TargetsBuilder turns into a sparse matrix at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +170,12 @@ class Targets:
         """Return the Targets of an array (N, C) of 1, 0 and IGNORED."""
         builder = TargetsBuilder(rows.shape[1])
         for row in rows.astype(np.int8):
-            builder.add_row(row)
+            builder.add_row(row.tobytes())
         return builder.build()
 
 
 class TargetsBuilder:
-    """Collects Targets."""
+    """Collects Targets. Rows with a target for each class wait for others: NumPy is slow on single ones."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -182,47 +183,63 @@ class TargetsBuilder:
         self.classes = array("i")
         self.values = array("b")
         self.rest = array("b")
+        self.waiting = bytearray()
 
     def add(self, labels: Listed) -> None:
         """Add an image by its class indices, in any order."""
         positives, negatives = labels
         if negatives is None:
-            self.classes.extend(sorted(positives))
-            self.values.frombytes(b"\1" * len(positives))
-            self.end_image(0)
-        elif self.is_mostly_unknown(self.num_classes - len(positives) - len(negatives)):
-            known = sorted([(c, 1) for c in positives] + [(c, 0) for c in negatives])
-            self.classes.extend(c for c, _ in known)
-            self.values.extend(value for _, value in known)
-            self.end_image(IGNORED)
-        else:
-            row = np.full(self.num_classes, IGNORED, np.int8)
-            row[negatives] = 0
-            row[positives] = 1
-            self.add_row(row)
+            self.add_listed(sorted(positives), b"\1" * len(positives), rest=0)
+            return
+        num_known = len(positives) + len(negatives)
+        if is_mostly_unknown(self.num_classes - num_known, self.num_classes):
+            known = sorted([*((c, 1) for c in positives), *((c, 0) for c in negatives)])
+            self.add_listed([c for c, _ in known], bytes(value for _, value in known), rest=IGNORED)
+            return
+        row = np.full(self.num_classes, IGNORED, np.int8)
+        row[negatives] = 0
+        row[positives] = 1
+        self.add_row(row.tobytes())
 
-    def add_row(self, row: np.ndarray) -> None:
-        """Add an image by its targets, int8 (C,)."""
-        num_unknown = int(np.count_nonzero(row == IGNORED))
-        rest = IGNORED if self.is_mostly_unknown(num_unknown) else 0
-        classes = (row != rest).nonzero()[0]
-        self.classes.frombytes(classes.astype(np.int32).tobytes())
-        self.values.frombytes(row[classes].tobytes())
-        self.end_image(rest)
-
-    def is_mostly_unknown(self, num_unknown: int) -> bool:
-        """Return whether more than half of the labels of an image are unknown."""
-        return 2 * num_unknown > self.num_classes
-
-    def end_image(self, rest: int) -> None:
-        """End the labels of an image."""
+    def add_listed(self, classes: list[int], values: bytes, rest: int) -> None:
+        """Add an image by the classes, ascending, whose targets differ from its rest, and these targets."""
+        self.add_waiting()
+        self.classes.extend(classes)
+        self.values.frombytes(values)
         self.rest.append(rest)
         self.offsets.append(len(self.classes))
 
+    def add_row(self, row: bytes) -> None:
+        """Add an image by its targets: the bytes of an int8 array (C,)."""
+        self.waiting += row
+        if len(self.waiting) > MAX_WAITING:
+            self.add_waiting()
+
+    def add_waiting(self) -> None:
+        """Add the rows that wait."""
+        if not self.waiting:
+            return
+        rows = np.frombuffer(self.waiting, np.int8).reshape(-1, self.num_classes)
+        num_unknown = (rows == IGNORED).sum(axis=1)
+        rest = np.where(is_mostly_unknown(num_unknown, self.num_classes), IGNORED, 0).astype(np.int8)
+        is_listed = rows != rest[:, None]
+        offsets = len(self.classes) + is_listed.sum(axis=1).cumsum()
+        self.offsets.frombytes(offsets.tobytes())
+        self.classes.frombytes(is_listed.nonzero()[1].astype(np.int32).tobytes())
+        self.values.frombytes(rows[is_listed].tobytes())
+        self.rest.frombytes(rest.tobytes())
+        self.waiting = bytearray()
+
     def build(self) -> Targets:
         """Return the targets; more cannot be added."""
+        self.add_waiting()
         parts = (self.offsets, self.classes, self.values, self.rest)
         return Targets(self.num_classes, *map(np.asarray, parts))
+
+
+def is_mostly_unknown(num_unknown: Any, num_classes: int) -> Any:
+    """Return whether more than half of the labels of an image, or of each of several, are unknown."""
+    return 2 * num_unknown > num_classes
 
 
 class Labels(NamedTuple):

@@ -164,7 +164,7 @@ class Columns:
             flags = bytes(map(CELLS.__getitem__, cells))
         except KeyError:
             flags = self.read_flags(cells, line)
-        self.flags.add_row(np.frombuffer(flags, np.int8))
+        self.flags.add_row(flags)
 
     def read_flags(self, cells: list[str], line: int) -> bytes:
         """Return the targets of a row with blanks in its cells, or with cells that are not flags."""
@@ -252,7 +252,7 @@ def move_classes(targets: Targets, numbers: list[int], num_classes: int) -> Targ
     for index in range(len(targets)):
         row = np.full(num_classes, IGNORED, np.int8)
         row[numbers] = targets.row(index)
-        builder.add_row(row)
+        builder.add_row(row.tobytes())
     return builder.build()
 
 
