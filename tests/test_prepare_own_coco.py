@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers import make_own, read_targets
-from utils import prepare_own_coco
+from utils import prepare_coco
 from utils.data.datasets import dataset_spec
 from utils.data.samples import load_split
 
@@ -55,7 +55,7 @@ def entries(split: str, name: str = "mine") -> dict[str, list[int]]:
 
 
 def test_classes_are_in_the_order_of_their_ids_and_crowds_count(mine, command):
-    result = command(prepare_own_coco, *MINE, "--val", "photos/val.json")
+    result = command(prepare_coco, *MINE, "--val", "photos/val.json")
     assert result.status == 0, result.err
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["dog", "bird", "cat"]
     assert list(entries("train").items()) == [  # sorted by image id
@@ -70,24 +70,22 @@ def test_classes_are_in_the_order_of_their_ids_and_crowds_count(mine, command):
 
 
 def test_it_replaces_only_what_it_may(mine, command, fails):
-    assert command(prepare_own_coco, *MINE, "--val", "photos/val.json").status == 0
-    fails(prepare_own_coco, *MINE, says=["data/mine already holds a data set", "--overwrite"])
-    result = command(prepare_own_coco, *MINE, "--overwrite")
+    assert command(prepare_coco, *MINE, "--val", "photos/val.json").status == 0
+    fails(prepare_coco, *MINE, says=["data/mine already holds a data set", "--overwrite"])
+    result = command(prepare_coco, *MINE, "--overwrite")
     assert result.status == 0, result.err
     assert "no images for val.json" in result.out
     assert not Path("data/mine/val.json").exists()
     for name in ("coco", "voc07", "a/b", ".."):
-        fails(
-            prepare_own_coco, "--dataset", name, *MINE[2:], says=[f"--dataset {name}", "choose a folder name"]
-        )
+        fails(prepare_coco, "--dataset", name, *MINE[2:], says=[f"--dataset {name}", "choose a folder name"])
 
 
 def test_the_images_may_be_in_another_folder(mine, workdir, command, fails):
     for name in ("train", "test"):
         (workdir / "photos" / f"{name}.json").rename(f"{name}.json")
     options = ["--dataset", "mine", "--train", "train.json", "--test", "test.json"]
-    fails(prepare_own_coco, *options, says=["train.json: no image 1.png", "--img_dir"])
-    assert command(prepare_own_coco, *options, "--img_dir", "photos").status == 0
+    fails(prepare_coco, *options, says=["train.json: no image 1.png", "--img_dir"])
+    assert command(prepare_coco, *options, "--img_dir", "photos").status == 0
     assert list(entries("test")) == ["photos/3.png", "photos/4.png"]
 
 
@@ -96,24 +94,24 @@ def test_each_split_may_have_a_folder_of_images(annotations, command, fails):
         Path(name).mkdir()
         Image.new("RGB", (50, 40)).save(f"{name}/1.png")
         annotations(f"photos/{name}.json", {1: ("1.png", [7])})
-    assert command(prepare_own_coco, *MINE, "--img_dir", "train", "test").status == 0
+    assert command(prepare_coco, *MINE, "--img_dir", "train", "test").status == 0
     assert (list(entries("train")), list(entries("test"))) == (["train/1.png"], ["test/1.png"])
     says = ["--img_dir has 3 folders", "one for each of --train, --test"]
-    fails(prepare_own_coco, *MINE, "--overwrite", "--img_dir", "train", "test", "photos", says=says)
+    fails(prepare_coco, *MINE, "--overwrite", "--img_dir", "train", "test", "photos", says=says)
 
 
 def test_one_file_is_one_entry_however_it_is_listed(annotations, mine, command, fails):
     names = {1: ("0.png", [7]), 2: ("x/../0.png", [3]), 3: (".//0.png", []), 4: ("1.png", [0])}
     Path("photos/x").mkdir()
     annotations("photos/train.json", names)
-    result = command(prepare_own_coco, *MINE)
+    result = command(prepare_coco, *MINE)
     assert result.status == 0, result.err
     assert entries("train") == {"photos/0.png": [0, 1, 1], "photos/1.png": [1, 0, 0]}
     Path("photos/link.png").symlink_to("0.png")
     for name in ("0.png", "./0.png", "x/../0.png", "link.png"):
         annotations("photos/test.json", {1: (name, [7])})
         says = ["photos/0.png", "is in train.json and in test.json"]
-        fails(prepare_own_coco, *MINE, "--overwrite", says=says)
+        fails(prepare_coco, *MINE, "--overwrite", says=says)
 
 
 def test_the_files_need_the_same_categories(annotations, mine, fails):
@@ -123,7 +121,7 @@ def test_the_files_need_the_same_categories(annotations, mine, fails):
         ([*CATEGORIES, {"id": 8, "name": "cow"}], "category 8 is missing in photos/train.json and 'cow'"),
     ):
         annotations("photos/test.json", {1: ("3.png", [0])}, categories)
-        fails(prepare_own_coco, *MINE, says=[says])
+        fails(prepare_coco, *MINE, says=[says])
 
 
 def test_category_names_are_class_names(annotations, command, fails):
@@ -141,9 +139,9 @@ def test_category_names_are_class_names(annotations, command, fails):
         (("dog", 3), ["not a COCO annotation file"]),
     ):
         write(*names)
-        fails(prepare_own_coco, *MINE, says=["photos/train.json", *says])
+        fails(prepare_coco, *MINE, says=["photos/train.json", *says])
     write("cafe\u0301", " dog\xa0")
-    assert command(prepare_own_coco, *MINE).status == 0
+    assert command(prepare_coco, *MINE).status == 0
     assert json.loads(Path("data/mine/classes.json").read_text()) == ["caf\u00e9", "dog"]
 
 
@@ -151,35 +149,38 @@ def test_a_labelled_set_for_a_trained_model(annotations, workdir, command, fails
     make_own(workdir, classes=("bird", "cat", "dog", "horse"))
     annotations("photos/test.json", {1: ("3.png", [0, 7]), 2: ("4.png", [])})
     options = ["--dataset", "field", "--test", "photos/test.json", "--classes_of"]
-    result = command(prepare_own_coco, *options, "mine")
+    result = command(prepare_coco, *options, "mine")
     assert result.status == 0, result.err
     assert json.loads(Path("data/field/classes.json").read_text()) == ["bird", "cat", "dog", "horse"]
     assert entries("test", "field") == {"photos/3.png": [0, 1, 1, 99], "photos/4.png": [0, 0, 0, 99]}
     assert not Path("data/field/train.json").exists()
     assert "2 of 8 labels are unknown" in result.out
     says = ["photos/test.json: --classes_of has no class"]
-    fails(prepare_own_coco, *options, "wider", "--overwrite", says=says)
+    fails(prepare_coco, *options, "wider", "--overwrite", says=says)
     annotations("photos/test.json", {1: ("3.png", [0])}, [{"id": 0, "name": "Hors"}])
-    fails(prepare_own_coco, *options, "mine", "--overwrite", says=["'Hors' (did you mean 'horse'?)"])
+    fails(prepare_coco, *options, "mine", "--overwrite", says=["'Hors' (did you mean 'horse'?)"])
 
 
 def test_bad_images_are_left_out_on_request(mine, command, fails):
     Path("photos/2.png").write_bytes(b"not an image")
-    fails(prepare_own_coco, *MINE, "--verify", says=["1 of 5 images are bad", "photos/2.png"])
-    result = command(prepare_own_coco, *MINE, "--skip_bad")
+    fails(prepare_coco, *MINE, "--verify", says=["1 of 5 images are bad", "photos/2.png"])
+    result = command(prepare_coco, *MINE, "--skip_bad")
     assert result.status == 0, result.err
     assert "left out 1 bad images" in result.out
     assert list(entries("train")) == ["photos/1.png", "photos/0.png"]
     for name in (3, 4):
         Path(f"photos/{name}.png").write_bytes(b"")
-    fails(prepare_own_coco, *MINE, "--skip_bad", "--overwrite", says=["leaves nothing of test.json"])
+    fails(prepare_coco, *MINE, "--skip_bad", "--overwrite", says=["leaves nothing of test.json"])
 
 
-def test_options_that_are_missing_are_named(mine, fails):
-    fails(prepare_own_coco, *MINE[2:], says=["required: --dataset"])
-    fails(prepare_own_coco, *MINE[:4], says=["required: --test"])
-    fails(prepare_own_coco, *MINE[:2], *MINE[4:], says=["--dataset mine", "--train", "--classes_of"])
-    fails(prepare_own_coco, *MINE[:5], "none.json", says=["none.json: No such file"])
+def test_options_that_conflict_are_refused(mine, fails):
+    fails(prepare_coco, *MINE[2:], says=["--train is for annotations of your own", "--dataset NAME"])
+    fails(prepare_coco, "--classes_of", "voc07", says=["--classes_of is for annotations of your own"])
+    fails(prepare_coco, *MINE, "--year", "2014", says=["--year is for MS-COCO"])
+    fails(prepare_coco, *MINE, "--data_path", "photos", says=["--data_path is for MS-COCO"])
+    fails(prepare_coco, *MINE[:4], says=["--dataset mine needs --train and --test"])
+    fails(prepare_coco, *MINE[:2], *MINE[4:], says=["needs --train and --test", "--classes_of"])
+    fails(prepare_coco, *MINE[:5], "none.json", says=["none.json: No such file"])
 
 
 def test_malformed_annotations_are_reported(annotations, mine, fails):
@@ -188,7 +189,7 @@ def test_malformed_annotations_are_reported(annotations, mine, fails):
 
     def refused(content: str, *says: str) -> None:
         path.write_text(content)
-        fails(prepare_own_coco, *MINE, says=["photos/test.json", *says])
+        fails(prepare_coco, *MINE, says=["photos/test.json", *says])
 
     refused("{", "JSONDecodeError")
     refused("[]", "not a COCO annotation file")

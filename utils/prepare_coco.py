@@ -1,6 +1,7 @@
-"""Make the label files of MS-COCO.
+"""Make the label files of MS-COCO, or a data set from annotations of your own in COCO's format.
 
 python utils/prepare_coco.py --data_path Dataset/COCO2014 [--year 2014|2017] [--verify]
+python utils/prepare_coco.py --dataset mine --train train.json --test test.json [--img_dir photos]
 """
 
 import os
@@ -10,6 +11,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
+from argparse import Namespace
 from pathlib import Path
 
 from utils.data.classes import class_names
@@ -19,6 +21,7 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
+from utils.data.own_coco import add_own_annotations, prepare_own
 from utils.data.preparing import (
     Entry,
     Pictures,
@@ -37,26 +40,50 @@ from utils.runtime.script import run_script
 
 def main() -> None:
     args = parse_args(make_parser())
+    check_one_job(args)
+    if args.dataset is None:
+        prepare_official(args)
+    else:
+        prepare_own(args)
+
+
+def make_parser() -> Parser:
+    description = "Make data/coco/train_coco<year>.json and val_coco<year>.json from MS-COCO, or data/NAME/."
+    parser = Parser(description=description)
+    group = parser.add_argument_group("MS-COCO")
+    path_help = "holds annotations/ and images/ [default: Dataset/COCO<year>]"
+    group.add_argument("--data_path", type=given_path, help=path_help)
+    group.add_argument("--year", choices=["2014", "2017"], help="release of MS-COCO [default: 2014]")
+    add_own_annotations(parser.add_argument_group("annotations of your own"))
+    return parser
+
+
+def check_one_job(args: Namespace) -> None:
+    """Raise UserError for options of MS-COCO together with those for annotations of one's own."""
+    if args.dataset is None:
+        for name in ("train", "val", "test", "img_dir", "classes_of", "overwrite"):
+            if getattr(args, name):
+                raise UserError(f"--{name} is for annotations of your own: add --dataset NAME")
+    else:
+        for name in ("data_path", "year"):
+            if getattr(args, name):
+                raise UserError(f"--{name} is for MS-COCO, --dataset for your own: leave one of them out")
+
+
+def prepare_official(args: Namespace) -> None:
+    """Make the label files of MS-COCO."""
+    year = args.year or "2014"
     check_folder(Path("data/coco"), "label files")
-    data_path = args.data_path or Path(f"Dataset/COCO{args.year}")
+    data_path = args.data_path or Path(f"Dataset/COCO{year}")
     classes = class_names("coco")
     pictures = {}
     for split in ("train", "val"):
-        pictures[f"{split}_coco{args.year}.json"] = read_split(data_path, f"{split}{args.year}", classes)
+        pictures[f"{split}_coco{year}.json"] = read_split(data_path, f"{split}{year}", classes)
     check_no_overlap(pictures)
     splits = {}
     for name, entries in pictures.items():
         splits[name] = [dense_entry(entry, len(classes)) for entry in entries.values()]
     write_labels(Path("data/coco"), classes, without_bad(splits, args))
-
-
-def make_parser() -> Parser:
-    made = "Make data/coco/train_coco<year>.json and val_coco<year>.json from MS-COCO."
-    parser = Parser(description=f"{made} For annotations of your own, use utils/prepare_own_coco.py.")
-    path_help = "holds annotations/ and images/ [default: Dataset/COCO<year>]"
-    parser.add_argument("--data_path", type=given_path, help=path_help)
-    parser.add_argument("--year", choices=["2014", "2017"], default="2014", help="release of MS-COCO")
-    return parser
 
 
 def read_split(data_path: Path, split: str, classes: list[str]) -> Pictures:

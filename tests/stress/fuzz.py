@@ -25,8 +25,9 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import plot, prepare_coco, prepare_csv, prepare_own_coco, prepare_voc, prepare_wider
+from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.commands.load_from import load_model_for
+from utils.data import own_coco
 from utils.data.classes import class_names
 from utils.data.coco_annotations import load_annotations, read_categories, reporting_bad_annotations
 from utils.data.decoding import load_image
@@ -115,13 +116,13 @@ def read_coco(path: Path) -> None:
 
 
 def read_own_coco(path: Path) -> None:
-    """Read annotations in COCO's format as prepare_own_coco.py does."""
+    """Read annotations in COCO's format as prepare_coco.py --dataset does."""
     with reporting_bad_annotations(path):
         coco = load_annotations(path)
         categories = read_categories(coco)
     img_dir = path.parents[1] / "images" / "train2014"
-    file = prepare_own_coco.Annotations(path, coco, categories, img_dir)
-    prepare_own_coco.read_pictures(file, prepare_own_coco.choose_classes(file, None))
+    file = own_coco.Annotations(path, coco, categories, img_dir)
+    own_coco.read_pictures(file, own_coco.choose_classes(file, None))
 
 
 def read_wider(path: Path) -> None:

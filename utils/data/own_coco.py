@@ -1,15 +1,6 @@
-"""Make a data set from annotations of your own in COCO's format.
+"""A data set from annotations of a user's own in COCO's format."""
 
-python utils/prepare_own_coco.py --dataset mine --train train.json --test test.json [--img_dir photos]
-"""
-
-import os
-import sys
-
-if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
-    import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
-
+import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +24,10 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Pictures, check_no_overlap, parse_args, without_bad
-from utils.runtime.arguments import Parser, given_path
+from utils.data.preparing import Pictures, check_no_overlap, without_bad
+from utils.runtime.arguments import given_path
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey
-from utils.runtime.script import run_script
 
 
 class Annotations(NamedTuple):
@@ -49,8 +39,20 @@ class Annotations(NamedTuple):
     img_dir: Path
 
 
-def main() -> None:
-    args = parse_args(make_parser())
+def add_own_annotations(group: argparse._ArgumentGroup) -> None:
+    """Add the options of `prepare_own`."""
+    group.add_argument("--dataset", metavar="NAME", help="name of a new data set, which the others are for")
+    for split, use in zip(SPLITS, ("train on", "choose the best epoch on", "test on")):
+        split_help = f"annotations of the images to {use}"
+        group.add_argument(f"--{split}", type=given_path, metavar="FILE.json", help=split_help)
+    img_help = "folder of the images, or one for each of the files in this order [default: the annotations']"
+    group.add_argument("--img_dir", type=given_path, nargs="+", metavar="FOLDER", help=img_help)
+    add_classes_of(group)
+    add_overwrite(group)
+
+
+def prepare_own(args: Namespace) -> None:
+    """Make data/NAME/ from a file of annotations for each split; args: of `add_own_annotations`."""
     check_can_be_used(args)
     folder = new_folder(args.dataset)
     check_overwrite(folder, args.overwrite)
@@ -67,27 +69,11 @@ def main() -> None:
     write_data_set(folder, classes, good)
 
 
-def make_parser() -> Parser:
-    parser = Parser(description="Make data/NAME/ from annotations in COCO's format, a file for each split.")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="name of the new data set")
-    for split, use in zip(SPLITS, ("train on", "choose the best epoch on", "test on")):
-        split_help = f"annotations of the images to {use}"
-        required = split == "test"
-        parser.add_argument(
-            f"--{split}", type=given_path, required=required, metavar="FILE.json", help=split_help
-        )
-    img_help = "folder of the images, or one for each of the files in this order [default: the annotations']"
-    parser.add_argument("--img_dir", type=given_path, nargs="+", metavar="FOLDER", help=img_help)
-    add_classes_of(parser)
-    add_overwrite(parser)
-    return parser
-
-
 def check_can_be_used(args: Namespace) -> None:
-    """Raise UserError if nothing could use the data set: no images to train on, nor a trained model."""
-    if args.train is None and args.classes_of is None:
-        way_out = "add --train, or --classes_of if you only want to evaluate a trained model"
-        raise UserError(f"--dataset {args.dataset} has no images to train on: {way_out}")
+    """Raise UserError if nothing could use the data set: no test images, or neither training nor a model."""
+    if args.test is None or (args.train is None and args.classes_of is None):
+        way_out = "or --test and --classes_of if you only want to evaluate a trained model"
+        raise UserError(f"--dataset {args.dataset} needs --train and --test, {way_out}")
 
 
 def load_files(args: Namespace) -> dict[str, Annotations]:
@@ -164,7 +150,3 @@ def read_pictures(file: Annotations, classes: list[str]) -> Pictures:
     if num_empty:
         print(f"{file.path}: {num_empty} images without annotation, which are negative for every class")
     return entries
-
-
-if __name__ == "__main__":
-    run_script(main)
