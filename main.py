@@ -34,11 +34,13 @@ from utils.runtime.device import autocast, choose_device, set_up_device
 from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.progress import ProgressLines, progress_bar
 from utils.runtime.script import run_script
-from utils.training import messages, resume, saving
+from utils.training import messages, resume_options, saving
 from utils.training.average import MovingAverage
 from utils.training.folder import RunFolder, SavedRun, holds_run
 from utils.training.losses import LOSSES
 from utils.training.meter import EpochMeter
+from utils.training.restoring import restore
+from utils.training.resumable import check_same_start
 from utils.training.run import Run
 from utils.training.seeds import step_seed
 from utils.training.state import Progress, TrainingState
@@ -58,10 +60,10 @@ def main() -> None:
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
         distributed.connect(device, args.batch_size)
         position = None if saved is None else saved.content["position"]
-        resume.check_same_start(distributed.gather(position))
+        check_same_start(distributed.gather(position))
         if saved is None:
             folder.make(
-                resume.named_folder(given), args
+                resume_options.named_folder(given), args
             )  # only now: if another process lacks a GPU, torchrun kills this one
         folder.broadcast_path()
 
@@ -87,7 +89,7 @@ def main() -> None:
 
 def open_run(given: argparse.Namespace, folder: RunFolder) -> tuple[argparse.Namespace, SavedRun | None]:
     """Return the options of a run, and its saved state if it is to be resumed; then its folder is open."""
-    path = resume.named_folder(given)
+    path = resume_options.named_folder(given)
     if path and given.resume and holds_run(path):
         folder.open(path)
         saved = folder.read_last()
@@ -203,16 +205,6 @@ def build_state(network: Network, args: argparse.Namespace) -> TrainingState:
     return TrainingState(network, build_optimizer(network, args), scaler, moving_average, Progress())
 
 
-def restore(run: Run, saved: SavedRun) -> None:
-    """Load a saved state into a run; UserError if it does not fit."""
-    resume.check_resumable(saved.content, saving.last_checkpoint(run), str(saved.file))
-    state = resume.share_among(saved.content, distributed.WORLD_SIZE)
-    run.state.load_state_dict({**state, "buffers": state["buffers"][distributed.RANK]})
-    num_before = len(saved.content["buffers"])
-    if num_before != distributed.WORLD_SIZE:
-        print(messages.processes_line(num_before))
-
-
 def build_model(args: argparse.Namespace, device: torch.device, start_weights: bool = True) -> Network:
     """Return the network, initialised from --seed, and with start_weights from --pretrained or --cutmix."""
     torch.manual_seed(args.seed)
@@ -289,7 +281,7 @@ def make_parser() -> Parser:
 def resumed_args(saved: SavedRun) -> argparse.Namespace:
     """Return the options of a saved run, updated by the command line; UserError if that changes the run."""
     try:
-        return resolve(resume.resumed_options(make_parser(), saved.content))
+        return resolve(resume_options.resumed_options(make_parser(), saved.content))
     except UserError as error:
         raise UserError(f"{saved.file} cannot be resumed: {error}") from error
 

@@ -11,7 +11,9 @@ import broadcast_memory
 import main
 from helpers import assert_same, finish, start
 from utils.runtime.errors import UserError
-from utils.training.resume import check_resumable, saved_options, share_among
+from utils.training.restoring import share_among
+from utils.training.resumable import check_resumable
+from utils.training.resume_options import saved_options
 from utils.training.seeds import step_seed
 
 COMMANDS = ["--dataset", "shapes", "--img_size", "40", "--batch_size", "8", "--device", "cpu"]
@@ -26,7 +28,8 @@ def saved(uninterrupted) -> dict:
 def expected_of(saved: dict) -> dict:
     """Return what a process of the same run would save."""
     expected = copy.deepcopy(saved)
-    return {**expected, "buffers": expected["buffers"][0]}
+    (own_buffers,) = expected.pop("buffers")
+    return {**expected, "own_buffers": own_buffers}
 
 
 def test_a_state_restores_what_it_saved(shapes, saved):
@@ -35,12 +38,12 @@ def test_a_state_restores_what_it_saved(shapes, saved):
     (buffers,) = saved["buffers"]
     before = state.state_dict()
     assert not torch.equal(before["model"]["conv1.weight"], saved["model"]["conv1.weight"])
-    state.load_state_dict({**saved, "buffers": buffers})
+    state.load_state_dict({**saved, "own_buffers": buffers})
     after = state.state_dict()
     for part in ("model", "scaler", "position", "record", "best"):
         assert_same(after[part], saved[part])
     assert_same(after["optimizer"]["state"], saved["optimizer"]["state"])
-    assert_same(after["buffers"], buffers)
+    assert_same(after["own_buffers"], buffers)
     rates = [group["lr"] for group in after["optimizer"]["param_groups"]]
     assert rates == [group["lr"] for group in saved["optimizer"]["param_groups"]]
 

@@ -37,6 +37,7 @@ from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
 from utils.runtime import script
 from utils.training.folder import RunFolder
+from utils.training.restoring import restore
 from utils.training.run import Run
 from utils.training.saving import last_checkpoint
 from utils.training.state import Progress, TrainingState
@@ -146,7 +147,7 @@ def read_run(path: Path) -> None:
         saved = folder.read_last()
         with mock.patch.object(sys, "argv", ["main.py", "--resume", str(path.parent)]):
             args = main.resumed_args(saved)
-        main.restore(small_run(args, folder), saved)
+        restore(small_run(args, folder), saved)
 
 
 def parse_args(script: Any, *words: object) -> Any:
@@ -175,7 +176,8 @@ def good_run() -> dict[str, Any]:
     run.progress.best = {"epoch": 1, "lr": {"backbone": 0.1}, "train_loss": 0.5, **metrics}
     run.progress.record = run.progress.best
     checkpoint = last_checkpoint(run)
-    return {**checkpoint, "buffers": [checkpoint["buffers"]]}
+    own_buffers = checkpoint.pop("own_buffers")
+    return {**checkpoint, "buffers": [own_buffers]}
 
 
 def good_checkpoint() -> dict[str, Any]:

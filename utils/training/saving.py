@@ -28,14 +28,14 @@ def gather_and_save(run: Run) -> None:
     if name is not None:
         raise diverged(run, f"the weights of {name} became NaN or infinite")
     checkpoint = last_checkpoint(run)
-    checkpoint["buffers"] = distributed.gather(checkpoint["buffers"])
+    checkpoint["buffers"] = distributed.gather(checkpoint.pop("own_buffers"))
     if RANK == 0:
         run.folder.write_last(checkpoint)
     distributed.barrier()  # the other processes wait until it is written
 
 
 def last_checkpoint(run: Run) -> dict[str, Any]:
-    """Return the content of last.pth, except that "buffers" are those of this process alone."""
+    """Return the content of last.pth, except that the "buffers" of all processes are "own_buffers"."""
     return {**run.state.state_dict(), **description(run)}
 
 

@@ -100,27 +100,28 @@ class TrainingState:
             distributed.average_buffers(self.moving_average.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of this process; "buffers" repeats the buffers of its network as a list.
+        """Return the state of this process; "own_buffers" repeats the buffers of its network as a list.
 
-        Within an epoch each process has its own batch-norm statistics, so last.pth holds the lists of all.
+        Within an epoch each process has its own batch-norm statistics, so last.pth holds a list of the
+        buffers of all processes.
         """
         return {
             **self.networks(),
             **self.progress.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "buffers": [buffer.cpu() for buffer in self.network.buffers()],
+            "own_buffers": [buffer.cpu() for buffer in self.network.buffers()],
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, here or in another process."""
         trained = saved["raw"] if self.moving_average else saved["model"]
         self.network.load_state_dict(without_batch_counters(trained), strict=False)
-        load_buffers(self.network, saved["buffers"])
+        load_buffers(self.network, saved["own_buffers"])
         if self.moving_average:
             averaged = without_batch_counters(saved["model"])
             self.moving_average.network.load_state_dict(averaged, strict=False)
-            load_buffers(self.moving_average.network, saved["buffers"])
+            load_buffers(self.moving_average.network, saved["own_buffers"])
         load_optimizer(self.optimizer, saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.progress.load_state_dict(saved)

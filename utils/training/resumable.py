@@ -1,85 +1,14 @@
-"""What makes a run resumable: a folder and options from the command line, and a saved state that fits."""
+"""Whether a saved state fits the run that is to continue it; nothing is loaded or changed here."""
 
-import argparse
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from utils.metrics.report import TOTALS
-from utils.runtime.arguments import Parser
 from utils.runtime.errors import UserError
-from utils.training.folder import holds_run
 from utils.weights.contents import is_number
 from utils.weights.fitting import check_same_names, check_weights, without_batch_counters
-
-# Options of the command, not of the run.
-COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
-# Options that may differ when a run is resumed.
-FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
-
-
-def named_folder(given: argparse.Namespace) -> Path | None:
-    """Return the folder that --resume or --output_dir names, or None; with --resume it may name last.pth.
-
-    Raises UserError if an option needs a folder and has none, if the two options name two folders, or if
-    --resume names one without a run.
-    """
-    resumed = given.resume if isinstance(given.resume, Path) else None
-    path = resumed or given.output_dir
-    if path is None:
-        if given.resume or given.overwrite:
-            raise UserError("--resume and --overwrite need the folder of the run: add --output_dir FOLDER")
-        return None
-    if not given.resume:
-        return path
-    folder = path.parent if path.name == "last.pth" else path
-    if folder.is_file():
-        raise UserError(f"--resume {path} is not the folder of a run: write --resume {folder.parent}")
-    if resumed and given.output_dir not in (None, path, folder):
-        raise UserError(f"--resume {path} and --output_dir {given.output_dir} name two runs: leave one out")
-    if resumed and not holds_run(folder):
-        raise UserError(f"{folder} holds no last.pth to resume; to start: --output_dir {folder} --resume")
-    return folder
-
-
-def resumed_options(parser: Parser, saved: dict[str, Any]) -> argparse.Namespace:
-    """Parse the command line with the options of a saved run as the defaults.
-
-    Raises UserError if the command line changes an option that matters, or if the file holds no run.
-    """
-    if "position" not in saved:
-        raise UserError("it holds no run to resume, as only last.pth does")
-    saved_values = vars(saved_options(parser, saved["config"]))
-    parser.set_defaults(**saved_values)
-    args = parser.parse_args()
-    changed = []
-    for name, value in saved_values.items():
-        now = getattr(args, name)
-        if name not in FREE_OPTIONS and now != value:
-            changed.append(f"--{name} {now} (it has {value})")
-    if changed:
-        raise UserError(f"leave out {', '.join(changed)}")
-    return args
-
-
-def saved_options(parser: Parser, config: dict[str, Any]) -> argparse.Namespace:
-    """Return the options of a saved run, checked as if the command line gave them, without COMMAND_OPTIONS.
-
-    Options added since the run was saved take their defaults.
-    """
-    words = []
-    names = vars(parser.parse_args([])).keys() - COMMAND_OPTIONS
-    for name in sorted(names):
-        value = config.get(name)
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not None and value is not False:
-            words.append(f"--{name}={value}")
-    args = parser.parse_args(words)
-    return argparse.Namespace(**{name: getattr(args, name) for name in names})
 
 
 def check_same_start(positions: list[dict[str, Any] | None]) -> None:
@@ -92,7 +21,7 @@ def check_resumable(saved: dict[str, Any], expected: dict[str, Any], source: str
     """Raise UserError unless a saved run can continue as the run that was set up; nothing is changed.
 
     saved: the content of last.pth, which can be anything that `load_checkpoint` accepts.
-    expected: what last.pth would hold if the run that was set up were saved now, by a single process.
+    expected: what this process would add to last.pth if the run that was set up were saved now.
     source: the name of the file.
     """
     check_data(saved, expected, source)
@@ -141,7 +70,7 @@ def first_that_does_not_fit(saved: dict[str, Any], expected: dict[str, Any]) -> 
             return part
     if not optimizer_fits(saved.get("optimizer"), expected["optimizer"]):
         return "optimizer"
-    if not buffers_fit(saved.get("buffers"), expected["buffers"]):
+    if not buffers_fit(saved.get("buffers"), expected["own_buffers"]):
         return "buffers"
     if not is_plain(saved.get("record")):
         return "record"
@@ -193,7 +122,7 @@ def optimizer_fits(saved: Any, expected: dict[str, Any]) -> bool:
 
 def buffers_fit(saved: Any, expected: list[Tensor]) -> bool:
     """Return whether there is a list of the expected buffers for each of one or more processes."""
-    return isinstance(saved, list) and len(saved) > 0 and all(fits(buffers, expected) for buffers in saved)
+    return isinstance(saved, list) and len(saved) > 0 and all(fits(own, expected) for own in saved)
 
 
 def is_plain(value: Any) -> bool:
@@ -220,21 +149,3 @@ def best_fits(best: Any, num_classes: int) -> bool:
 def is_list_of_numbers(values: Any, length: int) -> bool:
     """Return whether a value is a list of `length` numbers."""
     return isinstance(values, list) and len(values) == length and all(map(is_number, values))
-
-
-def share_among(saved: dict[str, Any], num_processes: int) -> dict[str, Any]:
-    """Convert a saved state to another number of processes.
-
-    Each process gets the mean of the saved buffers. The sums, which are means over processes, are scaled.
-    """
-    saved_by = len(saved["buffers"])
-    if saved_by == num_processes:
-        return saved
-    means = []
-    for copies in zip(*saved["buffers"]):
-        mean = torch.stack(copies).double().mean(dim=0)
-        means.append(mean.to(copies[0].dtype))
-    position = dict(saved["position"])
-    for name in ("loss_sum", "labels"):
-        position[name] *= saved_by / num_processes
-    return {**saved, "buffers": [means] * num_processes, "position": position}
