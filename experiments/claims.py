@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.pointing import by_size, pointing_game, read_boxes
+from utils.charts.figures import PALETTE, is_chart, make_figure, write_chart
 from utils.data.classes import class_names
 from utils.data.datasets import DatasetSpec, dataset_spec, label_file
 from utils.data.preparing import write_labels
 from utils.data.samples import load_split
 from utils.data.stratification import stratify
-from utils.plot import PALETTE, is_chart, make_figure, write_chart
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder, check_replaceable, read_json, write_json, write_json_list

@@ -11,6 +11,11 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from utils import plot
+from utils.charts.class_bars import draw_average_precisions
+from utils.charts.figures import line_styles
+from utils.charts.precision_recall import draw_precision_recall
+from utils.charts.training_curves import RunLog, draw_curves
+from utils.metrics.precision_recall import precision_recall
 from utils.metrics.score_files import SavedScores
 
 
@@ -58,9 +63,9 @@ def test_charts_have_the_format_and_the_names_asked_for(results, command, monkey
 
 
 def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
-    run = plot.RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]]))
-    assert plot.draw_curves({"a": run}).axes[1].get_ylim()[1] <= 100
-    figure = plot.draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": np.nan})
+    run = RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 100, 100], [0.01, 0.01, 0.001]]))
+    assert draw_curves({"a": run}).axes[1].get_ylim()[1] <= 100
+    figure = draw_average_precisions("x", {"dog": 1.0, "cat": 0.5, "cow": np.nan})
     figure.draw_without_rendering()
     (axis,) = figure.axes
     assert axis.get_xlim() == (0, 100)
@@ -72,10 +77,10 @@ def test_no_axis_goes_beyond_100_and_no_line_crosses_a_number():
 
 
 def test_curves_that_coincide_stay_visible():
-    run = plot.RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 95, 100], [0.01, 0.01, 0.001]]))
-    styles = list(plot.line_styles(12))
+    run = RunLog(*np.array([[1, 2, 3], [0.5, 0.1, 0], [90, 95, 100], [0.01, 0.01, 0.001]]))
+    styles = list(line_styles(12))
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 12
-    lines = plot.draw_curves({str(i): run for i in range(12)}).axes[0].lines
+    lines = draw_curves({str(i): run for i in range(12)}).axes[0].lines
     assert [line.get_color() for line in lines] == [style["color"] for style in styles]
     assert (np.diff([line.get_linewidth() for line in lines]) < 0).all()  # those on top are thinner
     assert [line.is_dashed() for line in lines[:5]] == [False, True, True, True, True]
@@ -85,7 +90,7 @@ def test_the_curve_and_its_ap_match_scikit_learn():
     rng = np.random.default_rng(0)
     scores, positives = rng.integers(0, 9, 60) / 9, rng.random(60) < 0.3
     expected = average_precision_score(positives, scores)
-    figure = plot.draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None]))
+    figure = draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None]))
     assert figure.axes[0].lines[1].get_label() == f"a ({100 * expected:.1f})"
     for line in figure.axes[0].lines:  # the class and all labels together are the same here
         recall, precision = line.get_data()
@@ -114,7 +119,7 @@ def test_curves_leave_out_ignored_labels():
     for ignore, expected in (([[True], [False], [False]], "a (100.0)"), ([[False]] * 3, "a (50.0)")):
         for unknown_is_negative in (False, True):
             saved = saved_scores(scores, targets, np.array(ignore), unknown_is_negative)
-            together, single = plot.draw_precision_recall("x", saved).axes[0].lines
+            together, single = draw_precision_recall("x", saved).axes[0].lines
             assert single.get_label() == expected
             highest = 0.5 if unknown_is_negative else float(expected[3:-1]) / 100
             assert together.get_ydata().max() == highest
@@ -125,7 +130,7 @@ def test_of_many_classes_only_the_best_and_the_worst_are_drawn():
     saved = saved_scores(
         np.tile(ranking[:, None], 12), np.eye(12)
     )  # class i has its one positive at rank i + 1
-    figure = plot.draw_precision_recall("x", saved)
+    figure = draw_precision_recall("x", saved)
     together, *single = figure.axes[0].lines
     percents = [100 / rank for rank in (1, 2, 3, 4, 9, 10, 11, 12)]
     assert [line.get_label() for line in single] == [
@@ -133,7 +138,7 @@ def test_of_many_classes_only_the_best_and_the_worst_are_drawn():
     ]
     assert together.get_label() == "all labels together"
     assert figure.legends[0].get_title().get_text() == "AP (%): best and worst of 12"
-    few = plot.draw_precision_recall("x", saved_scores(np.tile(ranking[:8, None], 8), np.eye(8)))
+    few = draw_precision_recall("x", saved_scores(np.tile(ranking[:8, None], 8), np.eye(8)))
     assert len(few.axes[0].lines) == 9
     assert few.legends[0].get_title().get_text() == "AP (%)"
 
@@ -143,7 +148,7 @@ def test_the_axes_of_precision_and_recall_start_where_the_curves_fall():
     ranking = np.linspace(1, 0, 40)
     good = ranking.copy()
     good[[19, 20, 21]] = good[[21, 19, 20]]  # two negatives before the last positive
-    figure = plot.draw_precision_recall("x", saved_scores(good[:, None], positives[:, None]))
+    figure = draw_precision_recall("x", saved_scores(good[:, None], positives[:, None]))
     (axis,) = figure.axes
     assert (axis.get_xlim(), axis.get_ylim()) == ((0.9, 1), (0.9, 1))
     for line in axis.lines:
@@ -151,7 +156,7 @@ def test_the_axes_of_precision_and_recall_start_where_the_curves_fall():
         assert recall.min() == 0.9
         assert precision[-1] == 20 / 22
     for scores, expected in ((ranking, ((0, 1), (0.9, 1))), (-ranking, ((0, 1), (0, 1)))):
-        (axis,) = plot.draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None])).axes
+        (axis,) = draw_precision_recall("x", saved_scores(scores[:, None], positives[:, None])).axes
         assert (axis.get_xlim(), axis.get_ylim()) == expected
 
 
@@ -160,20 +165,20 @@ def test_the_axes_of_precision_and_recall_start_where_the_curves_fall():
     [([0.1, 0.01], "log"), ([0.1, 0.02], "linear"), ([0.1, 0.0], "linear"), ([0.1, 0.1], "linear")],
 )
 def test_rates_that_fall_tenfold_have_a_logarithmic_axis(rates, scale):
-    run = plot.RunLog(np.array([1, 2]), np.array([0.5, 0.4]), np.array([50, 60]), np.array(rates))
-    assert plot.draw_curves({"a": run}).axes[2].get_yscale() == scale
+    run = RunLog(np.array([1, 2]), np.array([0.5, 0.4]), np.array([50, 60]), np.array(rates))
+    assert draw_curves({"a": run}).axes[2].get_yscale() == scale
 
 
 def test_a_curve_ends_where_recall_reaches_1():
     scores, positives = np.array([0.9, 0.7, 0.7, 0.2, 0.1]), np.array([1, 0, 1, 0, 0], bool)
-    recall, precision = plot.precision_recall(scores, positives)
+    recall, precision = precision_recall(scores, positives)
     assert recall.tolist() == [0, 0.5, 1]
     assert precision.tolist() == [1, 1, 2 / 3]
 
 
 def test_infinite_scores_are_predicted_together():
     scores, positives = np.array([np.inf, np.inf, 0]), np.array([1, 0, 0], bool)
-    recall, precision = plot.precision_recall(scores, positives)
+    recall, precision = precision_recall(scores, positives)
     assert (recall.tolist(), precision.tolist()) == ([0, 1], [0.5, 0.5])
 
 

@@ -25,7 +25,9 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import plot, prepare_coco, prepare_csv, prepare_voc, prepare_wider
+from utils import prepare_coco, prepare_csv, prepare_voc, prepare_wider
+from utils.charts.class_bars import read_results
+from utils.charts.training_curves import read_run
 from utils.commands.load_from import load_model_for
 from utils.data import own_coco
 from utils.data.classes import class_names
@@ -140,7 +142,7 @@ def read_checkpoint(path: Path) -> None:
     load_model_for(parse_args(val, "--dataset", "shapes", "--load_from", path)[1])
 
 
-def read_run(path: Path) -> None:
+def resume_run(path: Path) -> None:
     """Read last.pth as main.py --resume does, but into a small network."""
     with RunFolder() as folder:
         folder.open(path.parent)
@@ -220,13 +222,13 @@ PARSERS = {
         "data/mine/classes.json", ["a", "b", "c"], lambda path: class_names("mine"), to_json
     ),
     "checkpoint": Parser("model.pth", good_checkpoint(), read_checkpoint, to_checkpoint),
-    "run to resume": Parser("last.pth", good_run(), read_run, to_checkpoint),
+    "run to resume": Parser("last.pth", good_run(), resume_run, to_checkpoint),
     "table": Parser("t.csv", TABLE, read_csv, to_table),
     "table of label lists": Parser("t.csv", LABEL_LISTS, read_csv, to_table),
     "scores": Parser("s.npz", SCORES, read_scores, to_npz),
-    "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, plot.read_results, to_json),
+    "results": Parser("r.json", {"AP": {"a": 0.5, "b": None}}, read_results, to_json),
     "image": Parser("a.jpg", make_picture(), lambda path: load_image(str(path), 10**6), to_picture),
-    "log": Parser("log.jsonl", LOG, lambda path: plot.read_run(path.parent), to_lines),
+    "log": Parser("log.jsonl", LOG, lambda path: read_run(path.parent), to_lines),
 }
 JSON = st.recursive(
     st.none()
