@@ -32,6 +32,7 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, expand_home, number
 from utils.runtime.device import autocast, choose_device, set_up_device
 from utils.runtime.errors import UserError, reporting_value_errors
+from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.runtime.progress import ProgressLines, progress_bar
 from utils.runtime.script import run_script
 from utils.training import messages, resume_options, saving
@@ -136,14 +137,14 @@ def train_one_epoch(
                 base = group["base_lr"]
                 group["lr"] = learning_rate(base, iteration, progress.epoch, warmup, args.decay_step)
             # A resumed run repeats the random numbers of dropout.
-            torch.manual_seed(step_seed(args.seed, iteration, distributed.RANK))
+            torch.manual_seed(step_seed(args.seed, iteration, RANK))
 
             with autocast(device, args.amp):
                 logits = ddp_model(to_float(images, device))
             loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
             # DDP averages gradients, so divide by the mean label count over the processes. The clamp only
             # matters if no process has a label: it prevents 0 / 0.
-            loss = loss_sum / distributed.average(num_labels).clamp(min=1 / distributed.WORLD_SIZE)
+            loss = loss_sum / distributed.average(num_labels).clamp(min=1 / WORLD_SIZE)
             state.optimizer.zero_grad()
             state.scaler.scale(loss).backward()
             state.scaler.step(state.optimizer)
@@ -319,19 +320,18 @@ def check_options(args: argparse.Namespace, num_classes: int) -> None:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
     with reporting_value_errors(f"--img_size {args.img_size}"):
         check_img_size(args.model, args.img_size)
-    processes = distributed.WORLD_SIZE
-    if args.batch_size % processes:
-        share = f"--batch_size {args.batch_size} cannot be shared equally among {processes} processes"
-        raise UserError(f"{share}: use a multiple of {processes}, or another --nproc_per_node")
+    if args.batch_size % WORLD_SIZE:
+        share = f"--batch_size {args.batch_size} cannot be shared equally among {WORLD_SIZE} processes"
+        raise UserError(f"{share}: use a multiple of {WORLD_SIZE}, or another --nproc_per_node")
 
 
 def check_batches(args: argparse.Namespace, loader: TrainingLoader, network: Network) -> None:
     """Raise UserError if a process gets a batch of one image, and batch norm cannot train on one."""
-    shares_statistics = args.sync_bn and distributed.WORLD_SIZE > 1
+    shares_statistics = args.sync_bn and WORLD_SIZE > 1
     if shares_statistics or loader.batch_sampler.smallest_share() > 1:
         return
     if has_map_of_one_place(network, args.img_size):
-        owner = "a batch" if distributed.WORLD_SIZE == 1 else "a process"
+        owner = "a batch" if WORLD_SIZE == 1 else "a process"
         single = f"--batch_size {args.batch_size} leaves {owner} with a single image"
         reason = f"batch norm in {args.model} cannot train on one at --img_size {args.img_size}"
         raise UserError(f"{single}, and {reason}: use another --batch_size, or a larger --img_size")

@@ -34,6 +34,7 @@ from utils.runtime.arguments import Parser, given_path
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_file, check_replaceable, nan_to_none, write_json
+from utils.runtime.processes import RANK
 from utils.runtime.script import run_script
 from utils.weights.sources import find_published
 
@@ -76,14 +77,14 @@ def main() -> None:
         points = sweep(terms, dataset.labels, args.sweep, thresholds)
         print(f"\n{format_sweep(points)}")
         results["sweep"] = sweep_results(points, predictor.classes)
-    if args.out and distributed.RANK == 0:
+    if args.out and RANK == 0:
         write_json(args.out, nan_to_none(results))
         print(f"written to {args.out}")
-    if args.save_scores and distributed.RANK == 0:
+    if args.save_scores and RANK == 0:
         write_scores(args.save_scores, scores, dataset.labels, predictor.classes)
         print(f"scores written to {args.save_scores}")
     distributed.disconnect()
-    if args.html and distributed.RANK == 0:
+    if args.html and RANK == 0:
         settings = page_settings(args, predictor, thresholds, metrics["mAP"])
         how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
         with interrupt.deferring_signals("stopping"):

@@ -15,6 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.runtime import distributed
+from utils.runtime.processes import RANK
 from utils.training.saving import broadcast_best
 
 
@@ -37,7 +38,7 @@ def main(folder: Path, size: int) -> None:
     broadcast_best(SimpleNamespace(folder=SimpleNamespace(path=folder), state=state))
     growth = (peak() - before) / size
     assert all(bool((parameter == 2).all()) for parameter in network.parameters())
-    (folder / f"{distributed.RANK}.json").write_text(json.dumps(growth))
+    (folder / f"{RANK}.json").write_text(json.dumps(growth))
     distributed.disconnect()
 
 

@@ -20,6 +20,7 @@ from utils.data.labels import Labels, Paths
 from utils.data.loaders import Loaders, TrainingLoader
 from utils.data.samples import load_split
 from utils.runtime import distributed
+from utils.runtime.processes import RANK
 from utils.runtime.progress import ProgressLines
 from utils.runtime.script import run_script
 from utils.training import saving
@@ -61,6 +62,6 @@ if __name__ == "__main__":
         patch.setattr(distributed, "disconnect", lambda: None)  # the training needs the group, too
         run_script(val.main)
     results = train()
-    if distributed.RANK == 0:
+    if RANK == 0:
         torch.save(results, file)
     distributed.disconnect()

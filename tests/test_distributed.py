@@ -183,9 +183,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from utils.runtime import distributed
+from utils.runtime.processes import RANK
 
 def download():
-    if distributed.RANK == 0:
+    if RANK == 0:
         time.sleep(6)
         open("file", "x").close()
     return open("file").name

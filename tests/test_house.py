@@ -76,7 +76,8 @@ def test_some_files_need_few_packages():
     assert third_party("utils/evaluation.py") == {"utils"}
     assert third_party("utils/runtime/arguments.py") == {"utils"}
     assert third_party("utils/runtime/workers.py") == {"utils"}
-    assert third_party("utils/runtime/signals.py") == set()
+    assert third_party("utils/runtime/signals.py") == {"utils"}
+    assert third_party("utils/runtime/processes.py") == set()
 
 
 @pytest.mark.parametrize("script", COMMANDS, ids=lambda script: script.__name__)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from utils.runtime.distributed import RANK, WORLD_SIZE
+from utils.runtime.processes import RANK, WORLD_SIZE
 
 # The streams of random numbers under a seed: the order of an epoch, and the augmentation of a sample.
 ORDER = 0

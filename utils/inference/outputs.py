@@ -14,8 +14,9 @@ from utils.data.samples import Batch, LabelledImages, to_float
 from utils.metrics.multilabel import Metrics, evaluate
 from utils.runtime import interrupt
 from utils.runtime.device import autocast
-from utils.runtime.distributed import WORLD_SIZE, gather
+from utils.runtime.distributed import gather
 from utils.runtime.errors import reporting_value_errors
+from utils.runtime.processes import WORLD_SIZE
 from utils.runtime.progress import ProgressLines, progress_bar
 
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from utils.runtime.distributed import LOCAL_RANK, WORLD_SIZE
 from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.processes import LOCAL_RANK, WORLD_SIZE
 
 # Settings of glibc's mallopt, from <malloc.h>.
 M_TRIM_THRESHOLD = -1

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, one per GPU; a single process exchanges nothing."""
+"""What the processes of torchrun, one per GPU, exchange; a single process exchanges nothing."""
 
 import os
 import shlex
@@ -15,9 +15,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-RANK = int(os.environ.get("RANK", 0))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+from utils.runtime.processes import LOCAL_RANK, RANK, WORLD_SIZE
+
 DOWNLOAD_LIMIT = timedelta(hours=6)  # enough for the largest file, 1.2 GB, at 60 kB/s
 
 Result = TypeVar("Result")

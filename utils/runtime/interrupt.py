@@ -7,8 +7,8 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.errors import UserError
+from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.runtime.signals import SIGNALS, Interrupted, exit_status, let_next_signal_end_the_process
 
 received: list[int] = []

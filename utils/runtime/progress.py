@@ -1,11 +1,12 @@
 """Progress bars in a terminal, and when to print a line of progress elsewhere."""
 
-import os
 import time
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from utils.runtime.processes import RANK
 
 SECONDS_BETWEEN_LINES = 60.0
 Item = TypeVar("Item")
@@ -30,8 +31,7 @@ def delayed_bar(items: Iterable[Item], description: str, total: int | None = Non
 
 def hidden() -> bool | None:
     """Return what tqdm takes to hide a bar: always in other processes, None for unless in a terminal."""
-    is_first = int(os.environ.get("RANK", 0)) == 0
-    return None if is_first else True
+    return None if RANK == 0 else True
 
 
 def download_bar(total: int | None, name: str) -> "tqdm[Any]":

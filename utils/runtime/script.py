@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 from utils.runtime.errors import one_line, user_message
+from utils.runtime.processes import LOCAL_RANK, RANK, WORLD_SIZE
 from utils.runtime.signals import raising_interrupted
 from utils.runtime.versions import check_torch
 from utils.runtime.workers import kill_workers, start_resource_tracker
@@ -44,10 +45,10 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         message = user_message(error)
         if message is None:
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            if WORLD_SIZE > 1:
                 wait_for_torchrun()  # this may be the consequence of an error in another process
             raise
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if LOCAL_RANK > 0:
             wait_for_torchrun()  # the first process of this machine may report the same error
         print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
@@ -55,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
 
 def prepare_output() -> None:
     """Let the first process alone print to stdout, line by line, and escape what a terminal cannot encode."""
-    if int(os.environ.get("RANK", 0)) > 0:
+    if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -6,11 +6,12 @@ recorded, and the loop stops after its batch (interrupt.py). Worker processes se
 """
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
+
+from utils.runtime.processes import RANK, WORLD_SIZE
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
@@ -28,7 +29,7 @@ def raising_interrupted() -> Iterator[None]:
     Under torchrun only the first process writes. The others may wait in an exchange, where they would not
     notice a handler, so they keep those of the system and end at once.
     """
-    if int(os.environ.get("RANK", 0)) > 0:
+    if RANK > 0:
         yield
         return
     before = {number: signal.signal(number, raise_interrupted) for number in SIGNALS}
@@ -41,7 +42,7 @@ def raising_interrupted() -> Iterator[None]:
 
 def raise_interrupted(number: int, frame: FrameType | None) -> NoReturn:
     """Raise Interrupted; without torchrun, which repeats a signal, the next one ends the process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if WORLD_SIZE == 1:
         let_next_signal_end_the_process()
     raise Interrupted(exit_status([number]))
 

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+from utils.runtime.processes import LOCAL_WORLD_SIZE
 from utils.runtime.signals import SIGNALS
 
 
 def default_workers() -> int:
     """Return one worker per CPU core available to this process, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(8, max(1, cores // LOCAL_WORLD_SIZE))
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.runtime import distributed
-from utils.runtime.distributed import RANK
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder
+from utils.runtime.processes import RANK
 from utils.training.lock import FolderLock
 from utils.training.log import read_log
 from utils.weights.contents import load_checkpoint

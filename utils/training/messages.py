@@ -5,8 +5,8 @@ from typing import Any
 
 from utils.data.loaders import Loaders
 from utils.metrics.report import format_report
-from utils.runtime.distributed import WORLD_SIZE
 from utils.runtime.errors import UserError
+from utils.runtime.processes import WORLD_SIZE
 from utils.training.run import Run
 
 

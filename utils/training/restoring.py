@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from utils.runtime.distributed import RANK, WORLD_SIZE
+from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.training.folder import SavedRun
 from utils.training.messages import processes_line
 from utils.training.resumable import check_resumable

@@ -11,8 +11,8 @@ from torch import nn
 from utils.metrics.multilabel import Metrics
 from utils.metrics.report import by_class
 from utils.runtime import distributed, interrupt
-from utils.runtime.distributed import RANK, WORLD_SIZE
 from utils.runtime.files import nan_to_none, write_json
+from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.runtime.signals import Interrupted
 from utils.training.log import log_epoch
 from utils.training.messages import diverged, format_record, place
