@@ -13,12 +13,12 @@ from helpers import REPOSITORY, RUN, finish, start, wait_until
 from utils.runtime.errors import UserError
 from utils.runtime.locks import is_open_at
 from utils.training.folder import RunFolder
-from utils.training.lock import FolderLock
+from utils.training.folder_lock import FolderLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from utils.training.lock import FolderLock
+from utils.training.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

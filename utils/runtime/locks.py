@@ -22,7 +22,9 @@ def waiting_for_lock(path: Path) -> Iterator[None]:
 
     The file is made, in a folder that exists, and removed.
     """
-    file = wait_for_lock(path)
+    file = None
+    with contextlib.suppress(OSError):
+        file = take_lock(path, wait=True)
     try:
         yield
     finally:
@@ -30,23 +32,21 @@ def waiting_for_lock(path: Path) -> Iterator[None]:
             release(file, path)
 
 
-def wait_for_lock(path: Path) -> int | None:
-    """Wait for the lock on a file, and return its descriptor; None if locks do not work here."""
+def take_lock(path: Path, wait: bool) -> int:
+    """Take the lock on a file, which is made if it is missing; return its descriptor, for `release`.
+
+    wait: whether to wait while another process has the lock.
+    Raises BlockingIOError if another process has it and `wait` is false, OSError if locks do not work here.
+    """
     while True:
-        try:
-            file = open_and_lock(path, wait=True)
-        except OSError:
-            return None
+        file = open_and_lock(path, wait)
         if is_open_at(file, path):
             return file
         os.close(file)  # the process that had the lock removed the file when it was done
 
 
-def open_and_lock(path: Path, wait: bool = False) -> int:
-    """Lock a file and return its descriptor.
-
-    Raises BlockingIOError if another process has the lock (unless `wait`), OSError if locks do not work here.
-    """
+def open_and_lock(path: Path, wait: bool) -> int:
+    """Open and lock a file, which may have been removed since it was opened; see `take_lock`."""
     if fcntl is None:
         raise OSError(errno.ENOTSUP, "this system has no such locks")
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -18,7 +18,7 @@ from utils.runtime import distributed
 from utils.runtime.errors import UserError
 from utils.runtime.files import check_folder
 from utils.runtime.processes import RANK
-from utils.training.lock import FolderLock
+from utils.training.folder_lock import FolderLock
 from utils.training.log import read_log
 from utils.weights.contents import load_checkpoint
 from utils.weights.writing import save_checkpoint

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from utils.runtime.errors import UserError
-from utils.runtime.locks import is_open_at, open_and_lock, release
+from utils.runtime.locks import release, take_lock
 
 
 class FolderLock:
@@ -24,20 +24,15 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Take the lock; UserError if another run has it. Where locks do not work, say so and go on."""
-        while not self.held:
-            try:
-                file = open_and_lock(self.path)
-            except BlockingIOError:
-                in_use = f"{self.folder} is in use by another run ({read_holder(self.path)})"
-                raise UserError(f"{in_use}: wait until it ends, or name another --output_dir") from None
-            except OSError as error:
-                print(f"{self.folder} cannot be locked ({error.strerror}): start no second run in it")
-                return
-            if is_open_at(file, self.path):
-                self.file = file
-                write_holder(file)
-            else:  # another run had it, and removed the file when it ended just now
-                os.close(file)
+        try:
+            self.file = take_lock(self.path, wait=False)
+        except BlockingIOError:
+            in_use = f"{self.folder} is in use by another run ({read_holder(self.path)})"
+            raise UserError(f"{in_use}: wait until it ends, or name another --output_dir") from None
+        except OSError as error:
+            print(f"{self.folder} cannot be locked ({error.strerror}): start no second run in it")
+        else:
+            write_holder(self.file)
 
     def release(self) -> None:
         """Give the lock back and remove its file."""
