@@ -15,8 +15,8 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy as np
 
-from utils.commands import options
-from utils.commands.load_from import complete_options, load_model_for
+from utils.command_line import options
+from utils.command_line.load_from import complete_options, load_model_for
 from utils.data.decoding import report_slow_decoder
 from utils.inference.heatmap_files import FORMATS, HeatmapForm, class_maps, heatmap_folders, write_heatmaps
 from utils.inference.html_page import Page, PageSettings, check_page_folder, new_page

@@ -20,8 +20,8 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 import torch
 from torch import Tensor, nn
 
-from utils.commands import options
-from utils.commands.load_from import complete_options, load_model_for
+from utils.command_line import options
+from utils.command_line.load_from import complete_options, load_model_for
 from utils.inference.outputs import Forward
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError

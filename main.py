@@ -18,9 +18,9 @@ from torch.optim import SGD
 
 from pipeline.models import MODELS, build, check_img_size, default_lam
 from pipeline.network import Network, has_map_of_one_place
-from utils.commands import options
-from utils.commands.load_from import backbone_file
-from utils.commands.summary import summary
+from utils.command_line import options
+from utils.command_line.load_from import backbone_file
+from utils.command_line.summary import summary
 from utils.data.classes import class_names
 from utils.data.datasets import dataset_spec
 from utils.data.labels import fingerprint

@@ -12,10 +12,10 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy as np
 
-from utils.commands import options
-from utils.commands.load_from import complete_options, load_model_for, options_in_effect
-from utils.commands.summary import summary
-from utils.commands.sweep_option import axis, sweep_axes
+from utils.command_line import options
+from utils.command_line.load_from import complete_options, load_model_for, options_in_effect
+from utils.command_line.summary import summary
+from utils.command_line.sweep_option import axis, sweep_axes
 from utils.data.datasets import DEFAULT_DATASET, dataset_spec
 from utils.data.labels import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader

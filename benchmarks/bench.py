@@ -29,7 +29,7 @@ from benchmarks import gpu, network, parts, scripts
 from benchmarks.inputs import make_photos
 from benchmarks.settings import QUICK, Settings, Sizes, Variant
 from benchmarks.table import HEAD, format_row
-from utils.commands.options import add_run_options
+from utils.command_line.options import add_run_options
 from utils.data.decoding import load_image
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.device import choose_device, set_up_device

@@ -18,7 +18,7 @@ import main
 import val
 from helpers import RUN, SHAPES, assert_same, signal_at, train_in
 from utils.checkpoint import load_model
-from utils.commands.summary import SUMMARY, summary
+from utils.command_line.summary import SUMMARY, summary
 from utils.data.decoding import load_image
 from utils.data.labels import IGNORED
 from utils.data.transforms import eval_transform

@@ -12,7 +12,7 @@ import main
 from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights, with_hash
 from pipeline import vit_csra
 from pipeline.models import MODELS
-from utils.commands import load_from
+from utils.command_line import load_from
 from utils.weights.downloads import hash_in_name, name_in_cache
 from utils.weights.imagenet import VIT_URLS, weights_url
 

@@ -14,7 +14,7 @@ import main
 import val
 from helpers import OWN, SHAPES, TINY, make_own
 from utils import evaluation
-from utils.commands.sweep_option import axis
+from utils.command_line.sweep_option import axis
 from utils.data.labels import IGNORED, Labels, Paths, Targets
 from utils.evaluation import evaluate
 from utils.inference.sweep import SweepPoint

@@ -147,7 +147,7 @@ def test_ctrl_c_during_the_imports_ends_a_command_quietly(tmp_path, script):
 SLOW_DOWNLOAD = """
 import sys, time
 import main
-from utils.commands import load_from
+from utils.command_line import load_from
 from utils.runtime.script import run_script
 
 def download(url, **options):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.commands.classes_of import add_classes_of, read_classes_of
+from utils.command_line.classes_of import add_classes_of, read_classes_of
 from utils.data.labels import Listed, Paths, Targets, TargetsBuilder
 from utils.data.new_data_set import (
     SPLITS,

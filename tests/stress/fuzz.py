@@ -28,7 +28,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils import prepare_coco, prepare_csv, prepare_voc, prepare_wider
 from utils.charts.class_bars import read_results
 from utils.charts.training_curves import read_run
-from utils.commands.load_from import load_model_for
+from utils.command_line.load_from import load_model_for
 from utils.data import own_coco
 from utils.data.classes import class_names
 from utils.data.coco_annotations import load_annotations, read_categories, reporting_bad_annotations

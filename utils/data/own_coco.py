@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.commands.classes_of import add_classes_of, read_classes_of
+from utils.command_line.classes_of import add_classes_of, read_classes_of
 from utils.data.classes import check_looks, check_names
 from utils.data.coco_annotations import (
     Categories,

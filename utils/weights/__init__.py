@@ -1,6 +1,6 @@
 """Weights in files. A command's --load_from passes these steps, from the outside in:
 
-1. `load_model_for` (utils/commands/load_from.py) checks the other options against the file.
+1. `load_model_for` (utils/command_line/load_from.py) checks the other options against the file.
 2. `read_predictor` (utils/checkpoint.py) builds the network and loads the weights into it.
 3. `load_checkpoint` (contents.py) finds the state dict in the file, whoever wrote it.
 4. `read_file` (reading.py) reads the file without running code from it, once utils/runtime/archive.py has
