@@ -18,7 +18,13 @@ import numpy as np
 from utils.command_line import options
 from utils.command_line.load_from import complete_options, load_model_for
 from utils.data.decoding import report_slow_decoder
-from utils.inference.heatmap_files import FORMATS, HeatmapForm, class_maps, heatmap_folders, write_heatmaps
+from utils.inference.heatmap_files import (
+    HEATMAP_FORMATS,
+    HeatmapForm,
+    class_maps,
+    heatmap_folders,
+    write_heatmaps,
+)
 from utils.inference.html_page import Page, PageSettings, check_page_folder, new_page
 from utils.inference.photographs import Unreadable
 from utils.inference.predictor import Labelling, Predictor, best_classes
@@ -172,7 +178,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--top", type=number(int, 1), help="largest number of classes to show")
     group.add_argument("--heatmap", action="store_true", help="draw where the model saw each class shown")
     group.add_argument("--out_dir", type=given_path, default=Path("heatmaps"), help="folder for the heatmaps")
-    group.add_argument("--format", choices=FORMATS, default="png", help="of the heatmaps")
+    group.add_argument("--format", choices=HEATMAP_FORMATS, default="png", help="of the heatmaps")
     side_help = "largest side of a heatmap in pixels; larger photographs are reduced"
     group.add_argument("--max_side", type=number(int, 1), default=1600, help=side_help)
     html_help = "make this folder a page that a browser opens: FOLDER/index.html"

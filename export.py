@@ -46,7 +46,7 @@ def main() -> None:
         # torch.export would fix a batch size of 1 as a constant, so a dynamic batch is traced with 2.
         images = torch.rand(2 if args.dynamic_batch else 1, 3, size, size)
         shapes = {0: torch.export.Dim("batch")} if args.dynamic_batch else {}
-        export = FORMATS[args.out.suffix]
+        export = EXPORTERS[args.out.suffix]
         exported = export(network, images, shapes, json.dumps(predictor.classes), part)
         if exported is None:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
@@ -116,7 +116,7 @@ def is_export(path: Path) -> bool:
     return ONNX_CLASSES in path.read_bytes()
 
 
-FORMATS = {".onnx": export_onnx, ".pt2": export_pt2}
+EXPORTERS = {".onnx": export_onnx, ".pt2": export_pt2}
 
 
 def parse_args() -> argparse.Namespace:
@@ -132,7 +132,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--dynamic_batch", action="store_true", help="accept batches of any size, not just 1")
     group.add_argument("--probabilities", action="store_true", help="output probabilities, not logits")
     args = complete_options(parser.parse_args())
-    check_file(args.out, "--out", *FORMATS)
+    check_file(args.out, "--out", *EXPORTERS)
     check_replaceable(args.out, "--out", is_export, "export.py")
     return args
 

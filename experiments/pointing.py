@@ -34,7 +34,12 @@ from utils.runtime.script import run_script
 CPU = torch.device("cpu")
 GRID = 256  # boxes are drawn on a grid of this side
 # Sizes of objects: the share of the image that the boxes of the class cover, above the first, to the second.
-SIZES = {"all": (0, 1), "small (< 5 %)": (0, 0.05), "medium": (0.05, 0.25), "large (> 25 %)": (0.25, 1)}
+OBJECT_SIZES = {
+    "all": (0, 1),
+    "small (< 5 %)": (0, 0.05),
+    "medium": (0.05, 0.25),
+    "large (> 25 %)": (0.25, 1),
+}
 
 
 class Box(NamedTuple):
@@ -72,9 +77,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def by_size(hits: np.ndarray, areas: np.ndarray) -> dict[str, dict[str, float]]:
-    """Return for each of SIZES the share of hits, the number of maps and the share that chance would hit."""
+    """Return for each of OBJECT_SIZES the share of hits, the number of maps and the hits of chance."""
     result = {}
-    for name, (low, high) in SIZES.items():
+    for name, (low, high) in OBJECT_SIZES.items():
         chosen = (areas > low) & (areas <= high)
         if chosen.any():
             result[name] = {

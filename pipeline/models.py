@@ -11,13 +11,13 @@ from pipeline.csra import TEMPERATURES
 from pipeline.network import Network, rename
 from pipeline.resnet_csra import DEPTHS, TRUNK, ResNet_CSRA, read_depth
 from pipeline.trunk_csra import Trunk_CSRA
-from pipeline.vit_csra import PATCH, SIZES, TIMM, ViT_CSRA, read_vit
+from pipeline.vit_csra import PATCH, TIMM, VITS, ViT_CSRA, read_vit
 
 RESNETS = tuple(f"resnet{depth}" for depth in DEPTHS.values())
 # These take one image size only, end in a map per ImageNet class, or have no ImageNet-1k weights.
 EXCLUDED = ("vit_*", "maxvit*", "squeezenet*", "regnet_y_128gf*")
 OTHERS = tuple(torchvision.models.list_models(module=torchvision.models, exclude=(*EXCLUDED, *RESNETS)))
-MODELS = (*RESNETS, *SIZES, *OTHERS)
+MODELS = (*RESNETS, *VITS, *OTHERS)
 VIT_PARTS = ("conv_proj", "class_token", "encoder")  # of torchvision's Vision Transformer, without its head
 IMAGENET_CLASSES = 1000
 
@@ -43,7 +43,7 @@ class Architecture(TypedDict):
 
 def check_img_size(model: str, img_size: int) -> None:
     """Raise ValueError if a model cannot take square images of img_size pixels a side."""
-    if model in SIZES and img_size % PATCH:
+    if model in VITS and img_size % PATCH:
         raise ValueError(f"{model} takes images whose side is a multiple of {PATCH}, not {img_size}")
 
 
@@ -61,7 +61,7 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
     check_img_size(model, img_size)
     if model in RESNETS:
         return ResNet_CSRA(num_heads, lam, num_cls, depth=int(model.removeprefix("resnet")))
-    if model in SIZES:
+    if model in VITS:
         return ViT_CSRA(num_heads, lam, num_cls, model, img_size)
     network = Trunk_CSRA(num_heads, lam, num_cls, model)
     try:

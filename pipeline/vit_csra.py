@@ -11,7 +11,7 @@ from pipeline.network import Network, make_classifier, rename
 
 PATCH = 16
 # Layers, attention heads per layer, width of a token, width of the MLP.
-SIZES = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
+VITS = {"vit_B16_224": (12, 12, 768, 3072), "vit_L16_224": (24, 16, 1024, 4096)}
 # {start of a name in timm's files, and so in the released checkpoints: its start in torchvision's}.
 TIMM = {
     r"patch_embed\.proj\.": "conv_proj.",
@@ -29,12 +29,12 @@ TIMM = {
 class ViT_CSRA(Network):
     """A Vision Transformer whose patch tokens, as a feature map, go to multi-head CSRA as `classifier`.
 
-    model: a key of SIZES. img_size: side of the images in pixels, a multiple of 16. Weights start random.
+    model: a key of VITS. img_size: side of the images in pixels, a multiple of 16. Weights start random.
     """
 
     def __init__(self, num_heads: int, lam: float, num_classes: int, model: str, img_size: int = 224):
         super().__init__()
-        layers, heads, width, mlp = SIZES[model]
+        layers, heads, width, mlp = VITS[model]
         norm = partial(nn.LayerNorm, eps=1e-6)
         vit = VisionTransformer(img_size, PATCH, layers, heads, width, mlp, norm_layer=norm)
         self.conv_proj = vit.conv_proj
@@ -62,14 +62,14 @@ class ViT_CSRA(Network):
 def read_vit(state_dict: dict[str, Tensor]) -> tuple[str | None, int | None]:
     """Return the name and image size of the ViT in a state dict, None for what it does not tell.
 
-    Raises ValueError for a ViT whose width is not in SIZES.
+    Raises ValueError for a ViT whose width is not in VITS.
     """
     tensors = rename(state_dict, TIMM)
     token = tensors.get("class_token")
     embedding = tensors.get("encoder.pos_embedding")
     if token is None or token.ndim != 3:
         return None, None
-    models = {SIZES[model][2]: model for model in SIZES}  # by their width
+    models = {VITS[model][2]: model for model in VITS}  # by their width
     width = token.shape[2]
     if width not in models:
         raise ValueError(f"its Vision Transformer has width {width}, not {' or '.join(map(str, models))}")

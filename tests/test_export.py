@@ -45,7 +45,7 @@ def test_pt2_has_the_logits_and_class_names(trained, command, tmp_path):
 def test_exported_files_take_batches_of_any_size(command, tmp_path, monkeypatch, suffix, model):
     """export.py compares batches of 1 and 3 images with the checkpoint before it writes the file."""
     pytest.importorskip("onnxscript")
-    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (2, 2, 768, 16))
+    monkeypatch.setitem(vit_csra.VITS, "vit_B16_224", (2, 2, 768, 16))
     state = build(model, 2, 0.3, 20, 64).state_dict()
     config = {"model": model, "lam": 0.3, "img_size": 64}
     names = class_names("voc07")

@@ -29,7 +29,7 @@ from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
 @pytest.fixture
 def tiny(monkeypatch):
     """Make vit_B16_224 a small network with two layers."""
-    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
+    monkeypatch.setitem(vit_csra.VITS, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
 
 
 def norm(x: torch.Tensor, state: dict, name: str) -> torch.Tensor:

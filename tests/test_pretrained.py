@@ -86,13 +86,13 @@ def test_vision_transformers_start_from_the_files_of_the_authors():
         "vit_L16_224": f"{release}jx_vit_large_p16_224-4ee7a4dc.pth",
     }
     assert expected == VIT_URLS
-    assert VIT_URLS.keys() == vit_csra.SIZES.keys()
+    assert VIT_URLS.keys() == vit_csra.VITS.keys()
 
 
 @pytest.fixture
 def timm_file(shapes, server, hub, monkeypatch, tmp_path) -> str:
     """Make vit_B16_224 a small network, and its URL that of a small file with its hash in the name."""
-    monkeypatch.setitem(vit_csra.SIZES, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
+    monkeypatch.setitem(vit_csra.VITS, "vit_B16_224", (LAYERS, HEADS, WIDTH, INNER))
     weights = timm_weights(grid=14)
     del weights["classifier.multi_head.0.head.weight"]
     head = {"head.weight": torch.zeros(1000, WIDTH), "head.bias": torch.zeros(1000)}

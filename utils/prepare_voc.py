@@ -34,7 +34,7 @@ from utils.runtime.script import run_script
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
 # Each split names one or more lists of images, joined by +. The first split is for training, the last one for
 # evaluation.
-SPLITS = {"2007": ["train+val", "test"], "2012": ["train", "train+val", "val"]}
+LISTS = {"2007": ["train+val", "test"], "2012": ["train", "train+val", "val"]}
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
-    pictures = {lists.replace("+", ""): read_split(voc, lists, classes) for lists in SPLITS[args.year]}
+    pictures = {lists.replace("+", ""): read_lists(voc, lists, classes) for lists in LISTS[args.year]}
     train, *_, test = pictures
     check_no_overlap({split: pictures[split] for split in (train, test)})
     test_file = f"{test}_{name}.json"
@@ -70,14 +70,14 @@ def main() -> None:
 def make_parser() -> Parser:
     parser = Parser(description="Make the label files of Pascal VOC, in data/voc07/ or data/voc12/.")
     parser.add_argument("--data_path", type=given_path, default="Dataset/VOCdevkit", help="holds VOC2007/")
-    parser.add_argument("--year", choices=SPLITS, default="2007", help="2012 is evaluated on val")
+    parser.add_argument("--year", choices=LISTS, default="2007", help="2012 is evaluated on val")
     parser.add_argument("--download", action="store_true", help="download it first (0.9 GB; 2012: 2 GB)")
     return parser
 
 
 def check_is_incomplete(voc: Path, year: str) -> None:
     """Raise UserError if all lists of images are there: a download would replace them and the rest."""
-    if all(path.exists() for lists in SPLITS[year] for path in list_paths(voc, lists)):
+    if all(path.exists() for lists in LISTS[year] for path in list_paths(voc, lists)):
         raise UserError(f"--download would replace the files in {voc}: leave it out, or move the folder away")
 
 
@@ -99,7 +99,7 @@ def make_difficult_negative(entries: list[Entry]) -> None:
         entry["target"] = [int(value == POSITIVE) for value in entry["target"]]
 
 
-def read_split(voc: Path, lists: str, classes: list[str]) -> Pictures:
+def read_lists(voc: Path, lists: str, classes: list[str]) -> Pictures:
     """Return the label file entries of the images in ImageSets/Main/<list>.txt, sorted by image id."""
     sources = {image_id: path for path in list_paths(voc, lists) for image_id in read_ids(path)}
     pictures: Pictures = {}

@@ -45,12 +45,12 @@ def main() -> None:
     files: dict[str, dict[FileKey, str]] = {}
     for split in ("trainval", "test"):
         name = f"{split}_wider.json"
-        splits[name], files[name] = read_split(args.data_path, split, len(classes), args.max_pixels)
+        splits[name], files[name] = read_people(args.data_path, split, len(classes), args.max_pixels)
     check_files_differ(files)
     write_labels(Path("data/wider"), classes, without_bad(splits, args))
 
 
-def read_split(
+def read_people(
     root: Path, split: str, num_classes: int, max_pixels: float
 ) -> tuple[list[Entry], dict[FileKey, str]]:
     """Return an entry per person, with the annotated box, and the name of each image file."""

@@ -129,7 +129,7 @@ def read_own_coco(path: Path) -> None:
 
 
 def read_wider(path: Path) -> None:
-    prepare_wider.read_split(path.parents[1], "test", num_classes=3, max_pixels=10**6)
+    prepare_wider.read_people(path.parents[1], "test", num_classes=3, max_pixels=10**6)
 
 
 def read_csv(path: Path) -> None:

@@ -24,7 +24,8 @@ def complete_options(args: Namespace) -> Namespace:
         return args
     dataset, lam = complete(published, args.dataset, args.lam)
     num_cls = len(class_names(dataset_spec(dataset).folder))
-    check_options(args, {"model": published.model, "num_heads": published.num_heads, "num_cls": num_cls})
+    held = {"model": published.model, "num_heads": published.num_heads, "num_cls": num_cls}
+    refuse_contradictions(args, held)
     return Namespace(**{**vars(args), "dataset": dataset, "lam": lam})
 
 
@@ -39,11 +40,11 @@ def load_model_for(args: Namespace) -> Predictor:
     published = find_published(args.load_from)
     if published:
         check_is_published(published, held["model"], held["num_heads"])
-    check_options(args, {name: held[name] for name in ("model", "num_heads", "num_cls")})
+    refuse_contradictions(args, {name: held[name] for name in ("model", "num_heads", "num_cls")})
     return predictor
 
 
-def check_options(args: Namespace, held: dict[str, object]) -> None:
+def refuse_contradictions(args: Namespace, held: dict[str, object]) -> None:
     """Raise UserError if an option is given that contradicts what the checkpoint holds."""
     for name, value in held.items():
         given = getattr(args, name)

@@ -23,7 +23,7 @@ except ImportError:  # deprecated since torchvision 0.29
     decode_jpeg = None
 
 # Pillow also reads formats that are programs, such as PostScript, and starts an interpreter for them.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 START_BYTES = 16  # of a file, which tell its format
 # Axes of an image (3, H, W) to flip for each EXIF orientation; from 5 on, first swap height and width.
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -72,14 +72,14 @@ def open_image(file: IO[bytes], path: str) -> Image.Image:
             file.seek(0)
             return read_header(file, path)
     check_fetched(path)
-    raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}")
+    raise UnidentifiedImageError(f"none of {', '.join(IMAGE_FORMATS)}")
 
 
 def possible_formats(start: bytes) -> list[str]:
-    """Return the formats of FORMATS that a file with these first bytes may have."""
+    """Return the formats of IMAGE_FORMATS that a file with these first bytes may have."""
     Image.init()  # registers all formats, once
     possible = []
-    for name in FORMATS:
+    for name in IMAGE_FORMATS:
         _, accepts = Image.OPEN.get(name, (None, None))
         answer = accepts(start) if accepts else False
         # The answer is a text, the reason, if this Pillow was built without the format.

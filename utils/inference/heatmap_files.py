@@ -16,11 +16,11 @@ from utils.runtime.files import atomic_write, check_folder, check_replaceable
 
 MADE_BY = "CSRA demo.py"
 
-FORMATS = ("png", "pdf")
+HEATMAP_FORMATS = ("png", "pdf")
 
 
 class HeatmapForm(NamedTuple):
-    """The form of the pictures: one of FORMATS, and the most pixels that the longer side of an image has."""
+    """The form of the pictures: one of HEATMAP_FORMATS, and how many pixels the longer side may have."""
 
     format: str
     max_side: int
@@ -73,7 +73,7 @@ def write_heatmaps(
 
 def earlier_pictures(folder: Path) -> list[Path]:
     """Return the files in a folder that have the names of heatmaps."""
-    pattern = rf"(sheet|\d+_\w*)\.({'|'.join(FORMATS)})"
+    pattern = rf"(sheet|\d+_\w*)\.({'|'.join(HEATMAP_FORMATS)})"
     return [path for path in folder.glob("*.*") if re.fullmatch(pattern, path.name)]
 
 

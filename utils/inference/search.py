@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from utils.data.decoding import FORMATS, START_BYTES, possible_formats
+from utils.data.decoding import IMAGE_FORMATS, START_BYTES, possible_formats
 from utils.runtime.errors import UserError, out_of_files_message
 from utils.runtime.paths import existing_spelling, file_key
 
@@ -166,7 +166,7 @@ def starts_as_image(path: str) -> bool:
 
 def read_endings() -> set[str]:
     """Return the endings of the image files that are read, in small letters with the dot."""
-    formats = (*FORMATS, "MPO")  # JPEG files with several pictures
+    formats = (*IMAGE_FORMATS, "MPO")  # JPEG files with several pictures
     return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
