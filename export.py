@@ -51,14 +51,14 @@ def main() -> None:
         if exported is None:
             print("not checked: pip install onnxruntime to compare the exported network with the checkpoint")
         else:
-            check_outputs(network, exported, size, [1, 3] if args.dynamic_batch else [1])
+            compare_outputs(network, exported, size, [1, 3] if args.dynamic_batch else [1])
         with atomic_write(args.out, "wb") as file, open(part, "rb") as source:
             shutil.copyfileobj(source, file)
     batch = "any size" if args.dynamic_batch else "one"
     print(f"written to {args.out}: batches of {batch}, RGB of {size} x {size} in [0, 1] to {output}")
 
 
-def check_outputs(network: nn.Module, exported: Forward, size: int, batch_sizes: list[int]) -> None:
+def compare_outputs(network: nn.Module, exported: Forward, size: int, batch_sizes: list[int]) -> None:
     """Print by how much the outputs for random images differ; UserError if it is too much."""
     differences = []
     for batch_size in batch_sizes:

@@ -29,7 +29,7 @@ def random_scores(images: int, classes: int, decimals: int, unknown_is_negative:
 def test_resamples_have_the_metrics_of_the_images_that_they_draw(
     images, classes, decimals, unknown_is_negative, monkeypatch
 ):
-    monkeypatch.setattr("utils.metrics.bootstrap.BLOCK_ELEMENTS", 7 * images)  # 7, 7 and 6 resamples
+    monkeypatch.setattr("utils.metrics.bootstrap.BLOCK_DRAWS", 7 * images)  # 7, 7 and 6 resamples
     saved = random_scores(images, classes, decimals, unknown_is_negative)
     thresholds = np.linspace(0.3, 0.7, classes)
     blocks = list(bootstrap([rank_classes(saved, thresholds)], images, 20, seed=3))

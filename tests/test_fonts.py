@@ -67,8 +67,8 @@ def drawn(text: str) -> np.ndarray:
 def test_each_character_is_drawn_by_a_font_that_has_it(font_folder, capsys):
     dog = add_font(font_folder, "Chinese", "狗")
     first = fonts.default_font()
-    assert fonts.split_by_font("狗 0.9", first) == [fonts.Run("狗 ", dog), fonts.Run("0.9", first)]
-    assert fonts.split_by_font("dog", first) == [fonts.Run("dog", first)]
+    assert fonts.split_by_font("狗 0.9", first) == [fonts.FontRun("狗 ", dog), fonts.FontRun("0.9", first)]
+    assert fonts.split_by_font("dog", first) == [fonts.FontRun("dog", first)]
     assert fonts.split_by_font("", first) == []
     columns = np.flatnonzero(drawn("狗").any(axis=0))
     assert columns[0] == pytest.approx(5, abs=1)
@@ -84,8 +84,8 @@ def test_an_accent_stays_with_its_letter_and_a_plain_font_comes_first(font_folde
     bold = add_font(font_folder, "A Bold", "狗猫")
     plain = add_font(font_folder, "Plain", "猫")
     first = fonts.default_font()
-    assert fonts.split_by_font("猫\u0301", first) == [fonts.Run("猫\u0301", plain)]
-    assert fonts.split_by_font("狗", first) == [fonts.Run("狗", bold)]
+    assert fonts.split_by_font("猫\u0301", first) == [fonts.FontRun("猫\u0301", plain)]
+    assert fonts.split_by_font("狗", first) == [fonts.FontRun("狗", bold)]
 
 
 def test_names_that_no_font_has_are_named_with_what_to_install(font_folder, capsys):

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from utils import plot
 from utils.charts.class_bars import draw_average_precisions
 from utils.charts.figures import line_styles
-from utils.charts.precision_recall import draw_precision_recall
+from utils.charts.precision_recall_curves import draw_precision_recall
 from utils.charts.training_curves import RunLog, draw_curves
 from utils.metrics.precision_recall import precision_recall
 from utils.metrics.score_files import SavedScores

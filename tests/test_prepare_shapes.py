@@ -108,7 +108,7 @@ def test_a_process_that_waits_for_another_one_uses_its_data_set(workdir, monkeyp
 
     @contextlib.contextmanager
     def wait(path: Path):
-        shapes.write_data_set(folder, options)
+        shapes.write_shapes(folder, options)
         monkeypatch.setattr(shapes, "draw_scene", None)  # it would fail
         yield
 

@@ -41,12 +41,12 @@ __all__ = ["evaluate"]
 def main() -> None:
     args = parse_args()
     if args.second is None:
-        report(args)
+        report_metrics(args)
     else:
         report_difference(args)
 
 
-def report(args: argparse.Namespace) -> None:
+def report_metrics(args: argparse.Namespace) -> None:
     """Print and write the metrics of one file."""
     saved = read_scores(args.file)
     used = choose_threshold(args.threshold, saved, args.file)
@@ -124,11 +124,11 @@ def parse_args() -> argparse.Namespace:
     out_help = "write the metrics, or the difference, to this JSON file"
     parser.add_argument("--out", type=given_path, metavar="FILE", help=out_help)
     args = parser.parse_args()
-    check_outputs(args)
+    check_output_files(args)
     return args
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_output_files(args: argparse.Namespace) -> None:
     """Raise UserError if an output cannot be written, or does not go with the other arguments."""
     check_file(args.fit_thresholds, "--fit_thresholds", ".json")
     check_file(args.out, "--out")

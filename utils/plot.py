@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.charts.class_bars import draw_average_precisions, read_results
 from utils.charts.figures import is_chart, use_fonts_for, write_chart
-from utils.charts.precision_recall import draw_precision_recall
+from utils.charts.precision_recall_curves import draw_precision_recall
 from utils.charts.training_curves import draw_curves, read_run
 from utils.metrics.score_files import read_scores
 from utils.runtime.arguments import Parser, given_path

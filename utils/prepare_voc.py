@@ -45,7 +45,7 @@ def main() -> None:
     check_folder(folder, "label files")
     if args.download:
         check_is_incomplete(voc, args.year)
-        download(args.data_path, args.year)
+        download_voc(args.data_path, args.year)
     if not voc.is_dir():
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
@@ -81,7 +81,7 @@ def check_is_incomplete(voc: Path, year: str) -> None:
         raise UserError(f"--download would replace the files in {voc}: leave it out, or move the folder away")
 
 
-def download(data_path: Path, year: str) -> None:
+def download_voc(data_path: Path, year: str) -> None:
     """Download VOC2007 or VOC2012 to data_path, which must be the folder that the archives name."""
     if data_path.name != "VOCdevkit":
         raise UserError(f"--download needs a --data_path that ends in VOCdevkit, not {data_path}")
@@ -106,7 +106,7 @@ def read_lists(voc: Path, lists: str, classes: list[str]) -> Pictures:
     for image_id, source in tqdm(sorted(sources.items()), desc=lists, unit="img", disable=None):
         image, key = listed_file(voc / "JPEGImages", f"{image_id}.jpg", source)
         annotation, _ = listed_file(voc / "Annotations", f"{image_id}.xml", source)
-        target = read_target(annotation, classes)
+        target = read_annotation(annotation, classes)
         entry: Entry = {"target": target, "img_path": image.as_posix()}
         # The lists may name an image twice, as 000005 and ./000005: POSITIVE > DIFFICULT > ABSENT.
         same_image = pictures.setdefault(key, entry)
@@ -128,7 +128,7 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def read_target(path: Path, classes: list[str]) -> list[int]:
+def read_annotation(path: Path, classes: list[str]) -> list[int]:
     """Return the target (C) of an annotation: POSITIVE, ABSENT, or DIFFICULT if all its objects are."""
     target = dict.fromkeys(classes, ABSENT)
     with reporting_errors(f"{path} is not a VOC annotation in valid XML"):

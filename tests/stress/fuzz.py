@@ -208,7 +208,7 @@ PARSERS = {
     "VOC annotation": Parser(
         "a.xml",
         ["annotation", ["filename", "a.jpg"], OBJECT, OBJECT],
-        lambda path: prepare_voc.read_target(path, class_names("voc07")),
+        lambda path: prepare_voc.read_annotation(path, class_names("voc07")),
         to_xml,
     ),
     "VOC split": Parser("train.txt", ["000005", "000007"], prepare_voc.read_ids, to_words),

@@ -40,14 +40,14 @@ def summary(parser: Parser, args: argparse.Namespace) -> str:
     """Format the options of a run that matter most or differ from their defaults, in the lines of SUMMARY."""
     lines = []
     for title, names in SUMMARY.items():
-        descriptions = [describe(name, parser, args) for name in names]
+        descriptions = [describe_option(name, parser, args) for name in names]
         words = ", ".join(description for description in descriptions if description)
         if words:
             lines.append(f"{title:13} {words}")
     return "\n".join(lines)
 
 
-def describe(name: str, parser: Parser, args: argparse.Namespace) -> str:
+def describe_option(name: str, parser: Parser, args: argparse.Namespace) -> str:
     """Return an option's name and value, or "" if it has no value or only its default."""
     value = getattr(args, name, None)
     if value is None or (value == parser.get_default(name) and name not in ALWAYS_NAMED):

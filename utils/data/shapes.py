@@ -55,7 +55,7 @@ def make_shapes(folder: Path, options: ShapesOptions, overwrite: bool = False) -
             check_same_options(folder, options)
         check_holds_shapes(folder)
         if was_made or not is_made(folder, options):  # else it was made while this process waited
-            write_data_set(folder, options)
+            write_shapes(folder, options)
     print(f"made shapes in {folder} with {options}")
 
 
@@ -91,7 +91,7 @@ def is_made(folder: Path, options: ShapesOptions) -> bool:
     return is_whole and record.exists() and record.read_text() == str(options)
 
 
-def write_data_set(folder: Path, options: ShapesOptions) -> None:
+def write_shapes(folder: Path, options: ShapesOptions) -> None:
     """Write all files of the data set; the record of the options is the last one."""
     write_json_list(folder / "classes.json", SHAPES)
     splits = write_images(folder, options)

@@ -15,12 +15,12 @@ CHANNELS = [np.interp(np.linspace(0, 4, 256), range(5), channel) for channel in 
 COLOURS = np.stack(CHANNELS, axis=-1).round().astype(np.uint8)  # (256, 3)
 # A map with few places is drawn as blocks: a smooth one would show a hill that the network never computed.
 MAX_BLOCKS = 6
-MIN_SIDE = 280  # of a picture: a smaller image is enlarged
-# A contact sheet fills a page 7.2 inches wide when it is printed: its pictures are PANEL pixels wide, COLUMNS
-# in a row, GAP pixels apart.
+MIN_PICTURE_SIDE = 280  # pixels: a smaller image is enlarged
+# A contact sheet fills a page 7.2 inches wide when it is printed. It has PANELS_PER_ROW pictures in a row,
+# each PANEL pixels wide, GAP pixels apart.
 DPI = 300
 PANEL = 530
-COLUMNS = 4
+PANELS_PER_ROW = 4
 GAP = 10
 PANEL_TEXT = 30  # pixels: 7 points in print
 PAPER = (255, 255, 255)
@@ -68,8 +68,8 @@ def shrink(image: Image.Image, max_side: int) -> Image.Image:
 
 def single_picture(image: Image.Image, class_map: ClassMap) -> Image.Image:
     """Draw the map of a class over an image, enlarged if it is small, with a legend below it."""
-    image = resize(image, max(1, MIN_SIDE / max(image.size)))
-    width = max(image.width, MIN_SIDE)
+    image = resize(image, max(1, MIN_PICTURE_SIDE / max(image.size)))
+    width = max(image.width, MIN_PICTURE_SIDE)
     return panel(image, class_map, width, text_size=max(12, width // 32))
 
 
@@ -114,8 +114,8 @@ def contact_sheet(image: Image.Image, maps: list[ClassMap], title: str) -> Image
     small = resize(image, min(PANEL / image.width, 2 * PANEL / image.height))
     panels = [panel(small, None, PANEL, PANEL_TEXT, title)]
     panels += [panel(small, class_map, PANEL, PANEL_TEXT) for class_map in maps]
-    num_columns = min(COLUMNS, len(panels))
-    num_rows = math.ceil(len(panels) / COLUMNS)
+    num_columns = min(PANELS_PER_ROW, len(panels))
+    num_rows = math.ceil(len(panels) / PANELS_PER_ROW)
     width = PANEL + GAP
     height = panels[0].height + GAP
     sheet = Image.new("RGB", (num_columns * width + GAP, num_rows * height + GAP), PAPER)

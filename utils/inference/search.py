@@ -188,14 +188,14 @@ def walk(root: str) -> Tree:
             visited.add(key)
             paths = visible_paths(folder)
         except OSError as error:
-            tree.skipped.append(Skipped(folder, reason_of(error)))
+            tree.skipped.append(Skipped(folder, why_unreadable(error)))
             continue
         tree.folders.append(folder)
         for path in paths:
             try:
                 is_folder = stat.S_ISDIR(os.stat(path).st_mode)
             except OSError as error:
-                tree.skipped.append(Skipped(path, reason_of(error)))
+                tree.skipped.append(Skipped(path, why_unreadable(error)))
                 continue
             if not is_folder:
                 tree.files.append(path)
@@ -212,7 +212,7 @@ def visible_paths(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in names if not name.startswith(".")]
 
 
-def reason_of(error: OSError) -> str:
+def why_unreadable(error: OSError) -> str:
     """Return in words why a file or folder cannot be read; a shortage, which concerns all, is raised."""
     if out_of_files_message(error):
         raise error

@@ -20,7 +20,7 @@ import numpy as np
 from utils.metrics.multilabel import share
 from utils.metrics.score_files import SavedScores
 
-BLOCK_ELEMENTS = 2**18  # of the draws of a block of resamples: they stay in the processor's cache
+BLOCK_DRAWS = 2**18  # draws of a block of resamples: they stay in the processor's cache
 NORMAL = NormalDist()
 TAIL = NORMAL.inv_cdf(0.975)
 
@@ -93,13 +93,13 @@ def bootstrap(
     All sets have the same images, and are evaluated on the same resamples.
     """
     rng = np.random.default_rng(seed)
-    size = max(1, BLOCK_ELEMENTS // num_images)
+    size = max(1, BLOCK_DRAWS // num_images)
     for start in range(0, num_resamples, size):
-        draws = draw(rng, num_images, min(size, num_resamples - start))
+        draws = draw_images(rng, num_images, min(size, num_resamples - start))
         yield [evaluate_resamples(rankings, draws) for rankings in sets]
 
 
-def draw(rng: np.random.Generator, num_images: int, num_resamples: int) -> np.ndarray:
+def draw_images(rng: np.random.Generator, num_images: int, num_resamples: int) -> np.ndarray:
     """Return how often each resample draws each image, (R, N) uint16."""
     draws = np.empty((num_resamples, num_images), np.uint16)
     for row in draws:
@@ -114,7 +114,7 @@ def join(blocks: Sequence[Resamples]) -> Resamples:
 
 def evaluate_resamples(rankings: list[Ranking], draws: np.ndarray) -> Resamples:
     """Compute the metrics of resamples, as `evaluate` does for the images that they draw (R, N)."""
-    aps = np.stack([average_precisions(ranking, draws) for ranking in rankings], axis=1)
+    aps = np.stack([average_precision_by_resample(ranking, draws) for ranking in rankings], axis=1)
     positives = np.stack([total(draws, ranking.positives) for ranking in rankings], axis=1)
     predicted = np.stack([total(draws, ranking.predicted) for ranking in rankings], axis=1)
     correct = np.stack([total(draws, ranking.correct) for ranking in rankings], axis=1)
@@ -130,7 +130,7 @@ def evaluate_resamples(rankings: list[Ranking], draws: np.ndarray) -> Resamples:
     }
 
 
-def average_precisions(ranking: Ranking, draws: np.ndarray) -> np.ndarray:
+def average_precision_by_resample(ranking: Ranking, draws: np.ndarray) -> np.ndarray:
     """Compute the average precision of a class in each resample, (R,); NaN without positives."""
     if len(ranking.positives) == 0:
         return np.full(len(draws), np.nan)

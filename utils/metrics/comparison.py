@@ -8,13 +8,13 @@ from utils.metrics.bootstrap import Interval, Resamples, intervals
 from utils.metrics.report import by_class
 from utils.runtime.errors import one_line
 
-TOTALS = ("mAP", "CF1", "OF1")
+COMPARED = ("mAP", "CF1", "OF1")
 
 
 class Comparison(NamedTuple):
     """The metrics of two models, and what the second has more than the first, with 95 % intervals.
 
-    difference, intervals: {metric: value} for the metrics of TOTALS, and for AP a list by class.
+    difference, intervals: {metric: value} for the metrics of COMPARED, and for AP a list by class.
     """
 
     first: Mapping[str, Any]
@@ -27,7 +27,7 @@ def compare(metrics: Sequence[Mapping[str, Any]], resamples: list[Resamples]) ->
     """Compare two models by their metrics and by those of the same resamples of the images."""
     first, second = metrics
     before, after = resamples
-    difference: dict[str, Any] = {name: second[name] - first[name] for name in TOTALS}
+    difference: dict[str, Any] = {name: second[name] - first[name] for name in COMPARED}
     difference["AP"] = [b - a for a, b in zip(first["AP"], second["AP"])]
     differences = {name: after[name] - before[name] for name in before}
     return Comparison(first, second, difference, intervals(differences))
@@ -63,7 +63,7 @@ def format_comparison(comparison: Comparison, names: list[str]) -> str:
     note = "AP of the classes that differ beyond their 95 % interval, and metrics of all, in %"
     if not rows:
         note = "no AP of a class differs beyond its 95 % interval; metrics of all classes, in %"
-    for metric in TOTALS:
+    for metric in COMPARED:
         values = [metrics[metric] for metrics in (comparison.first, comparison.second)]
         rows.append((metric, *values, comparison.intervals[metric]))
 

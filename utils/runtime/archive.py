@@ -89,7 +89,7 @@ class DirectoryEntry(NamedTuple):
     start: int
 
 
-class Entry(NamedTuple):
+class ArchiveEntry(NamedTuple):
     """What the directory says of an entry.
 
     start: where its header starts in the file. packed_size: of its bytes in the file, between header and
@@ -166,9 +166,9 @@ def read_large_end(file: BinaryIO, position: int) -> tuple[int, int, int]:
     return count, size, start
 
 
-def read_directory(file: BinaryIO, directory: Directory) -> list[Entry]:
+def read_directory(file: BinaryIO, directory: Directory) -> list[ArchiveEntry]:
     """Return the entries of the directory, which has to hold nothing else."""
-    entries: list[Entry] = []
+    entries: list[ArchiveEntry] = []
     position = directory.start
     while position < directory.end:
         fields = DirectoryEntry._make(DIRECTORY_ENTRY.unpack(take(file, position, DIRECTORY_ENTRY.size)))
@@ -186,10 +186,10 @@ def read_directory(file: BinaryIO, directory: Directory) -> list[Entry]:
     return entries
 
 
-def read_entry(fields: DirectoryEntry, name: bytes, extra: bytes) -> Entry:
+def read_entry(fields: DirectoryEntry, name: bytes, extra: bytes) -> ArchiveEntry:
     """Return what the directory says of an entry; ArchiveError if it is not an ordinary file."""
     size, packed_size, start = read_large([fields.size, fields.packed_size, fields.start], extra)
-    entry = Entry(name, fields.flags, fields.compression, fields.checksum, packed_size, size, start)
+    entry = ArchiveEntry(name, fields.flags, fields.compression, fields.checksum, packed_size, size, start)
     if fields.signature != DIRECTORY_START or fields.comment_size or fields.disk:
         raise ArchiveError("its directory is damaged")
     unknown_flags = fields.flags & ~(HAS_TRAILER | LEVEL | IS_UTF8)
@@ -218,7 +218,7 @@ def read_large(numbers: list[int], extra: bytes) -> list[int]:
     return result
 
 
-def check_entry(file: BinaryIO, entry: Entry) -> int:
+def check_entry(file: BinaryIO, entry: ArchiveEntry) -> int:
     """Compare an entry's header, bytes and trailer with the directory; return where the entry ends."""
     header = Header._make(HEADER.unpack(take(file, entry.start, HEADER.size)))
     position = entry.start + HEADER.size
@@ -249,7 +249,7 @@ def check_entry(file: BinaryIO, entry: Entry) -> int:
     return position + layout.size
 
 
-def checksum_of(file: BinaryIO, position: int, entry: Entry) -> int:
+def checksum_of(file: BinaryIO, position: int, entry: ArchiveEntry) -> int:
     """Return the CRC-32 of the bytes of an entry, which are in the file from `position` on."""
     checksum = 0
     size = 0
@@ -271,7 +271,7 @@ def read_parts(file: BinaryIO, position: int, size: int) -> Iterator[bytes]:
         yield take(file, start, min(CHUNK, end - start))
 
 
-def decompress(parts: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
+def decompress(parts: Iterator[bytes], entry: ArchiveEntry) -> Iterator[bytes]:
     """Yield a decompressed entry in pieces that fit in memory; it must end where the last part ends."""
     engine = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:

@@ -25,7 +25,7 @@ CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWI
 MAX_NAMED = 10
 
 
-class Run(NamedTuple):
+class FontRun(NamedTuple):
     """A part of a text, and the font file that draws it."""
 
     text: str
@@ -100,21 +100,21 @@ def needs_no_font(character: str) -> bool:
     return unicodedata.category(character)[0] in "ZCM"
 
 
-def split_by_font(text: str, first: str) -> list[Run]:
+def split_by_font(text: str, first: str) -> list[FontRun]:
     """Split a text into the longest runs that one font can draw.
 
     first: the font of all characters that it has, and of those that no font has.
     """
-    runs: list[Run] = []
+    runs: list[FontRun] = []
     for character in text:
         if needs_no_font(character):
             file = runs[-1].file if runs else first
         else:
             file = find_font(character, first) or first
         if runs and runs[-1].file == file:
-            runs[-1] = Run(runs[-1].text + character, file)
+            runs[-1] = FontRun(runs[-1].text + character, file)
         else:
-            runs.append(Run(character, file))
+            runs.append(FontRun(character, file))
     return runs
 
 

@@ -23,7 +23,7 @@ def start_line(run: Run, is_resumed: bool) -> str:
         finished = f"the run in {run.folder.path} is finished after epoch {run.progress.epoch}"
         return f"{finished}: --total_epoch adds more"
     action = "resuming the" if is_resumed else "starting a new"
-    return f"{action} run in {run.folder.path} at {place(run)}"
+    return f"{action} run in {run.folder.path} at {describe_position(run)}"
 
 
 def warmup_line(args: argparse.Namespace) -> str:
@@ -40,7 +40,7 @@ def processes_line(before: int) -> str:
     return f"number of processes: {before} before, {WORLD_SIZE} now ({changes})"
 
 
-def place(run: Run) -> str:
+def describe_position(run: Run) -> str:
     """Return where the run stands, in words."""
     progress = run.progress
     if progress.epoch >= run.args.total_epoch:

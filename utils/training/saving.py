@@ -15,7 +15,7 @@ from utils.runtime.files import nan_to_none, write_json
 from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.runtime.signals import Interrupted
 from utils.training.log import log_epoch
-from utils.training.messages import diverged, format_record, place
+from utils.training.messages import describe_position, diverged, format_record
 from utils.training.run import Run
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import first_not_finite, load_weights
@@ -104,5 +104,5 @@ def saying_how_to_resume(run: Run) -> Iterator[None]:
         launcher = "python" if WORLD_SIZE == 1 else "the same torchrun options and"
         command = shlex.join(["main.py", "--resume", str(run.folder.path)])
         with contextlib.suppress(OSError):  # stdout may be a pipe that the same signal closed
-            print(f"stopped at {place(run)}; resume with: {launcher} {command}")
+            print(f"stopped at {describe_position(run)}; resume with: {launcher} {command}")
         raise

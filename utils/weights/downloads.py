@@ -18,7 +18,7 @@ import torch
 from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.files import atomic_write
 from utils.runtime.progress import download_bar
-from utils.weights.google_drive import Page, direct_address, read_page
+from utils.weights.google_drive import WebPage, direct_address, read_page
 from utils.weights.reading import is_web_page, read_open_file
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -193,7 +193,7 @@ def is_html(response: http.client.HTTPResponse) -> bool:
     return response.headers.get_content_type() == "text/html"
 
 
-def take_page(response: http.client.HTTPResponse) -> Page:
+def take_page(response: http.client.HTTPResponse) -> WebPage:
     """Return the web page in an answer, and close the connection."""
     with response:
         return read_page(response.read(MAX_PAGE).decode(errors="replace"))

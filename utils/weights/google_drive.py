@@ -9,7 +9,7 @@ DOWNLOAD = "https://drive.google.com/uc?export=download&id="
 SHARED = re.compile(r"https://drive\.google\.com/(?:file/d/|open\?id=)([\w-]+)")
 
 
-class Page(NamedTuple):
+class WebPage(NamedTuple):
     """A web page: its title, and the address of the file that it offers, None if it is no warning page."""
 
     title: str
@@ -22,21 +22,21 @@ def direct_address(url: str) -> str:
     return f"{DOWNLOAD}{shared[1]}" if shared else url
 
 
-def read_page(text: str) -> Page:
+def read_page(text: str) -> WebPage:
     """Read a web page, such as Drive's warning that it cannot check a large file for viruses.
 
     The warning is a form whose hidden fields confirm the download.
     """
-    parser = PageParser()
+    parser = WebPageParser()
     parser.feed(text)
     title = " ".join(parser.title.split())
     if parser.action is None:
-        return Page(title, None)
+        return WebPage(title, None)
     separator = "&" if "?" in parser.action else "?"
-    return Page(title, f"{parser.action}{separator}{urlencode(parser.fields)}")
+    return WebPage(title, f"{parser.action}{separator}{urlencode(parser.fields)}")
 
 
-class PageParser(HTMLParser):
+class WebPageParser(HTMLParser):
     """Collects the title of a page, and the address and the hidden fields of its form download-form."""
 
     def __init__(self) -> None:

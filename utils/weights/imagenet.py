@@ -3,10 +3,10 @@
 import torchvision
 
 # timm's files, which the authors' Vision Transformers start from: trained on ImageNet-21k, then on ImageNet.
-TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx"
+TIMM_RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx"
 VIT_URLS = {
-    "vit_B16_224": f"{TIMM}/jx_vit_base_p16_224-80ecf9dd.pth",
-    "vit_L16_224": f"{TIMM}/jx_vit_large_p16_224-4ee7a4dc.pth",
+    "vit_B16_224": f"{TIMM_RELEASE}/jx_vit_base_p16_224-80ecf9dd.pth",
+    "vit_L16_224": f"{TIMM_RELEASE}/jx_vit_large_p16_224-4ee7a4dc.pth",
 }
 
 
