@@ -7,6 +7,7 @@ if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # first, see there
 
 import argparse
+from typing import Any
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
@@ -19,12 +20,12 @@ from utils.command_line.sweep_option import axis, sweep_axes
 from utils.data.datasets import DEFAULT_DATASET, dataset_spec
 from utils.data.labels import Labels, fingerprint
 from utils.data.loaders import EvaluationLoader
-from utils.data.samples import load_split
+from utils.data.samples import LabelledImages, load_split
 from utils.inference.evaluation_page import write_evaluation_page
 from utils.inference.html_page import PageSettings, check_page_folder
 from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
 from utils.inference.predictor import Labelling, Predictor
-from utils.inference.sweep import compute_terms, sweep
+from utils.inference.sweep import LogitTerms, compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
 from utils.metrics.report import by_class, format_report, is_metrics_file
 from utils.metrics.score_files import is_scores_file, write_scores
@@ -58,18 +59,7 @@ def main() -> None:
     print(f"{len(dataset)} {args.split} images, on {device}")
     report_other_labels(predictor, dataset.labels)
 
-    terms = None
-    with interrupt.deferring_signals("stopping"):
-        if args.sweep:
-            temperatures = args.sweep.temperatures
-            terms = compute_terms(predictor.network, loader, device, temperatures, args.amp, args.tta)
-            logits = terms.logits(args.lam, None)
-        else:
-            forward = with_tta(predictor.network, args.tta)
-            logits = compute_outputs(predictor.network, loader, device, args.amp, forward)
-        interrupt.stop_if_asked()
-    scores = sigmoid(logits)
-    del logits  # its memory is needed again
+    scores, terms = compute_scores(args, predictor, loader)
     metrics = evaluate_scores(scores, dataset.labels, thresholds)
     print(format_report(metrics, predictor.classes))
     results = by_class(metrics, predictor.classes)
@@ -77,19 +67,55 @@ def main() -> None:
         points = sweep(terms, dataset.labels, args.sweep, thresholds)
         print(f"\n{format_sweep(points)}")
         results["sweep"] = sweep_results(points, predictor.classes)
-    if args.out and RANK == 0:
-        write_json(args.out, nan_to_none(results))
-        print(f"written to {args.out}")
-    if args.save_scores and RANK == 0:
-        write_scores(args.save_scores, scores, dataset.labels, predictor.classes)
-        print(f"scores written to {args.save_scores}")
+    if RANK == 0:
+        write_files(args, results, scores, dataset.labels, predictor.classes)
     distributed.disconnect()
     if args.html and RANK == 0:
         settings = page_settings(args, predictor, thresholds, metrics["mAP"])
-        how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
-        with interrupt.deferring_signals("stopping"):
-            write_evaluation_page(args.html, settings, predictor, dataset, scores, how)
-        print(f"written to {args.html}")
+        write_page(args, settings, predictor, dataset, scores)
+
+
+def compute_scores(
+    args: argparse.Namespace, predictor: Predictor, loader: EvaluationLoader
+) -> tuple[np.ndarray, LogitTerms | None]:
+    """Return the scores (N, C) of all images, and with --sweep the terms of their logits, else None."""
+    network = predictor.network
+    device = predictor.device
+    terms = None
+    with interrupt.deferring_signals("stopping"):
+        if args.sweep:
+            terms = compute_terms(network, loader, device, args.sweep.temperatures, args.amp, args.tta)
+            logits = terms.logits(args.lam, None)
+        else:
+            logits = compute_outputs(network, loader, device, args.amp, with_tta(network, args.tta))
+        interrupt.stop_if_asked()
+    return sigmoid(logits), terms
+
+
+def write_files(
+    args: argparse.Namespace, results: dict[str, Any], scores: np.ndarray, labels: Labels, classes: list[str]
+) -> None:
+    """Write the files that --out and --save_scores name; scores: (N, C)."""
+    if args.out:
+        write_json(args.out, nan_to_none(results))
+        print(f"written to {args.out}")
+    if args.save_scores:
+        write_scores(args.save_scores, scores, labels, classes)
+        print(f"scores written to {args.save_scores}")
+
+
+def write_page(
+    args: argparse.Namespace,
+    settings: PageSettings,
+    predictor: Predictor,
+    dataset: LabelledImages,
+    scores: np.ndarray,
+) -> None:
+    """Write the page of --html; scores: (N, C)."""
+    how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
+    with interrupt.deferring_signals("stopping"):
+        write_evaluation_page(args.html, settings, predictor, dataset, scores, how)
+    print(f"written to {args.html}")
 
 
 def page_settings(

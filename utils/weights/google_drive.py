@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from typing import NamedTuple
 from urllib.parse import urlencode
 
-DOWNLOAD = "https://drive.google.com/uc?export=download&id="
+DRIVE = "https://drive.google.com/uc?export=download&id="
 SHARED = re.compile(r"https://drive\.google\.com/(?:file/d/|open\?id=)([\w-]+)")
 
 
@@ -19,7 +19,7 @@ class WebPage(NamedTuple):
 def direct_address(url: str) -> str:
     """Return the address of the file itself for the link by which Drive shares it; other URLs unchanged."""
     shared = SHARED.match(url)
-    return f"{DOWNLOAD}{shared[1]}" if shared else url
+    return f"{DRIVE}{shared[1]}" if shared else url
 
 
 def read_page(text: str) -> WebPage:

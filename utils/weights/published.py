@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from utils.weights.google_drive import DOWNLOAD
+from utils.weights.google_drive import DRIVE
 
 OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/csra"
 
@@ -28,15 +28,15 @@ class Published:
 
 # fmt: off
 ROWS = [
-    Published("voc07_resnet101", f"{DOWNLOAD}1cQSRI_DWyKpLa0tvxltoH9rM4IZMIEWJ", "csra_voc07_resnet101.pth",
+    Published("voc07_resnet101", f"{DRIVE}1cQSRI_DWyKpLa0tvxltoH9rM4IZMIEWJ", "csra_voc07_resnet101.pth",
         "resnet101", 1, 0.1, "voc07", 94.7, "authors"),
-    Published("voc07_resnet_cut", f"{DOWNLOAD}1bzSsWhGG-zUNQRMB7rQCuPMqLZjnrzFh", "csra_voc07_resnet_cut.pth",
+    Published("voc07_resnet_cut", f"{DRIVE}1bzSsWhGG-zUNQRMB7rQCuPMqLZjnrzFh", "csra_voc07_resnet_cut.pth",
         "resnet101", 1, 0.1, "voc07", 95.2, "authors"),
-    Published("coco_resnet101", f"{DOWNLOAD}1e_WzdVgF_sQc--ubN-DRnGVbbJGSJEZa", "csra_coco_resnet101.pth",
+    Published("coco_resnet101", f"{DRIVE}1e_WzdVgF_sQc--ubN-DRnGVbbJGSJEZa", "csra_coco_resnet101.pth",
         "resnet101", 4, 0.5, "coco", 83.3, "authors"),
-    Published("coco_resnet_cut", f"{DOWNLOAD}17FgLUe_vr5sJX6_TT-MPdP5TYYAcVEPF", "csra_coco_resnet_cut.pth",
+    Published("coco_resnet_cut", f"{DRIVE}17FgLUe_vr5sJX6_TT-MPdP5TYYAcVEPF", "csra_coco_resnet_cut.pth",
         "resnet101", 6, 0.4, "coco", 85.6, "authors"),
-    Published("resnet101_cutmix", f"{DOWNLOAD}1T4AxsAO2tszvhn62KFN5kaknBtBZIpDV", "CutMix_ResNet101.pth",
+    Published("resnet101_cutmix", f"{DRIVE}1T4AxsAO2tszvhn62KFN5kaknBtBZIpDV", "CutMix_ResNet101.pth",
         "resnet101", None, None, None, None, "authors"),
     Published("voc07_resnet101_mmpretrain",
         f"{OPENMMLAB}/resnet101-csra_1xb16_voc07-448px_20220722-29efb40a.pth",
