@@ -155,7 +155,9 @@ def train_one_epoch(
             progress.step += 1
 
             stop, show = distributed.any_process(bool(interrupt.received), lines.due(progress.step))
-            if stop or (args.save_every and progress.step % args.save_every == 0):
+            is_last = progress.step == run.steps_per_epoch  # it is saved after the loop
+            save = args.save_every and progress.step % args.save_every == 0 and not is_last
+            if stop or save:
                 meter.average_into(run)
                 saving.gather_and_save(run)
             if stop:  # before anything is printed: the terminal may be closed

@@ -277,6 +277,20 @@ def test_memory_is_kept_only_while_a_list_is_labelled(photos, monkeypatch, names
     assert glibc.is_trimmed
 
 
+def test_on_a_gpu_a_list_leaves_glibc_alone(photos, monkeypatch):
+    """No GPU is needed: the photographs are labelled on the CPU, and only the network's device is claimed."""
+    glibc = RecordingLibrary()
+    monkeypatch.setattr(device, "configurable_glibc", lambda: glibc)
+    model = load_model("model.pth", device="cpu")
+    monkeypatch.setattr(model, "label", lambda *args: (result for result in ()))
+    with device.keeping_freed_memory(model.device):
+        assert glibc.settings
+    glibc.settings.clear()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert model.predict(NAMES) == []
+    assert glibc.settings == {}
+
+
 def test_a_photograph_that_cannot_be_read_ends_a_list(photos):
     model = load_model("model.pth", device="cpu")
     num_threads = threading.active_count()

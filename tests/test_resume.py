@@ -10,6 +10,7 @@ import torch
 
 import main
 from helpers import REPOSITORY, RUN, assert_same, make_own, signal_at, start, wait_until
+from utils.training.folder import RunFolder
 from utils.training.log import log_epoch
 
 
@@ -92,6 +93,22 @@ def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path
     run.communicate()
     assert command(main, "--resume", "--output_dir", folder).status == 0
     assert_same(results(folder), results(uninterrupted))
+
+
+@pytest.mark.parametrize(("save_every", "steps"), [(1, [1, 2]), (2, [2]), (3, []), (4, [])])
+def test_a_run_saves_once_after_the_last_step_of_an_epoch(
+    shapes, tmp_path, command, monkeypatch, save_every, steps
+):
+    """Note epoch and step of each last.pth: after the steps, after the training, and after the evaluation."""
+    written = []
+
+    def write_last(folder: RunFolder, checkpoint: dict) -> None:
+        written.append((checkpoint["position"]["epoch"], checkpoint["position"]["step"]))
+
+    monkeypatch.setattr(RunFolder, "write_last", write_last)
+    options = ["--total_epoch", 1, "--save_every", save_every, "--output_dir", tmp_path / "run"]
+    assert command(main, *RUN, *options).status == 0
+    assert written == [*((0, step) for step in steps), (0, 3), (1, 0)]
 
 
 @pytest.mark.slow

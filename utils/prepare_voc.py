@@ -11,6 +11,7 @@ if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,9 +33,9 @@ from utils.runtime.files import check_folder
 from utils.runtime.script import run_script
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation
-# Each split names one or more lists of images, joined by +. The first split is for training, the last one for
-# evaluation.
-LISTS = {"2007": ["train+val", "test"], "2012": ["train", "train+val", "val"]}
+# The lists of images to train on, joined by +, and the list to evaluate on. The labels of VOC2012's test set
+# are not published.
+LISTS = {"2007": ("train+val", "test"), "2012": ("train", "val")}
 
 
 def main() -> None:
@@ -50,16 +51,14 @@ def main() -> None:
         raise UserError(f"{voc} is missing: set --data_path to the folder of {voc.name}/, or use --download")
     classes = class_names(name)
     pictures = {lists.replace("+", ""): read_lists(voc, lists, classes) for lists in LISTS[args.year]}
-    train, *_, test = pictures
-    check_no_overlap({split: pictures[split] for split in (train, test)})
-    test_file = f"{test}_{name}.json"
-    label_files = {f"{split}_{name}.json": list(pictures[split].values()) for split in pictures}
-    for label_file, entries in label_files.items():
-        if label_file != test_file:
-            make_difficult_negative(entries)
+    check_no_overlap(pictures)
+    train, test = pictures
+    make_difficult_negative(pictures[train].values())
+    label_files = {f"{split}_{name}.json": list(pictures[split].values()) for split in (train, test)}
     label_files = without_bad(label_files, args)
     write_labels(folder, classes, label_files)
-    num_difficult = sum(entry["target"].count(DIFFICULT) for entry in label_files[test_file])
+    test_entries = label_files[f"{test}_{name}.json"]
+    num_difficult = sum(entry["target"].count(DIFFICULT) for entry in test_entries)
     skipped = "only bad" if args.skip_bad else "no"
     print(
         f"{skipped} images left out; "
@@ -93,7 +92,7 @@ def download_voc(data_path: Path, year: str) -> None:
             VOCDetection(data_path.parent, year=year, image_set=image_set, download=True)
 
 
-def make_difficult_negative(entries: list[Entry]) -> None:
+def make_difficult_negative(entries: Iterable[Entry]) -> None:
     """Turn targets into 1 and 0 for training, where a class with only difficult objects counts as absent."""
     for entry in entries:
         entry["target"] = [int(value == POSITIVE) for value in entry["target"]]

@@ -136,7 +136,7 @@ class Predictor:
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
         how = Labelling(num_threads=default_workers(), max_pixels=self.pixel_limit(max_pixels))
         with (
-            keeping_freed_memory(),
+            keeping_freed_memory(self.device),
             contextlib.closing(self.label(photos, how)) as results,  # ends its threads, also on an error
         ):
             return [self.name_scores(raise_if_unreadable(result).scores, thresholds) for result in results]

@@ -118,8 +118,14 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def keeping_freed_memory() -> Iterator[None]:
-    """Make glibc keep freed memory inside the block only, for a program that is not ours."""
+def keeping_freed_memory(device: torch.device) -> Iterator[None]:
+    """Make glibc keep freed memory inside the block only, for a program that is not ours.
+
+    device: that the block computes on; only on a CPU do the tensors of a network come from glibc.
+    """
+    if device.type != "cpu":
+        yield
+        return
     libc = configurable_glibc()
     keep_freed_memory()
     try:
