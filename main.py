@@ -62,10 +62,8 @@ def main() -> None:
         distributed.connect(device, args.batch_size)
         position = None if saved is None else saved.content["position"]
         check_same_start(distributed.gather(position))
-        if saved is None:
-            folder.make(
-                resume_options.named_folder(given), args
-            )  # only now: if another process lacks a GPU, torchrun kills this one
+        if saved is None:  # only now: if another process lacks a GPU, torchrun kills this one
+            folder.make(resume_options.named_folder(given), args)
         folder.broadcast_path()
 
         loaders = make_loaders(args, dataset_spec(args.dataset), device)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -140,6 +142,26 @@ def test_a_comparison_gives_the_difference_and_its_interval(workdir, command):
     assert swapped.startswith(f"mAP difference -{shown[0]} (95 % interval -")
 
 
+SPELLINGS = {
+    "with a dot": lambda path: f"./{path}",
+    "through a folder": lambda path: f"x/../{path}",
+    "absolute": os.path.abspath,
+    "with backslashes": lambda path: path.replace("/", "\\"),
+    "with two characters for an accent": lambda path: unicodedata.normalize("NFD", path),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_images_are_matched_however_their_paths_are_spelled(workdir, command, spell):
+    paths = [f"photos/\u00e9/{row}.jpg" for row in range(ROWS)]
+    order = np.random.default_rng(1).permutation(ROWS)
+    save("a.npz", paths=np.array(paths))
+    save("b.npz", order=order, paths=np.array([spell(paths[row]) for row in order]))
+    result = command(evaluation, "a.npz", "b.npz", "--resamples", 5)
+    assert result.status == 0, result.err
+    assert result.out.splitlines()[-1] == "mAP difference +0.00 (95 % interval 0.00 to 0.00)"
+
+
 def test_equal_models_do_not_differ(workdir, command):
     save("a.npz")
     lines = command(evaluation, "a.npz", "a.npz", "--resamples", 20).out.splitlines()
@@ -173,7 +195,11 @@ OTHER_PATHS = np.array([f"{row}.jpg" for row in range(ROWS)])
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"paths": OTHER_PATHS}, ["other images: 30 only in the second file, such as 30.jpg"]),
+        ({"paths": OTHER_PATHS}, ["other images: 30 only in the second file, such as 30.jpg;"]),
+        (
+            {"paths": np.array([f"photos/{row}.jpg" for row in range(ROWS)])},
+            ["30 only in the first file, such as 0.jpg, and 60 only in the second file, such as photos"],
+        ),
         ({"paths": np.sort(OTHER_PATHS)}, ["other images"]),
         ({"targets": np.ones((ROWS, 2))}, ["other labels", "0.jpg, class"]),
         ({"ignore": np.zeros((ROWS, 2), bool)}, ["other labels"]),

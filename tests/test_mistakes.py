@@ -154,6 +154,7 @@ def test_a_damaged_image_is_reported(workdir, command, num_workers):
     result = command(main, *arguments, "--num_workers", num_workers)
     assert result.status == 2
     assert result.err.startswith(f"main.py: error: {workdir}/3.png cannot be read as an image")
+    assert "the script that made the label files lists all such images (--verify)" in result.err
     assert result.err.count("\n") == 1
 
 

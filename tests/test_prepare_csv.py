@@ -371,9 +371,9 @@ def test_a_labelled_set_for_a_trained_model(table, command, fails, workdir):
     hints = {"Hors": "did you mean 'horse'?", "d\u043eg": "prints like 'dog'", "zebra": "'zebra'"}
     for name, says in hints.items():
         table(f"image,labels\na.png,dog\nb.png,dog;{name}\n")
-        fails(prepare_csv, *options, "--overwrite", says=["line 3: --classes_of has no class", says])
+        fails(prepare_csv, *options, "--overwrite", says=["line 3: --classes_of mine has no class", says])
         table(f"image,cat,{name}\na.png,1,0\n")
-        fails(prepare_csv, *options, "--overwrite", says=["labels.csv: --classes_of has no class", says])
+        fails(prepare_csv, *options, "--overwrite", says=["labels.csv: --classes_of mine has no class", says])
     Path("run").mkdir()
     Path("run/best.pth").touch()
     fails(prepare_csv, *options[:-1], "run", "--overwrite", says=["run is a folder", "run/best.pth"])

@@ -155,7 +155,7 @@ def test_a_labelled_set_for_a_trained_model(annotations, workdir, command, fails
     assert entries("test", "field") == {"photos/3.png": [0, 1, 1, 99], "photos/4.png": [0, 0, 0, 99]}
     assert not Path("data/field/train.json").exists()
     assert "2 of 8 labels are unknown" in result.out
-    says = ["photos/test.json: --classes_of has no class"]
+    says = ["photos/test.json: --classes_of wider has no class"]
     fails(prepare_coco, *options, "wider", "--overwrite", says=says)
     annotations("photos/test.json", {1: ("3.png", [0])}, [{"id": 0, "name": "Hors"}])
     fails(prepare_coco, *options, "mine", "--overwrite", says=["'Hors' (did you mean 'horse'?)"])

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.data.classes import class_names
+from utils.data.classes import KnownClasses, class_names
 from utils.data.datasets import DATASETS, dataset_spec, is_folder_name
 from utils.runtime.arguments import expand_home
 from utils.runtime.errors import UserError
@@ -15,19 +15,20 @@ def add_classes_of(group: argparse._ActionsContainer) -> None:
     group.add_argument("--classes_of", type=expand_home, metavar="NAME|FILE", help=classes_help)
 
 
-def read_classes_of(given: str | None) -> list[str] | None:
-    """Return the class names of a data set or of a checkpoint, None if none is given."""
+def read_classes_of(given: str | None) -> KnownClasses | None:
+    """Return the classes of a data set or of a checkpoint, None if none is given."""
     if given is None:
         return None
+    option = f"--classes_of {given}"
     path = Path(given)
     if path.is_file():
-        return checkpoint_classes(path)
+        return KnownClasses(checkpoint_classes(path), option)
     if (path / "best.pth").is_file():
-        raise UserError(f"--classes_of {given} is a folder: name a checkpoint in it, {path / 'best.pth'}")
+        raise UserError(f"{option} is a folder: name a checkpoint in it, {path / 'best.pth'}")
     if given not in DATASETS and not (is_folder_name(given) and Path("data", given).is_dir()):
         known = f"{', '.join(DATASETS)}, nor a folder in data/"
-        raise UserError(f"--classes_of {given}: no such checkpoint, and not a data set: not one of {known}")
-    return class_names(dataset_spec(given).folder)
+        raise UserError(f"{option}: no such checkpoint, and not a data set: not one of {known}")
+    return KnownClasses(class_names(dataset_spec(given).folder), option)
 
 
 def checkpoint_classes(path: Path) -> list[str]:

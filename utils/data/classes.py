@@ -3,13 +3,24 @@
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from utils.data.lookalikes import compose, look
+from utils.data.lookalikes import compose, describe_unknown, look
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
 
 CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line ends
+
+
+class KnownClasses(NamedTuple):
+    """The classes that a new data set may have, and the option that names them."""
+
+    names: list[str]
+    option: str
+
+    def unknown(self, name: str, where: str) -> UserError:
+        """Return the error, which starts with `where`, for a name that is none of the classes."""
+        return UserError(f"{where}: {self.option} has no class {describe_unknown(name, self.names)}")
 
 
 def class_names(folder: str) -> list[str]:

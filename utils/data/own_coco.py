@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.command_line.classes_of import add_classes_of, read_classes_of
-from utils.data.classes import check_looks, check_names
+from utils.data.classes import KnownClasses, check_looks, check_names
 from utils.data.coco_annotations import (
     Categories,
     load_annotations,
@@ -14,7 +14,6 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
-from utils.data.lookalikes import describe_unknown
 from utils.data.new_data_set import (
     SPLITS,
     add_overwrite,
@@ -117,7 +116,7 @@ def check_same_categories(files: list[Annotations]) -> None:
                 raise UserError(f"{differ}: the files of a data set need the same categories")
 
 
-def choose_classes(file: Annotations, known: list[str] | None) -> list[str]:
+def choose_classes(file: Annotations, known: KnownClasses | None) -> list[str]:
     """Return the known classes, or for None the categories in the order of their ids.
 
     Raises UserError unless the categories can be class names, and are all known.
@@ -126,11 +125,11 @@ def choose_classes(file: Annotations, known: list[str] | None) -> list[str]:
     check_looks(names, file.path)
     if known is None:
         return names
-    allowed = set(known)
+    allowed = set(known.names)
     for name in names:
         if name not in allowed:
-            raise UserError(f"{file.path}: --classes_of has no class {describe_unknown(name, known)}")
-    return known
+            raise known.unknown(name, str(file.path))
+    return known.names
 
 
 def read_pictures(file: Annotations, classes: list[str]) -> Pictures:

@@ -22,6 +22,11 @@ from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.paths import existing_spelling
 from utils.runtime.progress import delayed_bar
 
+# One bad image is often not the only one.
+ALL_BAD_IMAGES = (
+    "the script that made the label files lists all such images (--verify), or leaves them out (--skip_bad)"
+)
+
 
 class Sample(NamedTuple):
     """An image (3, S, S) uint8, its target (C,) int8 of 1, 0 or IGNORED, and its row in the label file."""
@@ -79,7 +84,10 @@ class LabelledImages(Dataset[Sample]):
 
     def pixels(self, row: int) -> Tensor:
         """Return the image of a row, or the part in its box, as uint8 (3, H, W)."""
-        image = load_image(self.path(row), self.max_pixels, self.exif)
+        try:
+            image = load_image(self.path(row), self.max_pixels, self.exif)
+        except UserError as error:
+            raise UserError(f"{error}; {ALL_BAD_IMAGES}") from None
         if self.labels.boxes is None:
             return image
         return cut_out(image, *self.labels.boxes[row].tolist())

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.classes import check_looks, check_names
+from utils.data.classes import KnownClasses, check_looks, check_names
 from utils.data.labels import IGNORED, Listed, Targets, TargetsBuilder
-from utils.data.lookalikes import closest, compose, describe_unknown, look
+from utils.data.lookalikes import closest, compose, look
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_fetched
 from utils.runtime.progress import delayed_bar
@@ -67,11 +67,11 @@ class LabelTable(NamedTuple):
     has_lists: bool
 
 
-def read_label_table(path: Path, separator: str | None, classes: list[str] | None) -> LabelTable:
+def read_label_table(path: Path, separator: str | None, known: KnownClasses | None) -> LabelTable:
     """Read a table of labels.
 
     separator: the text between the labels of a cell; None is ";", and cells that look like lists of another
-    kind are then refused. classes: the classes that the table may name; None takes those that it names.
+    kind are then refused. known: the classes that the table may name; None takes those that it names.
     Raises UserError if the table is malformed.
     """
     check_fetched(path)
@@ -86,10 +86,10 @@ def read_label_table(path: Path, separator: str | None, classes: list[str] | Non
     splits = columns.split_words()
     labels = columns.label_column()
     if labels is None:
-        classes, targets = columns.class_targets(classes)
+        classes, targets = columns.class_targets(known)
     else:
         columns.refuse_more(labels)
-        classes, targets = read_label_lists(columns.lists[labels], lines, separator, classes, path)
+        classes, targets = read_label_lists(columns.lists[labels], lines, separator, known, path)
     return LabelTable(path, lines, columns.images, splits, classes, targets, has_lists=labels is not None)
 
 
@@ -215,7 +215,7 @@ class Columns:
         _, cell = self.other_cells.get(c, (0, ""))
         return cell.casefold() in SPLIT_WORDS or closest(column_key(self.names[c]), SPLIT_KEYS) is not None
 
-    def class_targets(self, known: list[str] | None) -> tuple[list[str], Targets]:
+    def class_targets(self, known: KnownClasses | None) -> tuple[list[str], Targets]:
         """Return the class names and the targets of a table with a column per class.
 
         known: the classes that there may be; what has no column is unknown. Raises UserError for other
@@ -227,11 +227,11 @@ class Columns:
         targets = self.flags.build()
         if known is None:
             return classes, targets
-        numbers = {name: c for c, name in enumerate(known)}
+        numbers = {name: c for c, name in enumerate(known.names)}
         for name in classes:
             if name not in numbers:
-                raise UserError(f"{self.path}: --classes_of has no class {describe_unknown(name, known)}")
-        return known, move_classes(targets, [numbers[name] for name in classes], len(known))
+                raise known.unknown(name, str(self.path))
+        return known.names, move_classes(targets, [numbers[name] for name in classes], len(numbers))
 
     def check_flags(self) -> None:
         """Raise UserError if a cell of a column is not in CELLS."""
@@ -325,7 +325,7 @@ def find_split_column(header: list[str], path: Path) -> int | None:
 
 
 def read_label_lists(
-    cells: list[str], lines: Iterable[int], separator: str | None, known: list[str] | None, path: Path
+    cells: list[str], lines: Iterable[int], separator: str | None, known: KnownClasses | None, path: Path
 ) -> tuple[list[str], Targets]:
     """Return the class names and the targets of a table with a column of label lists.
 
@@ -344,19 +344,21 @@ def read_label_lists(
             for name in labels:
                 first_lines.setdefault(name, line)
     if known is None:
-        known = check_names(sorted(numbers), path)
-        check_looks(known, path)
+        classes = check_names(sorted(numbers), path)
+        check_looks(classes, path)
         if separator is None:
-            check_joined(known, path)
-    index = {name: c for c, name in enumerate(known)}
+            check_joined(classes, path)
+    else:
+        classes = known.names
+    index = {name: c for c, name in enumerate(classes)}
     for name, line in first_lines.items():
-        if name not in index:
-            raise UserError(f"{path}, line {line}: --classes_of has no class {describe_unknown(name, known)}")
+        if known is not None and name not in index:
+            raise known.unknown(name, f"{path}, line {line}")
     indices = [index[name] for name in numbers]
-    targets = TargetsBuilder(len(known))
+    targets = TargetsBuilder(len(classes))
     for row in rows:
         targets.add(Listed([indices[number] for number in row], negatives=None))
-    return known, targets.build()
+    return classes, targets.build()
 
 
 def check_list(cell: str, has_separator: bool, where: str) -> None:

@@ -1,5 +1,6 @@
 """Two files of scores of the same images: their rows are matched by path, and their labels compared."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +39,40 @@ def check_classes(first: SavedScores, second: SavedScores, files: list[Path]) ->
 
 
 def matching_rows(paths: list[str], others: list[str], files: list[Path]) -> np.ndarray:
-    """Return for each path the row of the same path among the others; UserError if one is missing there."""
-    sorted_rows = np.argsort(np.array(paths), kind="stable")
-    sorted_others = np.argsort(np.array(others), kind="stable")
-    if [paths[row] for row in sorted_rows] != [others[row] for row in sorted_others]:
-        raise mismatch(files, f"other images: {describe_difference(paths, others)}")
+    """Return for each path the row of the same image among the others; UserError if one is missing there."""
+    names, other_names = normalize(paths), normalize(others)
+    sorted_rows = np.argsort(np.array(names), kind="stable")
+    sorted_others = np.argsort(np.array(other_names), kind="stable")
+    if [names[row] for row in sorted_rows] != [other_names[row] for row in sorted_others]:
+        difference = describe_difference(dict(zip(names, paths)), dict(zip(other_names, others)))
+        if difference is None:
+            difference = f"{len(paths)} and {len(others)} rows, some with the same path"
+        raise mismatch(files, f"other images: {difference}")
     rows = np.empty(len(paths), int)
     rows[sorted_rows] = sorted_others
     return rows
 
 
-def describe_difference(paths: list[str], others: list[str]) -> str:
-    """Return words that name an image that only one of two files has."""
-    only_first, only_second = sorted(set(paths) - set(others)), sorted(set(others) - set(paths))
-    if not only_first and not only_second:
-        return f"{len(paths)} and {len(others)} rows, some with the same path"
-    which, only = ("first", only_first) if only_first else ("second", only_second)
-    return f"{len(only)} only in the {which} file, such as {only[0]:.500}"
+def normalize(paths: list[str]) -> list[str]:
+    """Return paths in one spelling: absolute, with slashes and without . and .., accents composed.
+
+    A relative path is below the current folder, from which commands are run.
+    """
+    folder = os.getcwd()
+    return [compose(os.path.normpath(os.path.join(folder, path.replace("\\", "/")))) for path in paths]
+
+
+def describe_difference(first: dict[str, str], second: dict[str, str]) -> str | None:
+    """Return words that name images that only one of two files has, None if there is none.
+
+    first, second: {normalized path: path as the file spells it}.
+    """
+    found = []
+    for which, own, other in (("first", first, second), ("second", second, first)):
+        only = sorted(own.keys() - other.keys())
+        if only:
+            found.append(f"{len(only)} only in the {which} file, such as {own[only[0]]:.500}")
+    return ", and ".join(found) or None
 
 
 def check_labels(first: SavedScores, second: SavedScores, files: list[Path]) -> None:
