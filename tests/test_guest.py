@@ -39,13 +39,14 @@ def memory():
 
 before, streams = state(), (sys.stdout, sys.stderr)
 from utils.checkpoint import load_model
-from utils.runtime import device
+from utils.runtime import freed_memory
 checkpoint, photo, huge = sys.argv[1:]
-keep_freed_memory, device.keep_freed_memory = device.keep_freed_memory, lambda: sys.exit("mallopt was called")
+glibc = freed_memory.configurable_glibc
+freed_memory.configurable_glibc = lambda: sys.exit("glibc was configured")
 model = load_model(checkpoint)
 model.predict(photo)
 model.attention(photo)
-device.keep_freed_memory = keep_freed_memory
+freed_memory.configurable_glibc = glibc
 model.predict([photo] * 40)
 peak, refused = memory(), []
 for method in (model.predict, model.attention, lambda photo: model.predict([photo] * 3)):

@@ -18,7 +18,7 @@ from pipeline import csra
 from pipeline.network import Network, make_classifier
 from utils.checkpoint import load_model
 from utils.data.datasets import DATASETS
-from utils.runtime import device
+from utils.runtime import device, freed_memory
 from utils.runtime.device import choose_device
 from utils.runtime.errors import UserError
 from utils.runtime.progress import ProgressLines
@@ -113,14 +113,14 @@ def test_only_the_convolution_of_the_head_is_in_bf16_on_a_cpu(bf16, num_heads):
 def test_settings_of_glibc_turn_ours_off(monkeypatch):
     calls = []
     libc = SimpleNamespace(mallopt=lambda *values: calls.append(values))
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"):
         monkeypatch.delenv(name, raising=False)
-    device.keep_freed_memory()
+    freed_memory.keep_freed_memory()
     assert calls == [(-1, -1), (-4, 0)]
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    device.keep_freed_memory()
+    freed_memory.keep_freed_memory()
     assert len(calls) == 2
 
 

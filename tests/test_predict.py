@@ -27,7 +27,7 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
 from utils.inference.predictor import Predictor, build_network
-from utils.runtime import device
+from utils.runtime import freed_memory
 from utils.runtime.errors import UserError
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")
@@ -263,7 +263,7 @@ class RecordingLibrary:
 def test_memory_is_kept_only_while_a_list_is_labelled(photos, monkeypatch, names):
     """Kept memory makes a list as fast as demo.py; after the list, or an error, glibc has its own values."""
     glibc = RecordingLibrary()
-    monkeypatch.setattr(device, "configurable_glibc", lambda: glibc)
+    monkeypatch.setattr(freed_memory, "configurable_glibc", lambda: glibc)
     model = load_model("model.pth", device="cpu")
     model.predict("a.jpg")
     assert glibc.settings == {}
@@ -271,19 +271,19 @@ def test_memory_is_kept_only_while_a_list_is_labelled(photos, monkeypatch, names
     model.label_images = lambda *args: [within.append(dict(glibc.settings)), label_images(*args)][1]
     with contextlib.suppress(UserError):
         model.predict(names)
-    assert within[0] == {device.M_TRIM_THRESHOLD: -1, device.M_MMAP_MAX: 0}
-    assert glibc.settings[device.M_MMAP_MAX] == 65536
-    assert glibc.settings[device.M_TRIM_THRESHOLD] == 64 * 2**20
+    assert within[0] == {freed_memory.M_TRIM_THRESHOLD: -1, freed_memory.M_MMAP_MAX: 0}
+    assert glibc.settings[freed_memory.M_MMAP_MAX] == 65536
+    assert glibc.settings[freed_memory.M_TRIM_THRESHOLD] == 64 * 2**20
     assert glibc.is_trimmed
 
 
 def test_on_a_gpu_a_list_leaves_glibc_alone(photos, monkeypatch):
     """No GPU is needed: the photographs are labelled on the CPU, and only the network's device is claimed."""
     glibc = RecordingLibrary()
-    monkeypatch.setattr(device, "configurable_glibc", lambda: glibc)
+    monkeypatch.setattr(freed_memory, "configurable_glibc", lambda: glibc)
     model = load_model("model.pth", device="cpu")
     monkeypatch.setattr(model, "label", lambda *args: (result for result in ()))
-    with device.keeping_freed_memory(model.device):
+    with freed_memory.keeping_freed_memory(model.device):
         assert glibc.settings
     glibc.settings.clear()
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))

@@ -27,7 +27,8 @@ from utils.inference.photographs import (
     load_photo,
 )
 from utils.metrics.thresholds import read_thresholds
-from utils.runtime.device import autocast, keeping_freed_memory
+from utils.runtime.device import autocast
+from utils.runtime.freed_memory import keeping_freed_memory
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.workers import default_workers
 
