@@ -14,7 +14,7 @@ from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.versions import check_torch
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import load_adapted
-from utils.weights.sources import check_is_published, complete, find_published, local_file
+from utils.weights.sources import check_is_published, dataset_and_lam, find_published, local_file
 
 Value = TypeVar("Value")
 
@@ -45,7 +45,7 @@ def load_model(  # noqa: PLR0913  a Python user may want to set each
     check_torch()
     published = find_published(path)
     if published:
-        dataset, lam = complete(published, dataset, lam)
+        dataset, lam = dataset_and_lam(published, dataset, lam)
     predictor = read_predictor(local_file(path), dataset, img_size, lam, normalize)
     if published:
         check_is_published(published, predictor.options["model"], predictor.options["num_heads"])

@@ -11,7 +11,7 @@ from utils.runtime.distributed import first_process_first
 from utils.runtime.errors import UserError
 from utils.weights.downloads import fetch
 from utils.weights.imagenet import weights_url
-from utils.weights.sources import check_is_published, complete, find_published, local_file
+from utils.weights.sources import check_is_published, dataset_and_lam, find_published, local_file
 
 
 def complete_options(args: Namespace) -> Namespace:
@@ -22,7 +22,7 @@ def complete_options(args: Namespace) -> Namespace:
     published = find_published(args.load_from)
     if published is None:
         return args
-    dataset, lam = complete(published, args.dataset, args.lam)
+    dataset, lam = dataset_and_lam(published, args.dataset, args.lam)
     num_cls = len(class_names(dataset_spec(dataset).folder))
     held = {"model": published.model, "num_heads": published.num_heads, "num_cls": num_cls}
     refuse_contradictions(args, held)

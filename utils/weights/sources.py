@@ -37,7 +37,7 @@ def local_file(source: str | Path, report: Callable[[str], None] | None = None) 
     return path
 
 
-def complete(published: Published, dataset: str | None, lam: float | None) -> tuple[str, float | None]:
+def dataset_and_lam(published: Published, dataset: str | None, lam: float | None) -> tuple[str, float | None]:
     """Return the data set and λ to use with a published checkpoint: those given, else the published ones.
 
     Raises UserError for a backbone, and for a data set with other classes.
