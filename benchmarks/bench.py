@@ -83,7 +83,7 @@ def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     set_up_device(device)
     if args.stage == "gpu" and device.type != "cuda":
         raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
-    photos = find_photos(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
+    photos = find_jpegs(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
     sizes = QUICK if args.quick else Sizes()
     if args.stage == "gpu":
         sizes = replace(sizes, long_rounds=1)
@@ -139,7 +139,7 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def find_photos(folder: Path) -> list[str]:
+def find_jpegs(folder: Path) -> list[str]:
     """Return the JPEG files in a folder and below it, sorted; UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
