@@ -24,7 +24,11 @@ def complete_options(args: Namespace) -> Namespace:
         return args
     dataset, lam = dataset_and_lam(published, args.dataset, args.lam)
     num_cls = len(class_names(dataset_spec(dataset).folder))
-    held = {"model": published.model, "num_heads": published.num_heads, "num_cls": num_cls}
+    held: dict[str, object] = {
+        "model": published.model,
+        "num_heads": published.num_heads,
+        "num_cls": num_cls,
+    }
     refuse_contradictions(args, held)
     return Namespace(**{**vars(args), "dataset": dataset, "lam": lam})
 
