@@ -11,7 +11,7 @@ import pytest
 from experiments.coverage import Case, measure_coverage, true_average_precision
 from utils import evaluation
 from utils.evaluation import evaluate
-from utils.metrics.bootstrap import bootstrap, draw, interval, join, rank_classes
+from utils.metrics.bootstrap import bootstrap, draw_images, interval, join, rank_classes
 from utils.metrics.score_files import SavedScores
 
 
@@ -55,7 +55,7 @@ def test_two_models_are_evaluated_on_the_same_resamples():
 
 
 def test_a_resample_draws_as_many_images_as_there_are():
-    draws = draw(np.random.default_rng(0), 40, 500)
+    draws = draw_images(np.random.default_rng(0), 40, 500)
     assert (draws.sum(axis=1) == 40).all()
     assert draws.mean(axis=0) == pytest.approx(np.ones(40), abs=0.2)
 
