@@ -35,8 +35,8 @@ from utils.runtime import interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import one_line, user_message
-from utils.runtime.files import check_file, check_replaceable
 from utils.runtime.fonts import default_font, report_undrawable
+from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.processes import RANK
 from utils.runtime.progress import progress_bar
 from utils.runtime.script import run_script

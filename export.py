@@ -25,7 +25,8 @@ from utils.command_line.load_from import complete_options, load_model_for
 from utils.inference.outputs import Forward
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_write, check_file, check_replaceable
+from utils.runtime.files import atomic_write
+from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.script import run_script
 
 ONNX_CLASSES = b"\x0a\x07classes\x12"  # what protobuf writes in front of the class names

@@ -34,7 +34,8 @@ from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_file, check_replaceable, nan_to_none, write_json
+from utils.runtime.files import nan_to_none, write_json
+from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.processes import RANK
 from utils.runtime.script import run_script
 from utils.weights.sources import find_published

@@ -34,7 +34,8 @@ from utils.data.decoding import load_image
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_file, check_replaceable, nan_to_none, read_json, write_json
+from utils.runtime.files import nan_to_none, read_json, write_json
+from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.script import run_script
 from utils.runtime.workers import default_workers
 

@@ -32,7 +32,8 @@ from utils.data.samples import load_split
 from utils.data.stratification import stratify
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, check_replaceable, read_json, write_json, write_json_list
+from utils.runtime.files import read_json, write_json, write_json_list
+from utils.runtime.output_checks import check_folder, check_replaceable
 from utils.runtime.script import run_script
 from utils.training.log import read_log
 

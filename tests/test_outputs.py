@@ -24,7 +24,7 @@ from utils.data.preparing import check_label_file
 from utils.inference.tables import is_csv_table, write_csv_table
 from utils.runtime.arguments import expand_home, given_path
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_replaceable
+from utils.runtime.output_checks import check_replaceable
 from utils.training.folder import is_from_main
 
 CPU = ["--num_workers", "0", "--device", "cpu"]

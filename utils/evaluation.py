@@ -31,7 +31,8 @@ from utils.metrics.score_files import SavedScores, read_scores
 from utils.metrics.thresholds import fit_thresholds, read_thresholds, threshold, write_thresholds
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError, one_line
-from utils.runtime.files import check_file, check_replaceable, nan_to_none, write_json
+from utils.runtime.files import nan_to_none, write_json
+from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.progress import progress_bar
 from utils.runtime.script import run_script
 

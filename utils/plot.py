@@ -26,7 +26,7 @@ from utils.charts.training_curves import draw_curves, read_run
 from utils.metrics.score_files import read_scores
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, check_replaceable
+from utils.runtime.output_checks import check_folder, check_replaceable
 from utils.runtime.script import run_script
 
 if TYPE_CHECKING:

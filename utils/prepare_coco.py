@@ -33,7 +33,7 @@ from utils.data.preparing import (
 )
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder
+from utils.runtime.output_checks import check_folder
 from utils.runtime.paths import FileKey
 from utils.runtime.script import run_script
 

@@ -29,7 +29,7 @@ from utils.data.preparing import (
 )
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
-from utils.runtime.files import check_folder
+from utils.runtime.output_checks import check_folder
 from utils.runtime.script import run_script
 
 POSITIVE, DIFFICULT, ABSENT = 1, 0, -1  # the targets in the label file for evaluation

@@ -8,7 +8,8 @@ from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
 from utils.data.preparing import Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, check_replaceable, write_json_list
+from utils.runtime.files import write_json_list
+from utils.runtime.output_checks import check_folder, check_replaceable
 from utils.runtime.paths import FileKey, existing_spelling, find_file
 
 SPLITS = ("train", "val", "test")

@@ -16,7 +16,8 @@ from utils.data.label_files import UNKNOWN, is_label_file
 from utils.data.labels import Listed, Paths, Targets
 from utils.runtime.arguments import Parser, add_max_pixels
 from utils.runtime.errors import UserError, out_of_files_message, user_message
-from utils.runtime.files import check_replaceable, write_json_list
+from utils.runtime.files import write_json_list
+from utils.runtime.output_checks import check_replaceable
 from utils.runtime.paths import FileKey, existing_spelling, find_file
 from utils.runtime.progress import delayed_bar
 from utils.runtime.workers import default_workers

@@ -11,8 +11,9 @@ from utils.data.datasets import DATASETS, label_file
 from utils.data.drawing import DIFFICULTIES, SHAPES, draw_scene
 from utils.data.preparing import Entry, Splits, check_label_file, write_labels
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_write, check_folder, read_json, write_json_list
+from utils.runtime.files import atomic_write, read_json, write_json_list
 from utils.runtime.locks import waiting_for_lock
+from utils.runtime.output_checks import check_folder
 
 FOLDER = Path("data/shapes")
 LABEL_FILES = ("train.json", "test.json")

@@ -12,7 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from utils.data.decoding import load_image
 from utils.inference.heatmap import DPI, ClassMap, contact_sheet, shrink, single_picture
 from utils.inference.predictor import Labelled, Predictor
-from utils.runtime.files import atomic_write, check_folder, check_replaceable
+from utils.runtime.files import atomic_write
+from utils.runtime.output_checks import check_folder, check_replaceable
 
 MADE_BY = "CSRA demo.py"
 

@@ -20,7 +20,8 @@ import numpy as np
 from utils.data.labels import IGNORED
 from utils.inference.predictor import Labelled
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder, reporting_write_errors
+from utils.runtime.files import reporting_write_errors
+from utils.runtime.output_checks import check_folder
 
 TEMPLATE = Path(__file__).with_name("html_page.html")
 FIRST_LINES = TEMPLATE.read_text(encoding="utf-8").splitlines()[:2]  # by which a page is known

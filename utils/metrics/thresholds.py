@@ -13,7 +13,8 @@ from utils.data.lookalikes import compose
 from utils.metrics.multilabel import num_at_least
 from utils.runtime.arguments import given_path
 from utils.runtime.errors import reporting_errors
-from utils.runtime.files import check_replaceable, read_json, write_json
+from utils.runtime.files import read_json, write_json
+from utils.runtime.output_checks import check_replaceable
 
 
 def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:

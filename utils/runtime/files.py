@@ -1,57 +1,17 @@
-"""Reading JSON with errors that name the file, and writing files completely or not at all."""
+"""Whole files: read with errors that name the file, and written completely or not at all."""
 
 import contextlib
 import io
 import json
 import os
 import secrets
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from utils.runtime.errors import UserError, reporting_errors
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
-
-
-def check_folder(folder: Path, option: str) -> None:
-    """Raise UserError, naming `option`, if a folder cannot be written to, or made where it is missing."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
-
-
-def check_file(path: Path | None, option: str, *endings: str) -> None:
-    """Raise UserError if the file of an option cannot be written or has none of the endings.
-
-    path: None, an option that was left out, passes.
-    """
-    if path is None:
-        return
-    if endings and path.suffix not in endings:
-        raise UserError(f"{option} {path}: name a file that ends in {' or '.join(endings)}")
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder: name a file")
-    check_folder(path.parent, option)
-
-
-def check_replaceable(path: Path | None, option: str, is_own: Callable[[Path], bool], command: str) -> None:
-    """Raise UserError if a file exists that `command` did not write: an output replaces only its own kind.
-
-    path: None, an option that was left out, passes; so does an empty file. is_own: whether a file is of the
-    kind that the command writes; an exception in it means that it is not.
-    """
-    if path is None or not path.exists():
-        return
-    own = False
-    if path.is_file():
-        with contextlib.suppress(Exception):  # its type depends on the content of the file
-            own = path.stat().st_size == 0 or is_own(path)
-    if not own:
-        raise UserError(f"{option} {path} exists and is not from {command}: move it, or choose another name")
 
 
 class PartFile(io.FileIO):

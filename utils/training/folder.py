@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from utils.runtime import distributed
 from utils.runtime.errors import UserError
-from utils.runtime.files import check_folder
+from utils.runtime.output_checks import check_folder
 from utils.runtime.processes import RANK
 from utils.training.folder_lock import FolderLock
 from utils.training.log import read_log
