@@ -1,6 +1,7 @@
 """The structure of the repository: imports, and the help of every command."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def test_imports_have_no_circle():
         leaves = [name for name in graph if not graph[name]]
         assert leaves, f"these import each other: {sorted(graph)}"
         graph = {name: graph[name] - set(leaves) for name in graph if name not in leaves}
+
+
+def test_which_process_this_is_stands_in_one_file():
+    """torchrun's environment variables are read once, so that no two files can disagree."""
+    variable = re.compile(r'environ.*"(LOCAL_)?(RANK|WORLD_SIZE)"')
+    readers = [str(path.relative_to(REPOSITORY)) for path in SHIPPED if variable.search(path.read_text())]
+    assert readers == ["utils/runtime/processes.py"]
 
 
 def test_some_files_need_few_packages():
