@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 
 import main
+from preloaded import Preloaded
 from utils.data.classes import class_names
 from utils.data.datasets import VALUES
 from utils.data.label_files import read_labels
@@ -66,7 +69,68 @@ def start(processes: int, script: str | Path, *arguments, **options) -> subproce
     return subprocess.Popen(list(map(str, command)), **(pipes | options))
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+def start_preloaded(
+    script: str | Path,
+    *arguments,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    alone: bool = False,
+    stderr_in_stdout: bool = False,
+    files: int | None = None,
+) -> Preloaded | subprocess.Popen:
+    """Start a script in a process that has imported torch already, and nothing of this project.
+
+    alone: in a group of processes of its own, as a terminal does. files: how many it may have open.
+    """
+    words = list(map(str, (REPOSITORY / script, *arguments)))
+    if sys.platform != "linux":
+        limit = (resource.RLIMIT_NOFILE, (files, files))
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=cwd,
+            env=env,
+            start_new_session=alone,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stderr_in_stdout else subprocess.PIPE,
+            text=True,
+            preexec_fn=None if files is None else lambda: resource.setrlimit(*limit),
+        )
+    return Preloaded(
+        {
+            "words": words,
+            "folder": str(cwd or Path.cwd()),
+            "environment": dict(os.environ if env is None else env),
+            "alone": alone,
+            "stderr_in_stdout": stderr_in_stdout,
+            "files": files,
+        }
+    )
+
+
+def start_ranks(processes: int, script: str | Path, *arguments, **options) -> list[Preloaded]:
+    """Start a script in several processes that find each other as torchrun's do, without its import of torch.
+
+    The tests of what torchrun itself does, restarts and signals, start it by `start`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start_preloaded(script, *arguments, env=common | {"RANK": str(i), "LOCAL_RANK": str(i)}, **options)
+        for i in range(processes)
+    ]
+
+
+def finish_ranks(ranks: list[Preloaded]) -> tuple[int, str, str]:
+    """Wait for the end of all processes; return the highest exit status, and what all of them printed."""
+    ends = [finish(rank) for rank in ranks]
+    statuses, outs, errs = zip(*ends)
+    return max(statuses, key=abs), "".join(outs), "".join(errs)
+
+
+def finish(process: subprocess.Popen | Preloaded) -> tuple[int, str, str]:
     """Wait for the end of a process; return its exit status, stdout and stderr."""
     try:
         out, err = process.communicate(timeout=PATIENCE)

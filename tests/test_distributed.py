@@ -15,7 +15,7 @@ import torch
 import distributed_step
 import main
 import val
-from helpers import REPOSITORY, RUN, SHAPES, finish, start, wait_until
+from helpers import REPOSITORY, RUN, SHAPES, finish, finish_ranks, start, start_ranks, wait_until
 from utils.runtime import distributed
 from utils.training.log import read_log
 
@@ -25,7 +25,7 @@ def two_processes(shapes_folder) -> tuple[Path, str]:
     """Train in two processes for five epochs; return the folder of the run and what was printed."""
     folder = shapes_folder / "two_processes"
     options = [*RUN, "--total_epoch", 5, "--output_dir", folder]
-    status, out, err = finish(start(2, "main.py", *options, cwd=shapes_folder))
+    status, out, err = finish_ranks(start_ranks(2, "main.py", *options, cwd=shapes_folder))
     assert status == 0, err
     return folder, out
 
@@ -35,9 +35,10 @@ def test_three_processes_train_and_evaluate_like_one(shapes, trained, tmp_path, 
     # The test images make two batches, so one process has none.
     options = [*SHAPES, "--load_from", trained / "best.pth", "--batch_size", 8, "--out"]
     assert command(val, *options, tmp_path / "one.json").status == 0
-    step = start(3, "tests/distributed_step.py", tmp_path / "three.pth", *options, tmp_path / "three.json")
+    arguments = [tmp_path / "three.pth", *options, tmp_path / "three.json"]
+    step = start_ranks(3, "tests/distributed_step.py", *arguments)
     one = distributed_step.train()
-    status, out, err = finish(step)
+    status, out, err = finish_ranks(step)
     assert status == 0, err
     assert out.count("mAP") == 1
     assert (tmp_path / "three.json").read_text() == (tmp_path / "one.json").read_text()
@@ -179,6 +180,7 @@ def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypat
 
 SLOW_DOWNLOAD = """
 import sys, time
+sys.path.insert(0, "{}")
 from datetime import timedelta
 import torch
 import torch.distributed as dist
@@ -203,11 +205,9 @@ distributed.disconnect()
 def test_the_others_wait_for_a_download_longer_than_for_a_barrier(tmp_path):
     """Shorten the time limit of barriers to 3 s, and let the download take 6 s."""
     script = tmp_path / "script.py"
-    script.write_text(SLOW_DOWNLOAD)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    status, _, err = finish(start(2, script, cwd=tmp_path, env=environment))
-    assert status == 0, err
-    assert err.splitlines()[-2:] == ["file", "file"]
+    script.write_text(SLOW_DOWNLOAD.format(REPOSITORY))
+    status, _, err = finish_ranks(start_ranks(2, script, cwd=tmp_path))
+    assert (status, err) == (0, "file\nfile\n")
 
 
 @pytest.mark.slow

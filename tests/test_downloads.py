@@ -16,7 +16,7 @@ import demo
 import export
 import main
 import val
-from helpers import REPOSITORY, SHAPES, TINY, Answer, finish, start, with_hash
+from helpers import REPOSITORY, SHAPES, TINY, Answer, finish_ranks, start_ranks, with_hash
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.runtime.errors import UserError
@@ -220,7 +220,7 @@ def test_two_processes_download_once(content, shapes, server, tmp_path, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     url = server.add("/best.pth", content)
     options = [*SHAPES, "--img_size", 40, "--batch_size", 5, "--load_from", url]
-    status, out, err = finish(start(2, "val.py", *options, cwd=shapes))
+    status, out, err = finish_ranks(start_ranks(2, "val.py", *options))
     assert status == 0, err
     assert out.count("downloading") == len(server.asked) == 1
     assert len(left_in(tmp_path / "hub" / "checkpoints")) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import main
-from helpers import REPOSITORY, RUN, finish, start, wait_until
+from helpers import REPOSITORY, RUN, finish, start, start_preloaded, wait_until
 from utils.runtime.errors import UserError
 from utils.runtime.locks import is_open_at
 from utils.training.folder import RunFolder
@@ -111,10 +111,10 @@ def test_a_second_run_in_a_folder_ends_in_one_line(shapes, tmp_path, command):
     folder = tmp_path / "run"
     part = folder / ".last.pth.7.part"
     options = [*RUN, "--total_epoch", 1000]
-    first = start(1, "main.py", *options, "--output_dir", folder)
+    first = start_preloaded("main.py", *options, "--output_dir", folder)
     wait_until((folder / "log.jsonl").exists, first)
     part.touch()  # as if the first run were writing it
-    second = start(1, "main.py", *options, "--resume", "--output_dir", folder)
+    second = start_preloaded("main.py", *options, "--resume", "--output_dir", folder)
     status, _, err = finish(second)
     assert status == 2
     assert err.count("\n") == 1

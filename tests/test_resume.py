@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import main
-from helpers import REPOSITORY, RUN, assert_same, make_own, signal_at, start, wait_until
+from helpers import REPOSITORY, RUN, assert_same, make_own, signal_at, start_preloaded, wait_until
 from utils.training.folder import RunFolder
 from utils.training.log import log_epoch
 
@@ -87,7 +87,7 @@ def test_a_run_starts_from_the_weights_it_is_given_even_with_resume(shapes, trai
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_save(uninterrupted, shapes, tmp_path, command):
     folder = tmp_path / "run"
-    run = start(1, "main.py", *RUN, "--save_every", 1, "--output_dir", folder)
+    run = start_preloaded("main.py", *RUN, "--save_every", 1, "--output_dir", folder)
     wait_until((folder / "previous.pth").exists, run)
     run.kill()
     run.communicate()

@@ -9,7 +9,7 @@ import torch
 
 import main
 import val
-from helpers import OWN, TINY, finish, make_own, signal_at, start
+from helpers import OWN, TINY, finish_ranks, make_own, signal_at, start_ranks
 from utils.inference.outputs import evaluate_model
 
 
@@ -73,7 +73,7 @@ def test_the_log_holds_the_metrics_of_the_validation_images(own, command):
 @pytest.mark.slow
 def test_processes_share_the_test_images(own):
     options = [*TINY, "--batch_size", 2, "--total_epoch", 1, "--output_dir", "run"]
-    status, out, err = finish(start(2, "main.py", *OWN, *options, cwd=own))
+    status, out, err = finish_ranks(start_ranks(2, "main.py", *OWN, *options))
     assert status == 0, err
     assert out.count("best.pth on the test images:") == 1
     assert json.loads(Path("run/test_results.json").read_text())["epoch"] == 1

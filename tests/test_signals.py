@@ -1,5 +1,6 @@
 """A signal to all processes of a command ends it with one line, however its workers start."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import main
-from helpers import REPOSITORY, RUN, finish, start, start_method, wait_until
+from helpers import REPOSITORY, RUN, finish, start, start_method, start_preloaded, wait_until
+from preloaded import Preloaded
 from utils.runtime import interrupt, signals
 from utils.weights.contents import load_checkpoint
 
@@ -19,8 +21,10 @@ if signal.SIGHUP in signals.SIGNALS:  # not under nohup
 OPTIONS = [*RUN, "--num_workers", 1, "--total_epoch", 1000, "--output_dir"]
 
 
-def start_alone(method: str, *command) -> subprocess.Popen:
+def start_alone(method: str, *command) -> subprocess.Popen | Preloaded:
     """Start a command in a group of processes of its own, as a terminal does, with stderr in stdout."""
+    if method == multiprocessing.get_start_method() == "fork":
+        return start_preloaded(*command, alone=True, stderr_in_stdout=True)
     environment = start_method(method)
     return start(1, *command, start_new_session=True, env=environment, stderr=subprocess.STDOUT)
 
@@ -58,12 +62,8 @@ def lines_after(number: signal.Signals, process: subprocess.Popen) -> list[str]:
 
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-# A start by forkserver or spawn imports torch in each process, so these get the signals of schedulers alone.
-SENT = {
-    "fork": list(STATUSES),
-    "forkserver": [number for number in STATUSES if number != signal.SIGINT],
-    "spawn": [signal.SIGTERM],
-}
+# A start by forkserver or spawn imports torch in each process, so these get one signal; SIGUSR1 comes below.
+SENT = {"fork": list(STATUSES), "forkserver": list(STATUSES)[-1:], "spawn": [signal.SIGTERM]}
 methods = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 
 
@@ -91,7 +91,7 @@ def test_signals_save_and_end_the_run(shapes, tmp_path, command, method):
 @pytest.mark.slow
 @needs_proc
 @methods
-def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, command, method):
+def test_a_signal_may_come_while_the_workers_start(shapes, tmp_path, command, method):
     folder = tmp_path / "run"
     run = start_alone(method, "main.py", *OPTIONS, folder)
     wait_until(lambda: starts_workers(run, method), run)
@@ -99,6 +99,11 @@ def test_a_signal_may_come_while_the_workers_start(trained, shapes, tmp_path, co
     assert last == f"stopped at step 1 of epoch 1; resume with: python main.py --resume {folder}"
     assert command(main, "--resume", folder, "--total_epoch", 1).status == 0
 
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_signal_may_come_while_the_workers_of_an_evaluation_start(trained, shapes, method):
     options = ["--dataset", "shapes", "--split", "train", "--num_workers", 1, "--batch_size", 1]
     slow = ["--img_size", 480, "--device", "cpu"]  # so that the evaluation does not end before the signal
     evaluation = start_alone(method, "val.py", *options, *slow, "--load_from", trained / "best.pth")
@@ -146,6 +151,7 @@ def test_ctrl_c_during_the_imports_ends_a_command_quietly(tmp_path, script):
 
 SLOW_DOWNLOAD = """
 import sys, time
+sys.path.insert(0, "{}")
 import main
 from utils.command_line import load_from
 from utils.runtime.script import run_script
@@ -162,14 +168,13 @@ run_script(main.main)
 @pytest.mark.slow
 def test_a_signal_before_the_first_save_leaves_nothing(shapes, tmp_path):
     processes = {}
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_DOWNLOAD.format(REPOSITORY))
     sent = STATUSES.keys() & {signal.SIGTERM, signal.SIGHUP}
     for number in sent:
         folder = tmp_path / number.name / "runs" / "run"
-        words = [*RUN, "--pretrained", "imagenet", "--output_dir", str(folder)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-c", SLOW_DOWNLOAD, *words]
-        processes[folder] = subprocess.Popen(command, env=environment, **pipes)
+        words = [*RUN, "--pretrained", "imagenet", "--output_dir", folder]
+        processes[folder] = start_preloaded(script, *words)
     for number, (folder, process) in zip(sent, processes.items()):
         assert process.stdout.readline() == "downloading\n"
         assert (folder / ".lock").exists()

@@ -9,7 +9,7 @@ import torch
 
 import broadcast_memory
 import main
-from helpers import assert_same, finish, start
+from helpers import assert_same, finish_ranks, start_ranks
 from utils.runtime.errors import UserError
 from utils.training.restoring import share_among
 from utils.training.resumable import check_resumable
@@ -166,7 +166,7 @@ def test_best_pth_takes_little_memory_in_each_process(tmp_path):
     weights = {name: torch.full_like(value, 2) for name, value in network.state_dict().items()}
     content = {"model": weights, "config": {"lam": 0.1, "img_size": 64}, "classes": ["a"], "record": {}}
     torch.save(content, tmp_path / "best.pth")
-    status, _, err = finish(start(2, "tests/broadcast_memory.py", tmp_path, 96))
+    status, _, err = finish_ranks(start_ranks(2, "tests/broadcast_memory.py", tmp_path, 96))
     assert status == 0, err
     peaks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert max(peaks) < 2.5, peaks
