@@ -34,7 +34,9 @@ def write_labels(path: Path, *targets: list[int]) -> Path:
 def test_built_in_data_sets_have_class_names():
     assert class_names("voc07")[::19] == ["aeroplane", "tvmonitor"]
     assert class_names("coco")[::79] == ["person", "toothbrush"]
-    assert [len(class_names(spec.folder)) for spec in DATASETS.values()] == [20, 20, 80, 80, 14, 8]
+    prepared = {"nuswide", "openimages"}  # their preparers write the class names
+    folders = [spec.folder for name, spec in DATASETS.items() if name not in prepared]
+    assert [len(class_names(folder)) for folder in folders] == [20, 20, 80, 80, 14, 8]
     for folder in ("voc07", "coco", "shapes", "voc12", "wider"):
         assert (REPOSITORY / "data" / folder / "classes.json").exists()
 

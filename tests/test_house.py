@@ -14,7 +14,17 @@ import val
 from benchmarks import bench
 from experiments import claims, coverage, pointing
 from helpers import REPOSITORY
-from utils import evaluation, plot, prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider
+from utils import (
+    evaluation,
+    plot,
+    prepare_coco,
+    prepare_csv,
+    prepare_nuswide,
+    prepare_openimages,
+    prepare_shapes,
+    prepare_voc,
+    prepare_wider,
+)
 from utils.runtime.arguments import Parser
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
@@ -23,7 +33,15 @@ SHIPPED = [
     *(REPOSITORY / "pipeline").rglob("*.py"),
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
-PREPARERS = [prepare_coco, prepare_csv, prepare_shapes, prepare_voc, prepare_wider]
+PREPARERS = [
+    prepare_coco,
+    prepare_csv,
+    prepare_nuswide,
+    prepare_openimages,
+    prepare_shapes,
+    prepare_voc,
+    prepare_wider,
+]
 COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, coverage, pointing]
 
 

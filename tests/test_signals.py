@@ -134,7 +134,8 @@ def test_nohup_is_respected():
 SCRIPTS = ["main.py", "val.py", "demo.py", "export.py", "benchmarks/bench.py"]
 SCRIPTS += [f"experiments/{name}.py" for name in ("claims", "pointing")]
 SCRIPTS += [f"utils/{name}.py" for name in ("evaluation", "plot")]
-SCRIPTS += [f"utils/prepare_{name}.py" for name in ("voc", "coco", "wider", "csv", "shapes")]
+PREPARED = ("voc", "coco", "wider", "csv", "shapes", "openimages", "nuswide")
+SCRIPTS += [f"utils/prepare_{name}.py" for name in PREPARED]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -55,9 +55,9 @@ def main() -> None:
     train, test = pictures
     make_difficult_negative(pictures[train].values())
     label_files = {f"{split}_{name}.json": list(pictures[split].values()) for split in (train, test)}
-    label_files = without_bad(label_files, args)
-    write_labels(folder, classes, label_files)
-    test_entries = label_files[f"{test}_{name}.json"]
+    splits = without_bad(label_files, args)
+    write_labels(folder, classes, splits)
+    test_entries = splits[f"{test}_{name}.json"]
     num_difficult = sum(entry["target"].count(DIFFICULT) for entry in test_entries)
     skipped = "only bad" if args.skip_bad else "no"
     print(

@@ -25,7 +25,7 @@ from torch import nn
 import main
 import val
 from pipeline.resnet_csra import ResNet_CSRA
-from utils import prepare_coco, prepare_csv, prepare_voc, prepare_wider
+from utils import prepare_coco, prepare_csv, prepare_nuswide, prepare_voc, prepare_wider
 from utils.charts.class_bars import read_results
 from utils.charts.training_curves import read_run
 from utils.command_line.load_from import load_model_for
@@ -34,6 +34,7 @@ from utils.data.classes import class_names
 from utils.data.coco_annotations import load_annotations, read_categories, reporting_bad_annotations
 from utils.data.decoding import load_image
 from utils.data.label_files import read_labels
+from utils.data.open_images import Codes, read_display_names, read_verified
 from utils.data.tables import read_label_table
 from utils.evaluation import evaluate
 from utils.metrics.score_files import read_scores
@@ -137,6 +138,15 @@ def read_csv(path: Path) -> None:
     prepare_csv.find_pictures(read_label_table(path, None, None), path.parent)
 
 
+def read_open_images(path: Path) -> None:
+    """Read a file of verified labels, of which one image is there."""
+    read_verified(path, np.array([b"000002b66c9c498e"]), Codes())
+
+
+def read_concepts(path: Path) -> None:
+    prepare_nuswide.read_classes(prepare_nuswide.Folder(path.parent))
+
+
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as val.py does."""
     load_model_for(parse_args(val, "--dataset", "shapes", "--load_from", path)[1])
@@ -203,6 +213,7 @@ WIDER = {"images": [{"file_name": name, "targets": [PERSON, PERSON]} for name in
 LOG = [{"epoch": epoch, "train_loss": 0.5, "mAP": 0.5, "lr": {"backbone": 0.1}} for epoch in (1, 2)]
 TABLE = [["image", "a", "b"], ["images/train2014/3.jpg", 1, ""], ["images/train2014/5.jpg", 0, 1]]
 LABEL_LISTS = [["image", "labels"], ["images/train2014/3.jpg", "a;b"], ["images/train2014/5.jpg", ""]]
+OPEN_IMAGES = [["000002b66c9c498e", "verification", "/m/0bt9lr", value] for value in (1, 0)]
 OBJECT = ["object", ["name", "dog"], ["difficult", 0], ["bndbox", ["xmin", 3], ["ymin", 4]]]
 PARSERS = {
     "VOC annotation": Parser(
@@ -215,6 +226,9 @@ PARSERS = {
     "COCO annotations": Parser("annotations/instances_train2014.json", COCO, read_coco, to_json),
     "COCO annotations of one's own": Parser("annotations/mine.json", COCO, read_own_coco, to_json),
     "WIDER annotations": Parser("Annotations/wider_attribute_test.json", WIDER, read_wider, to_json),
+    "Open Images labels": Parser("train.csv", OPEN_IMAGES, read_open_images, to_table),
+    "Open Images classes": Parser("names.csv", [["/m/0bt9lr", "Dog"]], read_display_names, to_table),
+    "NUS-WIDE concepts": Parser("Concepts81.txt", ["airport", "sky"], read_concepts, to_words),
     "label file": Parser(
         "train.json", LABELS, lambda path: read_labels(path, 3, {1: 1, 0: 0, 99: -1}), to_json
     ),

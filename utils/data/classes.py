@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.data.datasets import preparer
 from utils.data.lookalikes import compose, describe_unknown, look
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
@@ -28,7 +29,9 @@ def class_names(folder: str) -> list[str]:
     name = Path("data", folder, "classes.json")
     path = name if name.exists() else Path(__file__).resolve().parents[2] / name
     if not path.exists():
-        raise UserError(f"{name} is missing: create it as a JSON list of the class names in target order")
+        script = preparer(folder)
+        way_out = f"make it with: python utils/{script}" if script else "create it as a JSON list of names"
+        raise UserError(f"{name} is missing: {way_out}")
     names = check_names(read_json(path), path)
     check_looks(names, path)
     return names

@@ -55,6 +55,10 @@ DATASETS = {
         normalize="0.5", unknown_is_negative=True, model="vit_B16_224", img_size=224, decay_step=5),
     "shapes": DatasetSpec("shapes", prepare="prepare_shapes.py", model="resnet18", pretrained="none",
         img_size=64, total_epoch=4),
+    "nuswide": DatasetSpec("nuswide", prepare="prepare_nuswide.py", decay_step=5),
+    # An epoch of all its images has as many steps as 100 of COCO.
+    "openimages": DatasetSpec("openimages", prepare="prepare_openimages.py", img_size=224, total_epoch=10,
+        decay_step=None),
 }
 # fmt: on
 # A data set that a user adds. It may be small, and then an epoch has few steps: with a drop every 4 epochs,
@@ -75,6 +79,11 @@ def dataset_spec(name: str) -> DatasetSpec:
     if not is_folder_name(name) or not Path("data", name).is_dir():
         raise UserError(f"--dataset {name}: not one of {', '.join(DATASETS)}, nor a folder data/{name}/")
     return replace(OWN, folder=name)
+
+
+def preparer(folder: str) -> str:
+    """Return the script in utils/ that makes data/<folder>/, "" for a data set of the user."""
+    return next((spec.prepare for spec in DATASETS.values() if spec.folder == folder), "")
 
 
 def label_file(spec: DatasetSpec, split: str) -> Path:

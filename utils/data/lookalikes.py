@@ -33,6 +33,8 @@ def compose(name: str) -> str:
 
 def look(name: str) -> str:
     """Return a text that is the same for names that print alike."""
+    if name.isascii():  # a fast way to the same result, for lists of thousands of names
+        return " ".join(name.split())
     printed = "".join(printed_like(character) for character in compose(name))
     latin = unicodedata.normalize("NFD", printed).translate(LATIN)
     return compose(" ".join(latin.split()))

@@ -60,7 +60,8 @@ class TrainingBatches(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.arange(self.num_samples)
         np.random.default_rng((ORDER, self.seed, self.epoch)).shuffle(order)
-        for batch in split_into_batches(order, self.batch_size)[self.start :]:
+        for start in range(self.start * self.batch_size, self.num_samples, self.batch_size):
+            batch = order[start : start + self.batch_size]
             share = batch[self.rank :: self.world_size].tolist()
             if share:
                 yield [SampleKey(self.epoch, row, counted=True) for row in share]
@@ -72,20 +73,15 @@ class EvaluationBatches(Sampler[list[SampleKey]]):
     """The batches of an evaluation, in order; the processes take whole batches in turns."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE):
-        batches = split_into_batches(np.arange(num_samples), batch_size)
-        self.batches = batches[rank::world_size]
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.starts = range(rank * batch_size, num_samples, world_size * batch_size)  # rows
 
     def __len__(self) -> int:
         """Return the number of batches that this process takes."""
-        return len(self.batches)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for batch in self.batches:
-            yield [SampleKey(0, row, counted=True) for row in batch.tolist()]
-
-
-def split_into_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Split rows (N,) into arrays of batch_size; the last one may be shorter."""
-    # Not into lists: a number in a list takes five times the memory, for all batches of an epoch at once.
-    starts = range(0, len(order), batch_size)
-    return [order[start : start + batch_size] for start in starts]
+        for start in self.starts:
+            rows = range(start, min(start + self.batch_size, self.num_samples))
+            yield [SampleKey(0, row, counted=True) for row in rows]

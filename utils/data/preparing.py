@@ -9,6 +9,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
@@ -23,6 +24,7 @@ from utils.runtime.progress import delayed_bar
 from utils.runtime.workers import default_workers
 
 MAX_NAMES = 20  # of classes, in a line
+MAX_ROWS = 200  # of a table with a row for each class
 
 
 class Entry(TypedDict):
@@ -183,7 +185,12 @@ def check_label_file(path: Path) -> None:
 
 
 def print_counts(classes: list[str], counts: dict[str, LabelCounts]) -> None:
-    """Print a table with a row for each class and a column for each label file."""
+    """Print a table with a row for each class and a column for each label file; a line for many classes."""
+    if len(classes) > MAX_ROWS:
+        for name, of_one_file in counts.items():
+            fewest, middle, most = np.quantile(of_one_file.positives, [0, 0.5, 1])
+            print(f"a class has {fewest:.0f} to {most:.0f} images of {Path(name).stem}, median {middle:.0f}")
+        return
     head = "images of"
     width = max(len(head), *map(len, classes))
     print(f"{head:{width}}", *(f"{Path(name).stem:>18}" for name in counts))
@@ -191,16 +198,32 @@ def print_counts(classes: list[str], counts: dict[str, LabelCounts]) -> None:
         print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
 
 
-def without_bad(splits: Splits, args: Namespace) -> dict[str, list[Entry]]:
+class GoodEntries:
+    """Entries without those of the images in `bad`, a set of paths."""
+
+    def __init__(self, entries: Entries, bad: set[str]) -> None:
+        self.entries = entries
+        self.bad = bad
+        self.num_good = sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self.num_good
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for entry in self.entries if entry["img_path"] not in self.bad)
+
+
+def without_bad(splits: Splits, args: Namespace) -> Splits:
     """Return the splits; with --verify or --skip_bad, see `bad_images`, without the bad images.
 
     Raises UserError if nothing is left of one.
     """
     bad = bad_images((entry["img_path"] for entries in splits.values() for entry in entries), args)
-    good = {}
+    if not bad:
+        return splits
+    good = {name: GoodEntries(entries, bad) for name, entries in splits.items()}
     for name, entries in splits.items():
-        good[name] = [entry for entry in entries if entry["img_path"] not in bad]
-        if entries and not good[name]:
+        if len(entries) and not len(good[name]):
             raise UserError(f"--skip_bad leaves nothing of {name}: all its images are bad")
     return good
 
