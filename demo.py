@@ -8,93 +8,275 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from utils.command_line import options
 from utils.command_line.load_from import complete_options, load_model_for
 from utils.data.decoding import report_slow_decoder
 from utils.inference.heatmap_files import (
     HEATMAP_FORMATS,
+    HeatmapFolders,
     HeatmapForm,
     class_maps,
     heatmap_folders,
     write_heatmaps,
 )
-from utils.inference.html_page import Page, PageSettings, check_page_folder, new_page
-from utils.inference.photographs import Unreadable
-from utils.inference.predictor import Labelling, Predictor, best_classes
-from utils.inference.search import find_photos
+from utils.inference.html_page import PageSettings, check_page_folder, new_page, page_photo
+from utils.inference.photographs import Unreadable, in_batches
+from utils.inference.predictor import LabelSettings, Prediction, Predictor, best_classes
+from utils.inference.rows import Row, RowsFile, open_rows, rows_path
+from utils.inference.search import Found, find_photos
 from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
 from utils.metrics.thresholds import read_thresholds, threshold
-from utils.runtime import interrupt
+from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
 from utils.runtime.device import choose_device, set_up_device
-from utils.runtime.errors import one_line, user_message
+from utils.runtime.errors import UserError, one_line, user_message
 from utils.runtime.fonts import default_font, report_undrawable
 from utils.runtime.output_checks import check_file, check_replaceable
-from utils.runtime.processes import RANK
+from utils.runtime.processes import RANK, WORLD_SIZE
 from utils.runtime.progress import progress_bar
 from utils.runtime.script import run_script
+from utils.runtime.signals import Interrupted
+
+
+class Job(NamedTuple):
+    """What every process labels with: options, network, thresholds (C,), and where heatmaps go if they do."""
+
+    args: argparse.Namespace
+    predictor: Predictor
+    thresholds: np.ndarray
+    heatmaps: HeatmapFolders | None
 
 
 def main() -> None:
     args = parse_args()
-    paths, skipped = find_photos(args.img_dir, folders_to_write(args))
-    folders = heatmap_folders(args.out_dir, paths) if args.heatmap else {}
-    predictor = load_model_for(args)
-    thresholds = read_thresholds(args.threshold, predictor.classes)
+    found = find_photos(args.img_dir, folders_to_write(args)) if RANK == 0 else Found([], [])
+    heatmaps = heatmap_folders(args.out_dir, found.images) if args.heatmap and RANK == 0 else None
     device = choose_device(args.device, args.amp, args.compile)
     set_up_device(device)
+    distributed.connect(device)
+    if distributed.value_of_first(is_finished(args)):
+        names = ", ".join(map(str, outputs(args)))
+        print(f"{names}: finished, nothing to do; without --resume, all images are labelled again")
+        return
+    predictor = load_predictor(args, device)
+    thresholds = read_thresholds(args.threshold, predictor.classes)
+    job = Job(args, predictor, thresholds, distributed.value_of_first(heatmaps))
+
+    with open_rows_for(job) as rows, saying_how_to_resume(rows):
+        num_skipped = report_found(found, rows)
+        batches = batches_to_label(found.images, rows, args.batch_size)
+        num_skipped += label_photographs(job, distributed.value_of_first(batches), rows)
+        distributed.disconnect()
+        if rows is not None:
+            write_outputs(job, found.images, rows)
+    for folder in folders_to_write(args).values():
+        print(f"written to {folder}")
+    report_skipped(num_skipped, len(found.images) + len(found.skipped))
+
+
+def load_predictor(args: argparse.Namespace, device: torch.device) -> Predictor:
+    """Return the network of --load_from, ready to label; print what will be slow or not drawn."""
+    predictor = load_model_for(args)
     if args.compile:
         predictor.compile()
     predictor.to(device)
     report_slow_decoder()
-    if args.heatmap:
+    if args.heatmap and RANK == 0:
         report_undrawable(predictor.classes, default_font())
-    form = HeatmapForm(args.format, args.max_side)
-    how = labelling(args)
+    return predictor
 
-    print(f"{len(paths)} images found")
-    for path, reason in skipped:
-        print(f"skipped: {one_line(f'{path}: {reason}')}", file=sys.stderr)
-    scores = {}
+
+def report_found(found: Found, rows: RowsFile | None) -> int:
+    """Print how many images there are and which are left out so far; return how many are left out."""
+    left_out = [one_line(f"{path}: {reason}") for path, reason in found.skipped]
+    num_done = 0
+    if rows is not None:
+        left_out += [rows.skipped[path] for path in found.images if path in rows.skipped]
+        num_done = sum(path in rows.starts for path in found.images)
+    line = f"{len(found.images) + len(found.skipped)} images found"
+    if found.skipped:
+        line += f", {len(found.skipped)} of them not readable"
+    if num_done:
+        line += f", {num_done} of them labelled already"
+    print(line)
+    for reason in left_out:
+        print(f"skipped: {reason}", file=sys.stderr)
+    return len(left_out)
+
+
+def batches_to_label(paths: list[str], rows: RowsFile | None, batch_size: int) -> list[list[str]]:
+    """Return the batches in which a photograph has no row yet; empty ones make their number a multiple of N.
+
+    The batches are those of a run without a stop, because the last digits of a score depend on its batch. N
+    is the number of processes.
+    """
+    done = {} if rows is None else rows.starts
+    batches = [batch for batch in in_batches(paths, batch_size) if any(path not in done for path in batch)]
+    return batches + [[]] * (-len(batches) % WORLD_SIZE)
+
+
+def label_photographs(job: Job, batches: list[list[str]], rows: RowsFile | None) -> int:
+    """Label photographs, and write and print their rows in order; return how many were skipped.
+
+    The processes share the batches: in each round, every process labels one, and the first process takes the
+    rows of all.
+    """
+    own_batches = batches[RANK::WORLD_SIZE]
+    photos = itertools.chain.from_iterable(own_batches)
+    num_skipped = 0
     with (
         interrupt.deferring_signals("stopping"),
-        open_page(args, predictor, thresholds) as page,
-        progress_bar(len(paths), "label") as bar,
-        contextlib.closing(predictor.label(paths, how)) as results,  # a stop leaves no file to be decoded
+        progress_bar(sum(map(len, batches)), "label") as bar,
+        contextlib.closing(job.predictor.label(photos, label_settings(job.args))) as results,
     ):
-        for path, result in zip(paths, results):
+        for batch in own_batches:
+            for row in rows_of_all(label_batch(job, batch, results)):
+                bar.update(1)
+                if rows is not None:
+                    if row.path in rows.starts:  # its batch was stopped halfway
+                        continue
+                    rows.add(row)
+                print_row(job, row, bar)
+                num_skipped += row.scores is None
             interrupt.stop_if_asked()
-            bar.update(1)
-            if isinstance(result, Unreadable):
-                bar.write(f"skipped: {one_line(str(user_message(result.error)))}", file=sys.stderr)
-                continue
-            scores[path] = result.scores
-            best = best_classes(result.scores, thresholds, args.top)
-            bar.write(one_line(f"{path}: {describe(result.scores, predictor.classes, best)}"))
-            if args.heatmap:
-                maps = class_maps(predictor, result, best)
-                write_heatmaps(folders[path], path, args.max_pixels, maps, form)
-            if page:
-                page.add(path, result)
-        interrupt.stop_if_asked()
-
-    write_tables(args, predictor.classes, scores)
-    for written in folders_to_write(args).values():
-        print(f"written to {written}")
-    exit_if_skipped(len(scores), len(paths) + len(skipped))
+    return num_skipped
 
 
-def labelling(args: argparse.Namespace) -> Labelling:
+def label_batch(job: Job, batch: list[str], results: Iterator[Prediction | Unreadable]) -> Iterator[Row]:
+    """Yield the row of each photograph of a batch, of which `results` come next; a signal ends it early."""
+    for path, result in zip(batch, results):
+        if interrupt.received:
+            return
+        yield make_row(job, path, result)
+
+
+def rows_of_all(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield the rows of all processes in order, in the first process alone; all processes call this."""
+    if WORLD_SIZE == 1:
+        yield from rows
+    else:
+        yield from itertools.chain.from_iterable(distributed.gather_in_first(list(rows)))
+
+
+def make_row(job: Job, path: str, result: Prediction | Unreadable) -> Row:
+    """Return the row of a photograph, and write its heatmaps."""
+    args = job.args
+    if isinstance(result, Unreadable):
+        return Row(path, skipped=one_line(str(user_message(result.error))))
+    if job.heatmaps is not None:
+        best = best_classes(result.scores, job.thresholds, args.top)
+        maps = class_maps(job.predictor, result, best)
+        form = HeatmapForm(args.format, args.max_side)
+        write_heatmaps(job.heatmaps.folder(path), path, args.max_pixels, maps, form)
+    return Row(path, result.scores, on_page=page_photo(path, result) if args.html else None)
+
+
+def print_row(job: Job, row: Row, bar: "tqdm[Any]") -> None:
+    """Print the classes to show of a photograph, or why it was skipped."""
+    if row.scores is None:
+        bar.write(f"skipped: {row.skipped}", file=sys.stderr)
+        return
+    best = best_classes(row.scores, job.thresholds, job.args.top)
+    words = [f"{job.predictor.classes[c]} {row.scores[c]:.2f}" for c in best]
+    bar.write(one_line(f"{row.path}: {', '.join(words) or '-'}"))
+
+
+def write_outputs(job: Job, images: list[str], rows: RowsFile) -> None:
+    """Make the tables and the page from the rows, in the order of the images; then remove the rows."""
+    args, classes = job.args, job.predictor.classes
+    photos = [path for path in images if path not in rows.skipped]
+    if args.json:
+        write_json_table(args.json, classes, photos, rows.scores(photos))
+        print(f"written to {args.json}")
+    if args.csv:
+        write_csv_table(args.csv, classes, photos, rows.scores(photos))
+        print(f"written to {args.csv}")
+    if args.html:
+        with new_page(args.html, page_settings(job)) as page:
+            for row in rows.read(photos):
+                assert row.on_page is not None
+                page.add(row.on_page)
+    rows.remove()
+
+
+def report_skipped(num_skipped: int, num_found: int) -> None:
+    """If images were left out, say how many, and end with status 1; torchrun would take that for a crash."""
+    if num_skipped:
+        print(f"skipped {num_skipped} of {num_found} images: not readable", file=sys.stderr)
+        if WORLD_SIZE == 1:
+            sys.exit(1)
+
+
+# ---- the rows, which are kept until the tables and the page are complete ----
+
+
+def outputs(args: argparse.Namespace) -> list[Path]:
+    """Return the tables and the page that the options ask for."""
+    return [path for path in (args.csv, args.json, args.html) if path]
+
+
+def is_finished(args: argparse.Namespace) -> bool:
+    """Return whether --resume has nothing to do: tables and page are there, and no rows."""
+    if not args.resume or rows_path(outputs(args)).exists():
+        return False
+    files = [path for path in (args.csv, args.json, args.html and args.html / "index.html") if path]
+    return all(path.exists() and path.stat().st_size > 0 for path in files)
+
+
+def open_rows_for(job: Job) -> contextlib.AbstractContextManager[RowsFile | None]:
+    """Return the open file of rows; None without a table or page, and in all processes but the first."""
+    args, predictor = job.args, job.predictor
+    if RANK > 0 or not outputs(args):
+        return contextlib.nullcontext()
+    made_with = {
+        "weights": predictor.weights_hash(),
+        "class names": predictor.classes,
+        "img_size": predictor.options["img_size"],
+        "lam": predictor.options["lam"],
+        "normalize": predictor.network.normalization,
+        "tta": args.tta,
+        "amp": args.amp,
+        "max_pixels": args.max_pixels,
+        "html": args.html is not None,
+    }
+    return open_rows(outputs(args), made_with, args.resume)
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(rows: RowsFile | None) -> Iterator[None]:
+    """If a signal or an error of the user stops the block, say how to go on with the rows that are there."""
+    try:
+        yield
+    except (Interrupted, BrokenPipeError):
+        if rows is not None and rows.starts:
+            print(f"{len(rows.starts)} rows are in {rows.path}; go on with --resume", file=sys.stderr)
+        raise
+    except Exception as error:
+        message = user_message(error)
+        if message is None or rows is None or not rows.starts:
+            raise
+        raise UserError(f"{message}; {len(rows.starts)} rows are kept: go on with --resume") from None
+
+
+# ---- the options ----
+
+
+def label_settings(args: argparse.Namespace) -> LabelSettings:
     """Return how the options want photographs to be labelled."""
     has_page = args.html is not None
-    return Labelling(
+    return LabelSettings(
         batch_size=args.batch_size,
         num_threads=args.num_workers,
         max_pixels=args.max_pixels,
@@ -103,14 +285,6 @@ def labelling(args: argparse.Namespace) -> Labelling:
         with_maps=args.heatmap or has_page,
         with_thumbnails=has_page,
     )
-
-
-def exit_if_skipped(num_labelled: int, num_found: int) -> None:
-    """End with status 1 if not all files were labelled."""
-    num_skipped = num_found - num_labelled
-    if num_skipped:
-        print(f"skipped {num_skipped} of {num_found} files: not readable as images", file=sys.stderr)
-        sys.exit(1)
 
 
 def folders_to_write(args: argparse.Namespace) -> dict[str, Path]:
@@ -123,37 +297,16 @@ def folders_to_write(args: argparse.Namespace) -> dict[str, Path]:
     return folders
 
 
-def open_page(
-    args: argparse.Namespace, predictor: Predictor, thresholds: np.ndarray
-) -> contextlib.AbstractContextManager[Page | None]:
-    """Return the page of --html, or None without it and in all processes but the first."""
-    if not args.html or RANK > 0:
-        return contextlib.nullcontext()
-    settings = PageSettings(
-        title=f"photographs labelled by {args.load_from}",
-        classes=predictor.classes,
-        thresholds=thresholds,
-        top=args.top,
+def page_settings(job: Job) -> PageSettings:
+    """Return what the page of --html is made with."""
+    return PageSettings(
+        title=f"photographs labelled by {job.args.load_from}",
+        classes=job.predictor.classes,
+        thresholds=job.thresholds,
+        top=job.args.top,
         has_true_labels=False,
-        attention=predictor.has_attention,
+        attention=job.predictor.has_attention,
     )
-    return new_page(args.html, settings)
-
-
-def write_tables(args: argparse.Namespace, classes: list[str], scores: dict[str, np.ndarray]) -> None:
-    """Write {photograph: scores (C,)} to the files of --json and --csv."""
-    if args.json:
-        write_json_table(args.json, classes, scores)
-        print(f"written to {args.json}")
-    if args.csv:
-        write_csv_table(args.csv, classes, scores)
-        print(f"written to {args.csv}")
-
-
-def describe(scores: np.ndarray, classes: list[str], best: list[int]) -> str:
-    """Return the names and scores of the best classes in words; scores: (C,)."""
-    words = [f"{classes[c]} {scores[c]:.2f}" for c in best]
-    return ", ".join(words) or "-"
 
 
 def parse_args() -> argparse.Namespace:
@@ -161,7 +314,7 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("data")
     options.add_dataset_of_checkpoint(group)
     options.add_image_options(group, from_checkpoint=True)
-    options.add_loader_options(group, batch_help="images per step")
+    options.add_loader_options(group, batch_help="images per step and process")
     dir_help = "image files, folders (with all below them) or quoted patterns such as 'photos/**/*.jpg'"
     group.add_argument(
         "--img_dir", type=expand_home, nargs="+", required=True, metavar="PLACE", help=dir_help
@@ -184,11 +337,18 @@ def parse_args() -> argparse.Namespace:
     html_help = "make this folder a page that a browser opens: FOLDER/index.html"
     group.add_argument("--html", type=given_path, metavar="FOLDER", help=html_help)
     group.add_argument("--json", type=given_path, metavar="FILE", help="write all scores to this .json file")
-    group.add_argument("--csv", type=given_path, metavar="FILE", help="write all scores to this .csv file")
+    csv_help = (
+        "write all scores to this .csv file; if a name is not ASCII, it starts with the UTF-8 mark, for Excel"
+    )
+    group.add_argument("--csv", type=given_path, metavar="FILE", help=csv_help)
+    resume_help = "go on with the rows of a stopped run with these outputs; if there are none, begin"
+    group.add_argument("--resume", action="store_true", help=resume_help)
     options.add_run_options(parser.add_argument_group("run"))
     args = complete_options(parser.parse_args())
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5
+    if args.resume and not outputs(args):
+        raise UserError("--resume goes on with a table or a page: add --csv, --json or --html")
     check_file(args.json, "--json", ".json")
     check_file(args.csv, "--csv", ".csv")
     check_replaceable(args.json, "--json", is_json_table, "demo.py")

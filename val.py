@@ -24,7 +24,7 @@ from utils.data.samples import LabelledImages, load_split
 from utils.inference.evaluation_page import write_evaluation_page
 from utils.inference.html_page import PageSettings, check_page_folder
 from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
-from utils.inference.predictor import Labelling, Predictor
+from utils.inference.predictor import LabelSettings, Predictor
 from utils.inference.sweep import LogitTerms, compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
 from utils.metrics.report import by_class, format_report, is_metrics_file
@@ -113,9 +113,9 @@ def write_page(
     scores: np.ndarray,
 ) -> None:
     """Write the page of --html; scores: (N, C)."""
-    how = Labelling(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
+    label_settings = LabelSettings(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)
     with interrupt.deferring_signals("stopping"):
-        write_evaluation_page(args.html, settings, predictor, dataset, scores, how)
+        write_evaluation_page(args.html, settings, predictor, dataset, scores, label_settings)
     print(f"written to {args.html}")
 
 

@@ -111,7 +111,7 @@ def test_files_that_are_not_images_are_reported_and_skipped(photos, command, pla
     assert result.status == 1
     skipped = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
     assert ["photos/b.jpg" in skipped[0], "photos/notes.csv" in skipped[1], len(skipped)] == [True, True, 2]
-    assert result.err.splitlines()[-1].startswith("skipped 2 of 6 files")
+    assert result.err.splitlines()[-1].startswith("skipped 2 of 6 images")
     assert len(json.loads(Path("s.json").read_text())) == 4
 
 

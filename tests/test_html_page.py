@@ -17,9 +17,9 @@ import val
 from helpers import SHAPES
 from utils.checkpoint import load_model
 from utils.inference import html_page
-from utils.inference.html_page import Page, PageSettings, encode_map
+from utils.inference.html_page import Page, PageSettings, encode_map, page_photo
 from utils.inference.photographs import Thumbnail
-from utils.inference.predictor import Labelled
+from utils.inference.predictor import Prediction
 
 CPU = ["--num_workers", "0", "--device", "cpu"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -170,8 +170,8 @@ def test_an_earlier_page_is_replaced_and_its_pictures_are_not_labelled(photos, c
     assert sorted(path.name for path in Path("photos").iterdir()) == ["0.jpg", "1.jpg", "page"]
 
 
-def test_an_error_leaves_the_earlier_page(photos, command, monkeypatch):
-    assert label(command, "--html", "page").status == 0
+def test_an_error_leaves_the_earlier_page_and_the_rows(photos, command):
+    assert label(command, "--html", "page", "--threshold", 0.3).status == 0
     before = snapshot(photos)
 
     def full(page, name: str, content: bytes) -> None:
@@ -181,10 +181,15 @@ def test_an_error_leaves_the_earlier_page(photos, command, monkeypatch):
     for method in ("write", "write_maps"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Page, method, lambda page, *rest: full(page, "x", b""))
-            result = label(command, "--html", "page")
+            result = label(command, "--html", "page", "--resume" if method == "write_maps" else "--tta=off")
         assert (result.status, result.err.count("\n")) == (2, 1)
-        assert "No space left" in result.err
-        assert snapshot(photos) == before
+        assert "No space left on device; 3 rows are kept: go on with --resume" in result.err
+        left = snapshot(photos)
+        assert left.pop(str(photos / "page.rows"))
+        assert left == before
+    assert sorted(path.name for path in photos.iterdir()) == ["model.pth", "page", "page.rows", "photos"]
+    assert label(command, "--html", "page", "--resume").status == 0
+    assert snapshot(photos) != before  # the thresholds are others
     assert sorted(path.name for path in photos.iterdir()) == ["model.pth", "page", "photos"]
 
 
@@ -201,9 +206,9 @@ def test_the_writer_holds_a_bounded_number_of_photographs(tmp_path):
     scores = np.linspace(1, 0, 200)
     target = np.zeros(200)
     target[-1] = 1
-    result = Labelled(scores, maps, Thumbnail(b"jpeg", 3, 2))
+    result = Prediction(scores, maps, Thumbnail(b"jpeg", 3, 2))
     for number in range(2000):
-        page.add(f"{number}.jpg", result, target)
+        page.add(page_photo(f"{number}.jpg", result, target))
         assert len(page.entries) < 1000
         assert len(page.maps) < 20
     page.finish()
@@ -263,8 +268,8 @@ def make_page(folder: Path, labelled: bool, number: int = 4) -> Path:
             target[0] = index % 2 == 0
             target[2] = index == 0
             target[1] = -1 if index == 0 else 0
-            result = Labelled(scores, maps, Thumbnail(b"", 30, 20))
-            page.add(f"{index}.jpg", result, target if labelled else None)
+            result = Prediction(scores, maps, Thumbnail(b"", 30, 20))
+            page.add(page_photo(f"{index}.jpg", result, target if labelled else None))
     return folder
 
 

@@ -21,7 +21,7 @@ from helpers import RUN, SHAPES, make_own
 from utils import evaluation, plot, prepare_csv, prepare_shapes
 from utils.data.drawing import SHAPES as CLASSES
 from utils.data.preparing import check_label_file
-from utils.inference.tables import is_csv_table, write_csv_table
+from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
 from utils.runtime.arguments import expand_home, given_path
 from utils.runtime.errors import UserError
 from utils.runtime.output_checks import check_replaceable
@@ -71,10 +71,18 @@ def test_demo_replaces_its_own_tables_and_no_other(model, command, fails):
 
 
 def test_scores_of_almost_certain_networks_are_still_a_table_of_demo(workdir):
-    scores = {"a.jpg": np.array([1.0, 1.23456e-9, 0.999988]), "b.jpg": np.array([0.123456, 0.5, 3.21e-12])}
-    for content in (scores, {}):
-        write_csv_table(Path("s.csv"), ["x", "y", "z"], content)
+    scores = [np.array([1.0, 1.23456e-9, 0.999988]), np.array([0.123456, 0.5, 3.21e-12])]
+    for photos in (["a.jpg", "b.jpg"], []):
+        write_csv_table(Path("s.csv"), ["x", "y", "z"], photos, scores)
+        write_json_table(Path("s.json"), ["x", "y", "z"], photos, scores)
         assert is_csv_table(Path("s.csv"))
+        assert is_json_table(Path("s.json"))
+
+
+def test_tables_of_earlier_versions_are_still_those_of_demo(workdir):
+    rows = [{"image": 'a "b" \\.jpg', "scores": {"x": 0.5}}]
+    for content in (rows, []):
+        assert is_json_table(keep("s.json", json.dumps(content, indent=1)))
 
 
 def test_heatmaps_replace_only_heatmaps(model, command, fails):

@@ -151,7 +151,7 @@ def test_demo_names_and_counts_what_it_leaves_out(photos, trained, command):
     options = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 0]
     result = command(demo, *options, "--img_dir", "photos")
     assert result.status == 1
-    assert result.out.splitlines()[0] == "2 images found"
+    assert result.out.splitlines()[0] == "4 images found, 2 of them not readable"
     assert [line.partition(": ")[0] for line in result.out.splitlines()[1:]] == [
         "photos/a.jpg",
         "photos/link/b.jpg",
@@ -159,7 +159,7 @@ def test_demo_names_and_counts_what_it_leaves_out(photos, trained, command):
     assert result.err.splitlines() == [
         "skipped: photos/gone: a link to something that is missing",
         "skipped: photos/x.heic: .heic files are not read: convert it to JPEG or PNG",
-        "skipped 2 of 4 files: not readable as images",
+        "skipped 2 of 4 images: not readable",
     ]
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from utils.data.samples import LabelledImages
 from utils.data.transforms import eval_transform
-from utils.inference.html_page import PageSettings, new_page
+from utils.inference.html_page import PageSettings, new_page, page_photo
 from utils.inference.photographs import Loaded, load_ahead, make_thumbnail
-from utils.inference.predictor import Labelling, Predictor, raise_if_unreadable
+from utils.inference.predictor import LabelSettings, Predictor, raise_if_unreadable
 from utils.runtime import interrupt
 from utils.runtime.progress import progress_bar
 
@@ -21,19 +21,20 @@ def write_evaluation_page(
     predictor: Predictor,
     dataset: LabelledImages,
     scores: np.ndarray,
-    how: Labelling,
+    label_settings: LabelSettings,
 ) -> None:
     """Write a page of a data set and its scores (N, C); one more pass of the network computes the maps."""
     load = functools.partial(load_sample, dataset)
+    images = load_ahead(range(len(dataset)), load, label_settings.num_threads, label_settings.batch_size)
     with (
         new_page(folder, settings) as page,
         progress_bar(len(dataset), "page") as bar,
-        contextlib.closing(load_ahead(range(len(dataset)), load, how.num_threads, how.batch_size)) as loaded,
+        contextlib.closing(images) as loaded,
     ):
-        for row, result in enumerate(predictor.label_loaded(loaded, how)):
+        for row, result in enumerate(predictor.label_loaded(loaded, label_settings)):
             interrupt.stop_if_asked()
             shown = raise_if_unreadable(result)._replace(scores=scores[row])
-            page.add(dataset.path(row), shown, dataset.labels.targets.row(row))
+            page.add(page_photo(dataset.path(row), shown, dataset.labels.targets.row(row)))
             bar.update(1)
 
 

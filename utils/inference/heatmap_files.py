@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from utils.data.decoding import load_image
 from utils.inference.heatmap import DPI, ClassMap, contact_sheet, shrink, single_picture
-from utils.inference.predictor import Labelled, Predictor
+from utils.inference.predictor import Prediction, Predictor
 from utils.runtime.files import atomic_write
 from utils.runtime.output_checks import check_folder, check_replaceable
 
@@ -27,21 +27,37 @@ class HeatmapForm(NamedTuple):
     max_side: int
 
 
-def heatmap_folders(out_dir: Path, paths: list[str]) -> dict[str, Path]:
-    """Return a folder for the pictures of each image, in the same subfolders of out_dir as the image.
+class HeatmapFolders(NamedTuple):
+    """Where heatmaps go: each image has a folder of its own, in the same subfolders of out_dir as the image.
 
-    Raises UserError if one of them cannot be written to, or holds pictures of these names from elsewhere.
+    common: the folder that all images are in.
     """
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    folders = {path: out_dir / os.path.relpath(path, common) for path in paths}
-    for folder in folders.values():
+
+    out_dir: Path
+    common: str
+
+    def folder(self, path: str) -> Path:
+        """Return the folder for the pictures of an image."""
+        return self.out_dir / os.path.relpath(path, self.common)
+
+
+def heatmap_folders(out_dir: Path, paths: list[str]) -> HeatmapFolders:
+    """Return where the pictures of images go.
+
+    Raises UserError if one of the folders cannot be written to, or holds pictures of these names from
+    elsewhere.
+    """
+    folders_of_images = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    folders = HeatmapFolders(out_dir, os.path.commonpath(folders_of_images))
+    for path in paths:
+        folder = folders.folder(path)
         check_folder(folder, "--out_dir")
         for picture in earlier_pictures(folder):
             check_replaceable(picture, "--out_dir:", is_heatmap, "demo.py")
     return folders
 
 
-def class_maps(predictor: Predictor, result: Labelled, classes: list[int]) -> list[ClassMap]:
+def class_maps(predictor: Predictor, result: Prediction, classes: list[int]) -> list[ClassMap]:
     """Return the ClassMaps of some classes of a photograph: shares for CSRA, scores for average pooling."""
     assert result.maps is not None
     found = []

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.data.labels import IGNORED
-from utils.inference.predictor import Labelled
+from utils.inference.predictor import Prediction
 from utils.runtime.errors import UserError
 from utils.runtime.files import reporting_write_errors
 from utils.runtime.output_checks import check_folder
@@ -51,8 +51,20 @@ class PageSettings(NamedTuple):
     attention: bool
 
 
+class PagePhoto(NamedTuple):
+    """What a page holds of a photograph.
+
+    entry: its name, its address, the size of its thumbnail, its scores and labels, as the page's script reads
+    them. maps: for some classes, by their number, what encode_map returns. thumbnail: a JPEG file.
+    """
+
+    entry: dict[str, Any]
+    maps: dict[str, list[Any]]
+    thumbnail: bytes
+
+
 class Page:
-    """Writes the files of a page to a new folder: `add` photographs, then `finish`.
+    """Writes the files of a page to a new folder: `add` photographs (see page_photo), then `finish`.
 
     Raises UserError if a file cannot be written.
     """
@@ -62,35 +74,19 @@ class Page:
         self.settings = settings
         self.num_photos = 0
         self.entries: list[dict[str, Any]] = []  # for the next file in scores/
-        self.maps: list[dict[int, list[Any]]] = []  # for the next file in maps/
+        self.maps: list[dict[str, list[Any]]] = []  # for the next file in maps/
         self.num_score_files = 0
         self.num_map_files = 0
         with reporting_write_errors(folder):
             for name in ("thumbnails", "scores", "maps"):
                 (folder / name).mkdir(parents=True)
 
-    def add(self, path: str, result: Labelled, target: np.ndarray | None = None) -> None:
-        """Add a photograph with its result; target: its labels (C,) of 1, 0 or IGNORED if they are known."""
-        assert result.maps is not None
-        assert result.thumbnail is not None
+    def add(self, photo: PagePhoto) -> None:
+        """Add a photograph."""
         thumbnail = f"thumbnails/{self.num_photos:06}.jpg"
-        self.write(thumbnail, result.thumbnail.jpeg)
-        entry = {
-            "name": path,
-            "url": Path(os.path.abspath(path)).as_uri(),
-            "thumbnail": thumbnail,
-            "width": result.thumbnail.width,
-            "height": result.thumbnail.height,
-        }
-        positives: list[int] = []
-        if target is not None:
-            positives = np.flatnonzero(target == 1).tolist()
-            entry |= {"labels": positives, "unknown": np.flatnonzero(target == IGNORED).tolist()}
-        shown = classes_on_page(result.scores, positives)
-        entry["scores"] = [[c, cut_off(result.scores[c])] for c in shown]
-        with_map = set(shown[:MAX_MAPS]) | set(positives)
-        self.entries.append(entry)
-        self.maps.append({c: encode_map(result.maps[c]) for c in shown if c in with_map})
+        self.write(thumbnail, photo.thumbnail)
+        self.entries.append({**photo.entry, "thumbnail": thumbnail})
+        self.maps.append(photo.maps)
         self.num_photos += 1
         if len(self.entries) == PHOTOS_PER_SCORE_FILE:
             self.write_scores()
@@ -137,6 +133,30 @@ class Page:
         between, end = after.split("SCORES")
         index = "".join([before, json_of(settings), between, "\n".join(scripts), end])
         self.write("index.html", index.encode())
+
+
+def page_photo(path: str, result: Prediction, target: np.ndarray | None = None) -> PagePhoto:
+    """Return what a page holds of a photograph; target: its labels (C,) of 1, 0 or IGNORED if they are known.
+
+    result: with maps and a thumbnail.
+    """
+    assert result.maps is not None
+    assert result.thumbnail is not None
+    entry = {
+        "name": path,
+        "url": Path(os.path.abspath(path)).as_uri(),
+        "width": result.thumbnail.width,
+        "height": result.thumbnail.height,
+    }
+    positives: list[int] = []
+    if target is not None:
+        positives = np.flatnonzero(target == 1).tolist()
+        entry |= {"labels": positives, "unknown": np.flatnonzero(target == IGNORED).tolist()}
+    shown = classes_on_page(result.scores, positives)
+    entry["scores"] = [[c, cut_off(result.scores[c])] for c in shown]
+    with_map = set(shown[:MAX_MAPS]) | set(positives)
+    maps = {str(c): encode_map(result.maps[c]) for c in shown if c in with_map}
+    return PagePhoto(entry, maps, result.thumbnail.jpeg)
 
 
 def classes_on_page(scores: np.ndarray, positives: list[int]) -> list[int]:

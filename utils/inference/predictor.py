@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ Threshold = float | str | os.PathLike[str]  # for all classes, or a .json file w
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabelSettings:
     """How `Predictor.label` works.
 
     batch_size: photographs per step of the network. num_threads: threads that decode files ahead of it, or 0.
@@ -55,7 +56,7 @@ class Labelling:
     with_thumbnails: bool = False
 
 
-class Labelled(NamedTuple):
+class Prediction(NamedTuple):
     """The result for a photograph: scores (C,) float64; attention maps (C, h, w) and thumbnail if wanted."""
 
     scores: np.ndarray
@@ -109,6 +110,14 @@ class Predictor:
         """Return whether maps are shares of attention that sum to 1; else they are scores of the places."""
         return not isinstance(self.network.classifier, AveragePooling)
 
+    def weights_hash(self) -> str:
+        """Return a hash of the weights, by which two networks are told apart."""
+        digest = hashlib.sha256()
+        for name, values in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def compile(self) -> None:
         """Compile `features` alone, because callers also use the parts of the classifier one by one."""
         self.network.features = torch.compile(self.network.features)  # type: ignore[method-assign]
@@ -135,10 +144,10 @@ class Predictor:
             isinstance(photos, np.ndarray) and photos.ndim == 3
         ):
             return self.name_scores(self.label_one(photos, max_pixels).scores, thresholds)
-        how = Labelling(num_threads=default_workers(), max_pixels=self.pixel_limit(max_pixels))
+        settings = LabelSettings(num_threads=default_workers(), max_pixels=self.pixel_limit(max_pixels))
         with (
             keeping_freed_memory(self.device),
-            contextlib.closing(self.label(photos, how)) as results,  # ends its threads, also on an error
+            contextlib.closing(self.label(photos, settings)) as results,  # ends its threads, also on an error
         ):
             return [self.name_scores(raise_if_unreadable(result).scores, thresholds) for result in results]
 
@@ -151,50 +160,53 @@ class Predictor:
         assert maps is not None
         return dict(zip(self.classes, maps))
 
-    def label(self, photos: Iterable[Photo], how: Labelling) -> Generator[Labelled | Unreadable, None, None]:
+    def label(
+        self, photos: Iterable[Photo], settings: LabelSettings
+    ) -> Generator[Prediction | Unreadable, None, None]:
         """Yield the result for each photograph, in order; photographs are taken and loaded as needed."""
         load = functools.partial(
             load_photo,
             img_size=self.options["img_size"],
-            max_pixels=how.max_pixels,
-            with_thumbnail=how.with_thumbnails,
+            max_pixels=settings.max_pixels,
+            with_thumbnail=settings.with_thumbnails,
         )
-        yield from self.label_loaded(load_ahead(photos, load, how.num_threads, how.batch_size), how)
+        loaded = load_ahead(photos, load, settings.num_threads, settings.batch_size)
+        yield from self.label_loaded(loaded, settings)
 
     def label_loaded(
-        self, loaded: Iterable[Loaded | Unreadable], how: Labelling
-    ) -> Generator[Labelled | Unreadable, None, None]:
+        self, loaded: Iterable[Loaded | Unreadable], settings: LabelSettings
+    ) -> Generator[Prediction | Unreadable, None, None]:
         """Yield the result for each loaded photograph, in order."""
-        for batch in in_batches(loaded, how.batch_size):
+        for batch in in_batches(loaded, settings.batch_size):
             squares = [photo.square for photo in batch if isinstance(photo, Loaded)]
-            labelled = iter(self.label_images(squares, how))
+            labelled = iter(self.label_images(squares, settings))
             for photo in batch:
                 if isinstance(photo, Unreadable):
                     yield photo
                 else:
                     yield next(labelled)._replace(thumbnail=photo.thumbnail)
 
-    def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Labelled:
+    def label_one(self, photo: Photo, max_pixels: float | None, with_maps: bool = False) -> Prediction:
         """Return the result for one photograph; UserError if it cannot be read."""
-        how = Labelling(max_pixels=self.pixel_limit(max_pixels), with_maps=with_maps)
-        (result,) = self.label([photo], how)
+        settings = LabelSettings(max_pixels=self.pixel_limit(max_pixels), with_maps=with_maps)
+        (result,) = self.label([photo], settings)
         return raise_if_unreadable(result)
 
     @torch.inference_mode()
-    def label_images(self, squares: list[Tensor], how: Labelling) -> list[Labelled]:
+    def label_images(self, squares: list[Tensor], settings: LabelSettings) -> list[Prediction]:
         """Return the result for each of a batch of images; squares: uint8 (3, S, S)."""
         if not squares:
             return []
         images = to_float(torch.stack(squares), self.device)
         maps: Iterable[np.ndarray | None] = [None] * len(images)
-        with autocast(self.device, how.amp):
+        with autocast(self.device, settings.amp):
             features = self.network.features(images)
             logits = self.network.classifier(features)
-            if how.tta == "flip":
+            if settings.tta == "flip":
                 logits = mirrored_mean(logits, self.network, images)
-            if how.with_maps:
+            if settings.with_maps:
                 maps = self.network.classifier.attention_maps(features).cpu().numpy()
-        return [Labelled(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
+        return [Prediction(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
 
     def pixel_limit(self, max_pixels: float | None) -> float:
         """Return max_pixels, or for None that of this Predictor."""
@@ -205,7 +217,7 @@ class Predictor:
         return {self.classes[c]: float(scores[c]) for c in best_classes(scores, thresholds)}
 
 
-def raise_if_unreadable(result: Labelled | Unreadable) -> Labelled:
+def raise_if_unreadable(result: Prediction | Unreadable) -> Prediction:
     """Return a result, or raise its error if the photograph could not be read."""
     if isinstance(result, Unreadable):
         raise result.error

@@ -84,6 +84,26 @@ def gather(value: Result) -> list[Result]:
     return values
 
 
+def gather_in_first(value: Result) -> list[Result]:
+    """Return the values of all processes, ordered by rank, in the first process, and [] in the others.
+
+    All processes call this.
+    """
+    if WORLD_SIZE == 1:
+        return [value]
+    values = [value] * WORLD_SIZE if RANK == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def value_of_first(value: Result) -> Result:
+    """Return the value of the first process; all processes call this."""
+    values = [value]
+    if WORLD_SIZE > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Replace the values of tensors, in place, by those of the first process; all processes call this."""
     if WORLD_SIZE == 1:

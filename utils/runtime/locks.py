@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.runtime.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -27,6 +29,26 @@ def waiting_for_lock(path: Path) -> Iterator[None]:
         file = take_lock(path, wait=True)
     try:
         yield
+    finally:
+        if file is not None:
+            release(file, path)
+
+
+@contextlib.contextmanager
+def holding_lock(path: Path, in_use: str) -> Iterator[bool]:
+    """Inside the block, this process has the lock on a file; UserError with `in_use` if another one has it.
+
+    The file is made, in a folder that exists, and removed. Where locks do not work, the block gets False.
+    """
+    file = None
+    try:
+        file = take_lock(path, wait=False)
+    except BlockingIOError:
+        raise UserError(in_use) from None
+    except OSError:  # locks do not work here
+        pass
+    try:
+        yield file is not None
     finally:
         if file is not None:
             release(file, path)
