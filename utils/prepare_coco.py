@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from argparse import Namespace
 from pathlib import Path
 
+from utils.data.bad_images import parse_args, without_bad
 from utils.data.classes import class_names
 from utils.data.coco_annotations import (
     load_annotations,
@@ -21,16 +22,9 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
+from utils.data.listed_files import check_no_overlap, listed_file
 from utils.data.own_coco import add_own_annotations, prepare_own
-from utils.data.preparing import (
-    Entry,
-    Pictures,
-    check_no_overlap,
-    listed_file,
-    parse_args,
-    without_bad,
-    write_labels,
-)
+from utils.data.preparing import Entry, Pictures, write_labels
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
 from utils.runtime.output_checks import check_folder

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.command_line.classes_of import add_classes_of, read_classes_of
+from utils.data.bad_images import without_bad
 from utils.data.classes import KnownClasses, check_looks, check_names
 from utils.data.coco_annotations import (
     Categories,
@@ -14,6 +15,7 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
+from utils.data.listed_files import check_no_overlap
 from utils.data.new_data_set import (
     SPLITS,
     add_overwrite,
@@ -23,7 +25,7 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Pictures, check_no_overlap, without_bad
+from utils.data.preparing import Pictures
 from utils.runtime.arguments import given_path
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey

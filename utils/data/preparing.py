@@ -1,27 +1,18 @@
-"""What the preparers share: options, checks of the files that are listed, and writing label files.
+"""The entries of label files, as the preparers make and write them."""
 
-It needs no torch, except to decode images with --verify.
-"""
-
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.data.drawing import DrawnObject
 from utils.data.label_files import UNKNOWN, is_label_file
 from utils.data.labels import Listed, Paths, Targets
-from utils.runtime.arguments import Parser, add_max_pixels
-from utils.runtime.errors import UserError, out_of_files_message, user_message
 from utils.runtime.files import write_json_list
 from utils.runtime.output_checks import check_replaceable
-from utils.runtime.paths import FileKey, existing_spelling, find_file
+from utils.runtime.paths import FileKey
 from utils.runtime.progress import delayed_bar
-from utils.runtime.workers import default_workers
 
 MAX_NAMES = 20  # of classes, in a line
 MAX_ROWS = 200  # of a table with a row for each class
@@ -73,46 +64,7 @@ def listed_entry(path: str, labels: Listed) -> Entry:
 
 
 Splits = Mapping[str, Entries]  # the entries of each label file or split, by its name
-
 Pictures = dict[FileKey, Entry]  # the entry of each image file
-
-
-def parse_args(parser: Parser) -> Namespace:
-    """Parse a preparer's command line, with the options that `bad_images` needs."""
-    parser.add_argument("--verify", action="store_true", help="decode every image once and list the bad ones")
-    parser.add_argument("--skip_bad", action="store_true", help="verify, and leave the bad images out")
-    add_max_pixels(parser)
-    return parser.parse_args()
-
-
-def listed_file(folder: Path, name: str, source: Path) -> tuple[Path, FileKey]:
-    """Return a file that `source` lists; UserError if it is missing or not in the folder."""
-    if Path(name).anchor or ".." in Path(name).parts:
-        raise UserError(f"{source}: {name!r} points outside of {folder.name}/: download the file again")
-    path = Path(existing_spelling(str(folder / name)))
-    key = find_file(path)
-    if key is None:
-        raise UserError(f"{path} is missing, but {source} lists it: unpack the data set again")
-    return path, key
-
-
-def check_no_overlap(splits: dict[str, Pictures]) -> None:
-    """Raise UserError if an image file is in two splits."""
-    names = {}
-    for split, pictures in splits.items():
-        names[split] = {key: entry["img_path"] for key, entry in pictures.items()}
-    check_files_differ(names)
-
-
-def check_files_differ(splits: dict[str, dict[FileKey, str]]) -> None:
-    """Raise UserError if a file is in two splits; splits: the files of each, by their names in messages."""
-    seen: dict[FileKey, tuple[str, str]] = {}
-    for split, names in splits.items():
-        for key, name in names.items():
-            other_split, other_name = seen.setdefault(key, (split, name))
-            if other_split != split:
-                spelt = name if name == other_name else f"{other_name}, also written {name},"
-                raise UserError(f"{spelt} is in {other_split} and in {split}: leave it out of one of them")
 
 
 class LabelCounts:
@@ -196,71 +148,3 @@ def print_counts(classes: list[str], counts: dict[str, LabelCounts]) -> None:
     print(f"{head:{width}}", *(f"{Path(name).stem:>18}" for name in counts))
     for class_name, *row in zip(classes, *(of_one_file.positives for of_one_file in counts.values())):
         print(f"{class_name:{width}}", *(f"{count:18}" for count in row))
-
-
-class GoodEntries:
-    """Entries without those of the images in `bad`, a set of paths."""
-
-    def __init__(self, entries: Entries, bad: set[str]) -> None:
-        self.entries = entries
-        self.bad = bad
-        self.num_good = sum(1 for _ in self)
-
-    def __len__(self) -> int:
-        return self.num_good
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (entry for entry in self.entries if entry["img_path"] not in self.bad)
-
-
-def without_bad(splits: Splits, args: Namespace) -> Splits:
-    """Return the splits; with --verify or --skip_bad, see `bad_images`, without the bad images.
-
-    Raises UserError if nothing is left of one.
-    """
-    bad = bad_images((entry["img_path"] for entries in splits.values() for entry in entries), args)
-    if not bad:
-        return splits
-    good = {name: GoodEntries(entries, bad) for name, entries in splits.items()}
-    for name, entries in splits.items():
-        if len(entries) and not len(good[name]):
-            raise UserError(f"--skip_bad leaves nothing of {name}: all its images are bad")
-    return good
-
-
-def bad_images(paths: Iterable[str], args: Namespace) -> set[str]:
-    """Decode all images if --verify or --skip_bad asks for it; list the bad ones and return their paths.
-
-    Raises UserError if there are bad images without --skip_bad.
-    """
-    if not args.verify and not args.skip_bad:
-        return set()
-    different = sorted(set(paths))
-    errors = decode_all(different, args.max_pixels)
-    print(f"decoded {len(different)} images, {len(errors)} of them bad", *errors.values(), sep="\n")
-    if errors and not args.skip_bad:
-        first = next(iter(errors.values()))
-        count = f"{len(errors)} of {len(different)} images are bad"
-        raise UserError(f"{count}, first {first} (--skip_bad leaves them all out)")
-    if errors:
-        print(f"left out {len(errors)} bad images")
-    return set(errors)
-
-
-def decode_all(paths: list[str], max_pixels: int) -> dict[str, str]:
-    """Decode images as training does; return {path: what is wrong with it} for the bad ones."""
-    from utils.data.decoding import load_image  # imports torch
-
-    def error_message(path: str) -> str | None:
-        try:
-            load_image(path, max_pixels)
-        except (UserError, OSError) as error:
-            if out_of_files_message(error):
-                raise
-            return user_message(error)
-        return None
-
-    with ThreadPool(default_workers()) as pool:  # threads are enough: image decoders release the GIL
-        messages = pool.imap(error_message, paths)
-        bar = tqdm(messages, total=len(paths), desc="verify", unit="img", disable=None, leave=False)
-        return {path: message for path, message in zip(paths, bar) if message is not None}
