@@ -61,12 +61,17 @@ def train_in(shapes_folder: Path, name: str, *options: str) -> Path:
     return folder
 
 
-def start(processes: int, script: str | Path, *arguments, **options) -> subprocess.Popen:
-    """Start a script in one process, or by torchrun in several."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), REPOSITORY / script, *arguments]
+def start(script: str | Path, *arguments, **options) -> subprocess.Popen:
+    """Start a script as a user does."""
+    command = [sys.executable, REPOSITORY / script, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(list(map(str, command)), **(pipes | options))
+
+
+def start_torchrun(processes: int, script: str | Path, *arguments, **options) -> Preloaded | subprocess.Popen:
+    """Start a script by torchrun in several processes; all are forks of a process with torch."""
+    launcher = ["--standalone", f"--nproc_per_node={processes}", "--run_path", "--start_method=fork"]
+    return start_preloaded("tests/torchrun.py", *launcher, REPOSITORY / script, *arguments, **options)
 
 
 def start_preloaded(

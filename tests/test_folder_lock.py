@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import main
-from helpers import REPOSITORY, RUN, finish, start, start_preloaded, wait_until
+from helpers import REPOSITORY, RUN, finish, start_preloaded, start_torchrun, wait_until
 from utils.runtime.errors import UserError
 from utils.runtime.locks import is_open_at
 from utils.training.folder import RunFolder
@@ -131,9 +131,9 @@ def test_a_second_run_in_a_folder_ends_in_one_line(shapes, tmp_path, command):
 def test_one_process_of_torchrun_takes_the_lock(shapes, tmp_path):
     folder = tmp_path / "run"
     options = [*RUN, "--total_epoch", 1000, "--output_dir", folder]
-    first = start(2, "main.py", *options)
+    first = start_torchrun(2, "main.py", *options)
     wait_until((folder / "log.jsonl").exists, first)
-    status, _, err = finish(start(2, "main.py", *options, "--resume"))
+    status, _, err = finish(start_torchrun(2, "main.py", *options, "--resume"))
     assert status != 0
     assert err.count("main.py: error:") == err.count("is in use by another run") == 1
     first.terminate()

@@ -199,7 +199,7 @@ def test_a_failed_run_ends_its_workers(workdir):
     make_own(workdir)
     Path("3.png").write_bytes(b"no image")
     options = [*OWN, *TINY, *RUN, "--num_workers", 2, "--batch_size", 1]
-    status, _, err = finish(start(1, "main.py", *options))
+    status, _, err = finish(start("main.py", *options))
     assert status == 2
     assert err.count("\n") == 1
     assert err.startswith("main.py: error: ")

@@ -26,7 +26,7 @@ def start_alone(method: str, *command) -> subprocess.Popen | Preloaded:
     if method == multiprocessing.get_start_method() == "fork":
         return start_preloaded(*command, alone=True, stderr_in_stdout=True)
     environment = start_method(method)
-    return start(1, *command, start_new_session=True, env=environment, stderr=subprocess.STDOUT)
+    return start(*command, start_new_session=True, env=environment, stderr=subprocess.STDOUT)
 
 
 def living_processes(group: int) -> list[str]:
@@ -144,7 +144,7 @@ def test_ctrl_c_during_the_imports_ends_a_command_quietly(tmp_path, script):
     for name in ("torch", "numpy", "tqdm"):
         slow = "import time; print('importing', flush=True); time.sleep(60)"
         (tmp_path / f"{name}.py").write_text(slow)
-    process = start(1, script, "--help", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    process = start(script, "--help", env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     assert finish(process) == (130, "", "")
