@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from utils.metrics.bootstrap import Interval, bootstrap, interval, join, rank_classes
+from utils.metrics.bootstrap import Interval, bootstrap, interval, join_blocks, rank_classes
 from utils.metrics.score_files import SavedScores
 from utils.runtime.arguments import Parser, number
 from utils.runtime.script import run_script
@@ -115,7 +115,7 @@ def simulated_intervals(case: Case, num_resamples: int, seed: tuple[int, int]) -
         rankings.append(rank_classes(saved, np.zeros(NUM_CLASSES)))
         estimates.append(saved.evaluate(np.zeros(NUM_CLASSES))["mAP"])
     blocks = bootstrap(rankings, case.num_images, num_resamples, seed=int(rng.integers(2**32)))
-    first, second = (join(of_one_model)["mAP"] for of_one_model in zip(*blocks))
+    first, second = (join_blocks(of_one_model)["mAP"] for of_one_model in zip(*blocks))
     return interval(first, estimates[0]), interval(second - first)
 
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.coverage import Case, measure_coverage, true_average_precision
 from utils import evaluation
 from utils.evaluation import evaluate
-from utils.metrics.bootstrap import bootstrap, draw_images, interval, join, rank_classes
+from utils.metrics.bootstrap import bootstrap, draw_images, interval, join_blocks, rank_classes
 from utils.metrics.score_files import SavedScores
 
 
@@ -36,7 +36,7 @@ def test_resamples_have_the_metrics_of_the_images_that_they_draw(
     thresholds = np.linspace(0.3, 0.7, classes)
     blocks = list(bootstrap([rank_classes(saved, thresholds)], images, 20, seed=3))
     assert [len(block["mAP"]) for (block,) in blocks] == [7, 7, 6]
-    found = join([block for (block,) in blocks])
+    found = join_blocks([block for (block,) in blocks])
 
     rng = np.random.default_rng(3)
     for index in range(20):

@@ -160,7 +160,7 @@ def test_fingerprints_are_those_of_earlier_versions(tmp_path, monkeypatch, expec
     path = write(tmp_path / "a.json", entries)
     num_classes = len(entries[0]["target"])
     assert fingerprint(read_labels(path, num_classes, values)) == expected
-    monkeypatch.setattr("utils.data.labels.BLOCK_ELEMENTS", num_classes)  # several blocks
+    monkeypatch.setattr("utils.data.labels.HASHED_AT_ONCE", num_classes)  # several blocks
     assert fingerprint(read_labels(path, num_classes, values)) == expected
 
 

@@ -84,7 +84,7 @@ def read_predictor(
         )
         network = build_network(options, normalization)
     load_adapted(network, weights, str(path))
-    classes = read_classes(checkpoint, options["num_cls"], dataset, path)
+    classes = names_of_outputs(checkpoint, options["num_cls"], dataset, path)
     return Predictor(network, classes, options, config)
 
 
@@ -93,7 +93,7 @@ def first_known(*values: Value | None) -> Value:
     return next(value for value in values if value is not None)
 
 
-def read_classes(
+def names_of_outputs(
     checkpoint: dict[str, Any], num_cls: int, dataset: str | None, path: str | Path
 ) -> list[str]:
     """Return the class names that a checkpoint stores, or else the data set's; UserError if they differ."""

@@ -16,7 +16,7 @@ import functools
 import math
 from pathlib import Path
 
-from utils.metrics.bootstrap import Ranking, Resamples, bootstrap, intervals, join, rank_classes
+from utils.metrics.bootstrap import Ranking, Resamples, bootstrap, intervals, join_blocks, rank_classes
 from utils.metrics.comparison import (
     compare,
     comparison_results,
@@ -103,7 +103,7 @@ def resample(rankings: list[list[Ranking]], num_images: int, args: argparse.Name
         for block in bootstrap(rankings, num_images, args.resamples, args.seed):
             blocks.append(block)
             bar.update(len(block[0]["mAP"]))
-    return [join(of_one_file) for of_one_file in zip(*blocks)]
+    return [join_blocks(of_one_file) for of_one_file in zip(*blocks)]
 
 
 def parse_args() -> argparse.Namespace:

@@ -116,12 +116,12 @@ def merge_rows(pictures: list[Picture], table: LabelTable) -> Targets:
             other = table.targets.listed(row)
             if not table.has_lists and (fault := contradiction(labels, other, table.classes)):
                 raise UserError(f"{describe_rows(table, picture, row)}, but {fault}: correct one of them")
-            labels = join(labels, other)
+            labels = join_labels(labels, other)
         targets.add(labels)
     return targets.build()
 
 
-def join(first: Listed, second: Listed) -> Listed:
+def join_labels(first: Listed, second: Listed) -> Listed:
     """Return the labels that one or both of two rows of an image have."""
     positives = {*first.positives, *second.positives}
     if first.negatives is None or second.negatives is None:

@@ -27,7 +27,7 @@ from utils.runtime.script import run_script
 
 FOLDER = Path("data/nuswide")
 LABEL_FILES = {"Train": "train.json", "Test": "test.json"}  # of the splits as the archive writes them
-VALUES = {"1": 1, "0": 0}
+LABELS = {"1": 1, "0": 0}
 UNPACK_AGAIN = "unpack the data set again"
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     images = Images(root.find("Flickr", "images"))
     splits = {}
     for split, label_file in LABEL_FILES.items():
-        splits[label_file] = read_split(root, split, classes, images, args.keep_empty)
+        splits[label_file] = read_listed_images(root, split, classes, images, args.keep_empty)
     check_paths_differ(splits)
     write_data_set(FOLDER, classes, without_bad(splits, args))
 
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def read_split(
+def read_listed_images(
     root: Folder, split: str, classes: list[str], images: Images, keep_empty: bool
 ) -> ListedEntries:
     """Return the entries of the images of a split that are there; say how many images are left out.
@@ -163,7 +163,7 @@ def read_targets(
             counts = f"{path} has {len(lines)} labels, but {image_list} lists {num_images} images"
             raise UserError(f"{counts}: {UNPACK_AGAIN}")
         with reporting_errors(f"{path} must have 0 or 1 in each line"):
-            targets[:, c] = [VALUES[line] for line in lines]
+            targets[:, c] = [LABELS[line] for line in lines]
     return targets
 
 

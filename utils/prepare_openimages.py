@@ -74,7 +74,7 @@ def main() -> None:
     splits = {}
     for name, table in tables.items():
         if table is not None:
-            splits[name] = read_split(args.data_path / name, images[name], table, codes)
+            splits[name] = read_verified_images(args.data_path / name, images[name], table, codes)
     check_ids_differ(splits)
     label_names = given_names or names_with_positive(splits["train"], codes)
     check_known(label_names, display_names, codes, args.classes)
@@ -133,7 +133,7 @@ def find_images(folder: Path) -> np.ndarray:
     return image_ids
 
 
-def read_split(folder: Path, image_ids: np.ndarray, table: Path, codes: Codes) -> Split:
+def read_verified_images(folder: Path, image_ids: np.ndarray, table: Path, codes: Codes) -> Split:
     """Read the labels of the images in a folder, and say how many images are missing.
 
     image_ids (N,): see images_in. codes: see read_verified.

@@ -33,7 +33,7 @@ def values_of(packed: np.ndarray) -> np.ndarray:
     return packed & 1
 
 
-def join(blocks: list[np.ndarray]) -> np.ndarray:
+def join_rows(blocks: list[np.ndarray]) -> np.ndarray:
     """Return the numbers of all blocks as one array, in any order; to free memory, `blocks` is emptied."""
     joined = np.empty(sum(map(len, blocks)), np.int64)
     filled = 0

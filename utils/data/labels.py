@@ -14,7 +14,7 @@ import numpy as np
 
 IGNORED = -1  # the target of an unknown label, which counts in no loss and no metric
 MAX_HASHED = 2**31  # targets (N x C) up to which a fingerprint hashes each of them, as in earlier versions
-BLOCK_ELEMENTS = 2**20  # targets that a fingerprint hashes at once
+HASHED_AT_ONCE = 2**20  # targets that a fingerprint hashes at once
 MAX_WAITING = 2**20  # bytes of targets that a TargetsBuilder turns into a sparse matrix at once
 
 
@@ -274,6 +274,6 @@ def hashed_targets(targets: Targets) -> Iterator[np.ndarray]:
     if num_images * num_classes > MAX_HASHED:
         yield from (targets.offsets, targets.classes, targets.values, targets.rest)
         return
-    size = max(1, BLOCK_ELEMENTS // num_classes)
+    size = max(1, HASHED_AT_ONCE // num_classes)
     for start in range(0, num_images, size):
         yield targets.rows(slice(start, start + size))

@@ -16,12 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.classes import check_looks, check_names
-from utils.data.label_rows import join, pack
+from utils.data.label_rows import join_rows, pack
 from utils.data.lookalikes import compose, look
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import check_fetched
 
-VALUES = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}  # of Confidence: verified to be in the image, or not to be
+CONFIDENCES = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}  # of Confidence: verified to be in the image, or not to be
 BLOCK = 2**16  # rows, or images, that are Python objects at the same time
 MAX_ID_BYTES = 32  # an array of ids is as wide as its longest one; an ImageID has 16 hexadecimal digits
 
@@ -35,7 +35,7 @@ class TableForm(NamedTuple):
 
 LABEL_TABLE = TableForm(
     columns=["ImageID", "Source", "LabelName", "Confidence"],
-    fits=lambda cells: len(cells) == 4 and cells[3] in VALUES and cells[0].isascii(),
+    fits=lambda cells: len(cells) == 4 and cells[3] in CONFIDENCES and cells[0].isascii(),
 )
 NAME_TABLE = TableForm(columns=["LabelName", "DisplayName"], fits=lambda cells: len(cells) == 2)
 
@@ -124,7 +124,7 @@ def read_verified(path: Path, image_ids: np.ndarray, codes: Codes) -> Verified:
     for image_ids_of_rows, _, label_names, confidences in blocks_of_columns(path, LABEL_TABLE):
         ids = np.array(image_ids_of_rows, np.bytes_)
         labels = np.fromiter(map(codes.__getitem__, label_names), np.int64, len(ids))
-        values = np.fromiter(map(VALUES.__getitem__, confidences), np.int64, len(ids))
+        values = np.fromiter(map(CONFIDENCES.__getitem__, confidences), np.int64, len(ids))
         # Most images have their rows one after the other: look each run of rows up once.
         starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
         run_lengths = np.diff(np.append(starts, len(ids)))
@@ -136,7 +136,7 @@ def read_verified(path: Path, image_ids: np.ndarray, codes: Codes) -> Verified:
         images = np.repeat(run_images, run_lengths)
         kept = images >= 0
         packed.append(pack(images[kept], labels[kept], values[kept]))
-    return Verified(join(packed), is_listed, missing.count())
+    return Verified(join_rows(packed), is_listed, missing.count())
 
 
 def blocks_of_columns(path: Path, form: TableForm) -> Iterator[list[tuple[str, ...]]]:

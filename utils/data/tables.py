@@ -43,7 +43,7 @@ JOINING_MARKS = "/+&:"  # a name may hold them: "AC/DC"
 PYTHON_LIST = re.compile(r"\[.*\]|\{.*\}|\(\s*['\"].*\)", re.DOTALL)
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table, and the line of the file that it ends on."""
 
     line: int
@@ -76,7 +76,7 @@ def read_label_table(path: Path, separator: str | None, known: KnownClasses | No
     """
     check_fetched(path)
     rows = read_rows(path)
-    _, header = next(rows, Row(0, []))
+    _, header = next(rows, TableRow(0, []))
     columns = Columns(header, path)
     for row in delayed_bar(rows, path.name):
         columns.add(row)
@@ -93,7 +93,7 @@ def read_label_table(path: Path, separator: str | None, known: KnownClasses | No
     return LabelTable(path, lines, columns.images, splits, classes, targets, has_lists=labels is not None)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[TableRow]:
     """Yield the rows of a table, without empty ones; the first row is the header."""
     fault = f"{path} is not a table in UTF-8"
     with open(path, encoding="utf-8-sig", newline="") as file, reporting_errors(fault):
@@ -108,7 +108,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         reader = csv.reader(itertools.chain(start, file), delimiter=delimiter, strict=True)
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield Row(reader.line_num, cells)
+                yield TableRow(reader.line_num, cells)
 
 
 class Columns:
@@ -143,7 +143,7 @@ class Columns:
         self.flags = TargetsBuilder(len(self.names))
         self.other_cells: dict[int, tuple[int, str]] = {}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TableRow) -> None:
         """Add a row; UserError if it is too long or too short, or has a cell in a column without a name."""
         line, cells = row
         cells = as_long_as(self.header, cells, f"{self.path}, line {line}")

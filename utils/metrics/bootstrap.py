@@ -107,7 +107,7 @@ def draw_images(rng: np.random.Generator, num_images: int, num_resamples: int) -
     return draws
 
 
-def join(blocks: Sequence[Resamples]) -> Resamples:
+def join_blocks(blocks: Sequence[Resamples]) -> Resamples:
     """Join the blocks of one set."""
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
