@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from utils.data.bad_images import parse_args, without_bad
 from utils.data.classes import check_looks, check_names
+from utils.data.label_entries import ListedEntries
 from utils.data.labels import Paths, Targets
 from utils.data.new_data_set import check_overwrite, write_data_set
-from utils.data.preparing import ListedEntries
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.output_checks import check_folder

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.data.bad_images import parse_args, without_bad
+from utils.data.label_entries import ListedEntries
 from utils.data.label_rows import NOT_CHOSEN, labels_with_positive, settle, unpack, with_classes
 from utils.data.labels import Paths
 from utils.data.new_data_set import check_overwrite, write_data_set
@@ -29,7 +30,6 @@ from utils.data.open_images import (
     read_label_names,
     read_verified,
 )
-from utils.data.preparing import ListedEntries
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError
 from utils.runtime.output_checks import check_folder

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from utils.data.bad_images import parse_args, without_bad
 from utils.data.classes import class_names
+from utils.data.label_entries import Entry, Pictures, write_labels
 from utils.data.listed_files import check_no_overlap, listed_file
 from utils.data.lookalikes import describe_unknown
-from utils.data.preparing import Entry, Pictures, write_labels
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.output_checks import check_folder

@@ -9,7 +9,7 @@ from multiprocessing.pool import ThreadPool
 
 from tqdm import tqdm
 
-from utils.data.preparing import Entries, Entry, Splits
+from utils.data.label_entries import Entries, Entry, Splits
 from utils.runtime.arguments import Parser, add_max_pixels
 from utils.runtime.errors import UserError, out_of_files_message, user_message
 from utils.runtime.workers import default_workers

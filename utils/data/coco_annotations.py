@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.data.label_entries import Pictures, listed_entry
 from utils.data.labels import Listed
 from utils.data.lookalikes import compose
-from utils.data.preparing import Pictures, listed_entry
 from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.paths import FileKey
 

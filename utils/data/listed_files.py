@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from utils.data.preparing import Pictures
+from utils.data.label_entries import Pictures
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey, existing_spelling, find_file
 

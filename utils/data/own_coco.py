@@ -15,6 +15,7 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
+from utils.data.label_entries import Pictures
 from utils.data.listed_files import check_no_overlap
 from utils.data.new_data_set import (
     SPLITS,
@@ -25,7 +26,6 @@ from utils.data.new_data_set import (
     own_image,
     write_data_set,
 )
-from utils.data.preparing import Pictures
 from utils.runtime.arguments import given_path
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey
