@@ -23,10 +23,11 @@ from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.inference.evaluation_page import write_evaluation_page
 from utils.inference.html_page import PageSettings, check_page_folder
-from utils.inference.outputs import compute_outputs, evaluate_scores, sigmoid, with_tta
+from utils.inference.outputs import LogitScores, compute_outputs, evaluate_scores, with_tta
 from utils.inference.predictor import LabelSettings, Predictor
 from utils.inference.sweep import LogitTerms, compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
+from utils.metrics.blocks import Scores
 from utils.metrics.report import by_class, format_report, is_metrics_file
 from utils.metrics.score_files import is_scores_file, write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
@@ -78,23 +79,25 @@ def main() -> None:
 
 def compute_scores(
     args: argparse.Namespace, predictor: Predictor, loader: EvaluationLoader
-) -> tuple[np.ndarray, LogitTerms | None]:
+) -> tuple[Scores, LogitTerms | None]:
     """Return the scores (N, C) of all images, and with --sweep the terms of their logits, else None."""
     network = predictor.network
     device = predictor.device
+    scores: Scores
     terms = None
     with interrupt.deferring_signals("stopping"):
         if args.sweep:
             terms = compute_terms(network, loader, device, args.sweep.temperatures, args.amp, args.tta)
-            logits = terms.logits(args.lam, None)
+            scores = terms.scores(args.lam, None)
         else:
             logits = compute_outputs(network, loader, device, args.amp, with_tta(network, args.tta))
+            scores = LogitScores(logits)
         interrupt.stop_if_asked()
-    return sigmoid(logits), terms
+    return scores, terms
 
 
 def write_files(
-    args: argparse.Namespace, results: dict[str, Any], scores: np.ndarray, labels: Labels, classes: list[str]
+    args: argparse.Namespace, results: dict[str, Any], scores: Scores, labels: Labels, classes: list[str]
 ) -> None:
     """Write the files that --out and --save_scores name; scores: (N, C)."""
     if args.out:
@@ -110,7 +113,7 @@ def write_page(
     settings: PageSettings,
     predictor: Predictor,
     dataset: LabelledImages,
-    scores: np.ndarray,
+    scores: Scores,
 ) -> None:
     """Write the page of --html; scores: (N, C)."""
     label_settings = LabelSettings(args.batch_size, args.num_workers, amp=args.amp, with_maps=True)

@@ -1,6 +1,7 @@
 """Load a checkpoint, run a network, match scores to labels by index, and leave out ignored labels."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,12 +13,20 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
-from utils.data.labels import Labels, Paths, Targets
+from utils.data.labels import IGNORED, Labels, Paths, Targets
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
-from utils.inference.outputs import compute_outputs, evaluate_model, sigmoid
+from utils.inference.outputs import (
+    LogitScores,
+    OutputRows,
+    compute_outputs,
+    evaluate_model,
+    evaluate_scores,
+    sigmoid,
+)
 from utils.inference.sweep import LogitTerms
+from utils.metrics.score_files import read_scores, write_scores
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
@@ -65,6 +74,66 @@ def test_logits_take_no_more_memory_than_their_precision_needs(shapes, dtype, st
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected)), rtol=1e-15)
 
 
+def test_outputs_are_fetched_and_gathered_in_parts(monkeypatch):
+    outputs = torch.rand(10, 3, generator=torch.manual_seed(0))
+    order = torch.tensor([7, 2, 9, 0, 5, 1, 8, 3, 6, 4])
+    for limit in (1, 24, 10**6):
+        monkeypatch.setattr("utils.inference.outputs.MAX_WAITING", limit)
+        rows = OutputRows(12)
+        for start in range(0, 10, 2):
+            rows.add(order[start : start + 2], outputs[order[start : start + 2]])
+        gathered = rows.gathered()
+        assert (gathered[:10] == outputs.numpy()).all()
+        assert np.isnan(gathered[10:]).all()
+
+
+def test_a_process_without_a_batch_takes_the_outputs_of_the_others(monkeypatch):
+    others = OutputRows(4)
+    others.add(torch.arange(4), torch.ones(4, 2))
+    answers = iter(
+        [
+            [None, np.empty((0, 2), np.float32)],
+            [(np.arange(0), np.empty((0, 2))), (np.arange(4), np.ones((4, 2)))],
+        ]
+    )
+    monkeypatch.setattr("utils.inference.outputs.gather", lambda value: next(answers))
+    gathered = OutputRows(4).gathered()
+    assert gathered.dtype == np.float32
+    assert (gathered == 1).all()
+
+
+def test_blocks_of_logits_have_the_metrics_of_all_scores():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=9, size=(500, 23)).astype(np.float32)  # float32 scores would have ties
+    targets = rng.choice([0, 0, 0, 1, IGNORED], (500, 23)).astype(np.int8)
+    targets[:, 3] = 0
+    targets[7:20] = np.where(targets[7:20] == 0, IGNORED, targets[7:20])
+    thresholds = np.linspace(0.2, 0.8, 23)
+    for unknown_is_negative in (False, True):
+        labels = Labels(Paths.of(["a.jpg"] * 500), Targets.of(targets), None, unknown_is_negative)
+        expected = evaluate(
+            sigmoid(logits), targets == 1, targets == IGNORED, thresholds, unknown_is_negative
+        )
+        metrics = evaluate_scores(LogitScores(logits), labels, thresholds)
+        np.testing.assert_equal(metrics, expected)
+
+
+def test_an_evaluation_needs_less_memory_than_its_logits(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(2000, 1000)).astype(np.float32)
+    targets = np.zeros(logits.shape, np.int8)
+    targets[np.arange(2000), np.arange(2000) % 1000] = 1
+    labels = Labels(Paths.of(["a.jpg"] * 2000), Targets.of(targets))
+    tracemalloc.start()
+    try:
+        evaluate_scores(LogitScores(logits), labels)
+        write_scores(tmp_path / "s.npz", LogitScores(logits), labels, [str(c) for c in range(1000)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < logits.nbytes / 2
+    assert (read_scores(tmp_path / "s.npz").scores == sigmoid(logits)).all()
+
+
 def test_scores_of_high_logits_keep_their_order():
     scores = sigmoid(np.array([17, 18, 30], np.float32))
     assert (np.diff(scores) > 0).all()
@@ -73,7 +142,9 @@ def test_scores_of_high_logits_keep_their_order():
 
 def test_logits_of_a_sweep_are_computed_in_float64():
     terms = LogitTerms(np.array([[1.0]], np.float32), {None: np.array([[3.0]], np.float32)})
-    assert terms.logits(0.1, None).tolist() == [[1 + 0.1 * 3.0]]
+    scores = terms.scores(0.1, None)
+    for block in (scores.of_images(slice(1)), scores.of_classes(slice(1))):
+        assert block.tolist() == sigmoid(np.array([[1 + 0.1 * 3.0]])).tolist()
 
 
 def test_a_missing_score_is_reported(shapes):

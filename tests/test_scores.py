@@ -19,6 +19,7 @@ from utils.data.labels import IGNORED, Labels, Paths, Targets
 from utils.evaluation import evaluate
 from utils.inference.sweep import SweepPoint
 from utils.inference.sweep_report import format_sweep
+from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores, write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
 
@@ -46,7 +47,7 @@ def test_written_scores_are_read_back_the_same(workdir):
     scores, targets = np.array([[0.25, 0.5], [1e-9, 1]]), np.array([[1, IGNORED], [IGNORED, 0]])
     paths = Paths.of([b"a.jpg", b"\xff \xc3\xa4.jpg"])
     labels = Labels(paths, Targets.of(targets), unknown_is_negative=True)
-    write_scores(Path("s.npz"), scores, labels, ["cat", "dög"])
+    write_scores(Path("s.npz"), ArrayScores(scores), labels, ["cat", "dög"])
     saved = read_scores(Path("s.npz"))
     assert (saved.scores == scores).all()
     assert saved.targets.tolist() == [[1, 0], [0, 0]]

@@ -21,6 +21,7 @@ from utils.data.labels import IGNORED
 from utils.data.samples import load_split
 from utils.data.transforms import cut_out
 from utils.inference.outputs import evaluate_scores
+from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores
 from utils.runtime.errors import UserError
 
@@ -180,11 +181,11 @@ def test_unspecified_attributes_count_as_negative_except_in_map(wider, command):
     labels = load_split(DATASETS["wider"], "test", 32).labels
     scores = np.full((3, 14), 0.1)
     scores[:, 0] = 0.9, 0.95, 0.8  # the targets are 1, unspecified and 1
-    metrics = evaluate_scores(scores, labels)
+    metrics = evaluate_scores(ArrayScores(scores), labels)
     assert metrics["AP"][0] == 1
     assert (metrics["CP"], metrics["OP"], metrics["OR"]) == pytest.approx((2 / 3 / 14, 2 / 3, 2 / 15))
     own = labels._replace(unknown_is_negative=False)  # as in a data set of the user
-    assert evaluate_scores(scores, own)["OP"] == 1
+    assert evaluate_scores(ArrayScores(scores), own)["OP"] == 1
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script
 from utils.data.labels import Labels, Paths, Targets
+from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores, write_scores
 from utils.runtime.arguments import Parser, number
 from utils.runtime.errors import UserError
@@ -114,10 +115,9 @@ def read_checkpoint(path: Path) -> object:
 def write_small_scores(path: Path) -> None:
     targets = np.array([[1, 0, -1], [0, 1, 1], [1, 1, 0]] * 4, dtype=np.int8)
     paths = [f"{index}.jpg" for index in range(12)]
-    scores = np.random.default_rng(0).random((12, 3))
-    write_scores(
-        path, scores, Labels(Paths.of(paths), Targets.of(targets), None, True), ["cat", "dog", "cow"]
-    )
+    scores = ArrayScores(np.random.default_rng(0).random((12, 3)))
+    labels = Labels(Paths.of(paths), Targets.of(targets), None, True)
+    write_scores(path, scores, labels, ["cat", "dog", "cow"])
 
 
 def read_small_scores(path: Path) -> object:

@@ -4,13 +4,12 @@ import contextlib
 import functools
 from pathlib import Path
 
-import numpy as np
-
 from utils.data.samples import LabelledImages
 from utils.data.transforms import eval_transform
 from utils.inference.html_page import PageSettings, new_page, page_photo
 from utils.inference.photographs import Loaded, load_ahead, make_thumbnail
 from utils.inference.predictor import LabelSettings, Predictor, raise_if_unreadable
+from utils.metrics.blocks import Scores
 from utils.runtime import interrupt
 from utils.runtime.progress import progress_bar
 
@@ -20,7 +19,7 @@ def write_evaluation_page(
     settings: PageSettings,
     predictor: Predictor,
     dataset: LabelledImages,
-    scores: np.ndarray,
+    scores: Scores,
     label_settings: LabelSettings,
 ) -> None:
     """Write a page of a data set and its scores (N, C); one more pass of the network computes the maps."""
@@ -33,7 +32,7 @@ def write_evaluation_page(
     ):
         for row, result in enumerate(predictor.label_loaded(loaded, label_settings)):
             interrupt.stop_if_asked()
-            shown = raise_if_unreadable(result)._replace(scores=scores[row])
+            shown = raise_if_unreadable(result)._replace(scores=scores.of_images(slice(row, row + 1))[0])
             page.add(page_photo(dataset.path(row), shown, dataset.labels.targets.row(row)))
             bar.update(1)
 

@@ -29,11 +29,32 @@ class LogitTerms(NamedTuple):
     mean: np.ndarray
     attended: dict[Temperature, np.ndarray]
 
-    def logits(self, lam: float, T: Temperature) -> np.ndarray:
-        """Return the logits (N, C) float64 for a λ and a temperature (Eq. 7)."""
-        logits = np.multiply(lam, self.attended[T], dtype=np.float64)
-        logits += self.mean
-        return logits
+    def scores(self, lam: float, T: Temperature) -> "TermScores":
+        """Return the scores for a λ and a temperature."""
+        return TermScores(self.mean, self.attended[T], lam)
+
+
+class TermScores(NamedTuple):
+    """The scores for a λ, from the terms of their logits (N, C): the mean scores and the attended ones."""
+
+    mean: np.ndarray
+    attended: np.ndarray
+    lam: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.mean.shape
+
+    def of_images(self, images: slice) -> np.ndarray:
+        return sigmoid(self.logits(self.mean[images], self.attended[images]))
+
+    def of_classes(self, classes: slice) -> np.ndarray:
+        terms = (np.ascontiguousarray(term[:, classes].T) for term in (self.mean, self.attended))
+        return sigmoid(self.logits(*terms))
+
+    def logits(self, mean: np.ndarray, attended: np.ndarray) -> np.ndarray:
+        """Return logits in float64 (Eq. 7)."""
+        return np.multiply(self.lam, attended, dtype=np.float64) + mean
 
 
 class SweepPoint(NamedTuple):
@@ -89,6 +110,6 @@ def sweep(terms: LogitTerms, labels: Labels, axes: SweepAxes, thresholds: np.nda
     points = []
     for T in axes.temperatures:
         for lam in axes.lams:
-            scores = sigmoid(terms.logits(lam, T))
-            points.append(SweepPoint(lam, T, evaluate_scores(scores, labels, thresholds)))
+            metrics = evaluate_scores(terms.scores(lam, T), labels, thresholds)
+            points.append(SweepPoint(lam, T, metrics))
     return points

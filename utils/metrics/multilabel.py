@@ -6,6 +6,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from utils.metrics.blocks import ArrayLabels, ArrayScores, LabelBlocks, Scores
+
 BLOCK_ELEMENTS = 2**16  # of a block of images: it stays in the processor's cache
 MAX_BLOCK_CLASSES = 8  # float64 scores of 8 neighbouring classes are one cache line
 MIN_BLOCKS = 8  # so that a block takes an eighth of the memory of the scores
@@ -79,11 +81,18 @@ def evaluate(
     targets = np.asarray(targets)
     ignore = np.broadcast_to(False, targets.shape) if ignore is None else np.asarray(ignore, bool)
     check_inputs(scores, targets, ignore)
+    labels = ArrayLabels(targets, ignore)
+    return evaluate_blocks(ArrayScores(scores), labels, threshold, unknown_is_negative)
 
-    aps = average_precisions(scores, targets, ignore)
+
+def evaluate_blocks(
+    scores: Scores, labels: LabelBlocks, threshold: float | np.ndarray, unknown_is_negative: bool
+) -> Metrics:
+    """Compute the metrics of `evaluate` for scores and labels of one shape; no score may be NaN."""
+    aps = average_precisions(scores, labels)
     # An array, because NumPy would round a Python number to the precision of float32 scores.
     thresholds = np.broadcast_to(np.asarray(threshold, float), scores.shape[1:])
-    counts, counts_3 = count_labels(scores, targets, ignore, thresholds, unknown_is_negative)
+    counts, counts_3 = count_labels(scores, labels, thresholds, unknown_is_negative)
     per_class = mean_rates(counts)
     overall = overall_rates(counts)
     per_class_3 = mean_rates(counts_3)
@@ -119,14 +128,20 @@ def check_inputs(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) ->
         raise ValueError(f"scores, targets and ignore must have one shape (N, C), not {shapes}")
     if scores.size == 0:
         raise ValueError(f"there is nothing to evaluate: scores have shape {scores.shape}")
-    is_nan = np.concatenate([np.isnan(scores[images]).any(axis=1) for images in image_blocks(scores.shape)])
-    if is_nan.any():
-        which = f"{is_nan.sum()} of {len(scores)} images, first for image {is_nan.argmax()}"
-        raise ValueError(f"scores are NaN for {which}")
+    check_no_nan(ArrayScores(scores))
     for images in image_blocks(scores.shape):
         block = targets[images]
         if not ((block == 0) | (block == 1) | ignore[images]).all():
             raise ValueError("targets must be 0 or 1 where they are not ignored")
+
+
+def check_no_nan(scores: Scores) -> None:
+    """Raise ValueError if a score is NaN."""
+    blocks = image_blocks(scores.shape)
+    is_nan = np.concatenate([np.isnan(scores.of_images(images)).any(axis=1) for images in blocks])
+    if is_nan.any():
+        which = f"{is_nan.sum()} of {len(is_nan)} images, first for image {is_nan.argmax()}"
+        raise ValueError(f"scores are NaN for {which}")
 
 
 def image_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -145,14 +160,13 @@ def class_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def average_precisions(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray) -> list[float]:
-    """Compute the average precision of each class from arrays (N, C)."""
+def average_precisions(scores: Scores, labels: LabelBlocks) -> list[float]:
+    """Compute the average precision of each class."""
     results = []
     for classes in class_blocks(scores.shape):
         # Sorting is faster on the scores of a class that lie next to each other in memory.
-        block_scores = np.ascontiguousarray(scores[:, classes].T)
-        known = ~np.ascontiguousarray(ignore[:, classes].T)
-        positives = (np.ascontiguousarray(targets[:, classes].T) == 1) & known
+        block_scores = scores.of_classes(classes)
+        positives, known = labels.of_classes(classes)
         results += [average_precision(*rows) for rows in zip(block_scores, positives, known)]
     return results
 
@@ -194,26 +208,19 @@ def three_highest(scores: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def count_labels(
-    scores: np.ndarray,
-    targets: np.ndarray,
-    ignore: np.ndarray,
-    thresholds: np.ndarray,
-    unknown_is_negative: bool,
+    scores: Scores, labels: LabelBlocks, thresholds: np.ndarray, unknown_is_negative: bool
 ) -> tuple[Counts, Counts]:
-    """Count the labels of each class from arrays (N, C), with all predictions and with those of the top 3.
-
-    thresholds: (C,).
-    """
+    """Count the labels of each class, with all predictions and with those of the top 3; thresholds: (C,)."""
     num_classes = scores.shape[1]
     totals = np.zeros((5, num_classes), int)
     for images in image_blocks(scores.shape):
-        known = ~ignore[images]
-        positives = (targets[images] == 1) & known
+        block_scores = scores.of_images(images)
+        positives, known = labels.of_images(images)
         counted = known | unknown_is_negative
-        predicted = (scores[images] >= thresholds) & counted
-        predicted_3 = predicted & three_highest(scores[images], counted)
-        labels = (positives, predicted, predicted & positives, predicted_3, predicted_3 & positives)
-        totals += [of_one_kind.sum(axis=0) for of_one_kind in labels]
+        predicted = (block_scores >= thresholds) & counted
+        predicted_3 = predicted & three_highest(block_scores, counted)
+        kinds = (positives, predicted, predicted & positives, predicted_3, predicted_3 & positives)
+        totals += [of_one_kind.sum(axis=0) for of_one_kind in kinds]
     positive, all_predicted, all_correct, top_predicted, top_correct = totals
     return Counts(positive, all_predicted, all_correct), Counts(positive, top_predicted, top_correct)
 

@@ -4,21 +4,24 @@ import contextlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from utils.data.labels import IGNORED, Labels
-from utils.metrics.multilabel import Metrics, check_inputs, evaluate
+from utils.data.labels import Labels
+from utils.metrics.blocks import Scores, TargetLabels
+from utils.metrics.multilabel import Metrics, check_inputs, evaluate, image_blocks
 from utils.runtime.archive import ENTRY_START, check_archive
 from utils.runtime.errors import reporting_errors
 from utils.runtime.files import atomic_write, check_fetched
+from utils.runtime.progress import progress_bar
 
 
 class SavedScores(NamedTuple):
     """The content of a file of scores, of N images and C classes; see `evaluate` for the arrays and the flag.
 
-    scores: (N, C) float64. targets: (N, C). ignore: (N, C) bool. names: of the classes. paths: of the images.
+    scores: (N, C) float64 or float32. targets: (N, C). ignore: (N, C) bool. names: of the classes. paths: of
+    the images.
     """
 
     scores: np.ndarray
@@ -43,19 +46,42 @@ class SavedScores(NamedTuple):
         return evaluate(self.scores, self.targets, self.ignore, thresholds, self.unknown_is_negative)
 
 
-def write_scores(path: Path, scores: np.ndarray, labels: Labels, names: list[str]) -> None:
+def write_scores(path: Path, scores: Scores, labels: Labels, names: list[str]) -> None:
     """Write scores (N, C), the labels that they belong to, and C class names to an .npz file."""
-    targets = labels.targets.rows()
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(
-            file,
-            scores=scores,
-            targets=(targets == 1).astype(np.int8),
-            ignore=targets == IGNORED,
-            names=np.array(names),
-            paths=np.array(list(labels.paths)),
-            unknown_is_negative=labels.unknown_is_negative,
-        )
+    shape = scores.shape
+    of_images = TargetLabels(labels.targets).of_images
+    blocks = {
+        "scores": (float, scores.of_images),
+        "targets": (np.int8, lambda images: of_images(images).positives),
+        "ignore": (bool, lambda images: ~of_images(images).known),
+    }
+    arrays = {
+        "names": np.array(names),
+        "paths": np.array(list(labels.paths)),
+        "unknown_is_negative": np.array(labels.unknown_is_negative),
+    }
+    with (
+        atomic_write(path, "wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        progress_bar(len(blocks) * shape[0], "write scores", delay=1) as bar,
+    ):
+        for name, (dtype, block_of) in blocks.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                write_header(entry, shape, np.dtype(dtype))
+                for images in image_blocks(shape):
+                    block = block_of(images).astype(dtype)
+                    entry.write(block.tobytes())
+                    bar.update(len(block))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def write_header(entry: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Write what stands in front of the values of an array in an .npz file."""
+    description = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": description, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(entry, header)
 
 
 def is_scores_file(path: Path) -> bool:
@@ -89,7 +115,9 @@ def read_scores(path: Path) -> SavedScores:
         if not path.exists():
             raise ValueError("there is no such file")
         with open_archive(path) as file:
-            scores = file["scores"].astype(float, copy=False)
+            scores = file["scores"]
+            if scores.dtype not in (np.float32, np.float64):
+                scores = scores.astype(float)
             targets = file["targets"]
             ignore = file.get("ignore", np.zeros(targets.shape, bool)).astype(bool, copy=False)
             check_inputs(scores, targets, ignore)
