@@ -50,7 +50,7 @@ def main() -> None:
 def report_metrics(args: argparse.Namespace) -> None:
     """Print and write the metrics of one file."""
     saved = read_scores(args.file)
-    used = choose_threshold(args.threshold, saved, args.file)
+    used = choose_threshold(args.threshold, {args.file: saved})
     thresholds = read_thresholds(used, saved.names)
     if args.fit_thresholds:
         used = args.fit_thresholds
@@ -79,9 +79,7 @@ def report_difference(args: argparse.Namespace) -> None:
     second = in_same_order(first, read_scores(args.second), files)
     if not first.positives.any():
         raise UserError(f"{args.file}: no class has a positive, so there is no mAP to compare")
-    used, _ = (
-        choose_threshold(args.threshold, *pair) for pair in ((first, args.file), (second, args.second))
-    )
+    used = choose_threshold(args.threshold, {args.file: first, args.second: second})
     thresholds = read_thresholds(used, first.names)
     rankings = [rank_classes(first, thresholds), rank_classes(second, thresholds)]
     before, after = resample(rankings, len(first.scores), args)
@@ -147,13 +145,14 @@ def check_output_files(args: argparse.Namespace) -> None:
         raise UserError("--resamples 0 leaves two files without an interval: give at least 1")
 
 
-def choose_threshold(given: float | Path | None, saved: SavedScores, file: Path) -> float | Path:
+def choose_threshold(given: float | Path | None, files: dict[Path, SavedScores]) -> float | Path:
     """Return the given threshold, or 0.5 if there is none; UserError for 0.5 if scores leave [0, 1]."""
     if given is not None:
         return given
-    lowest, highest = saved.scores.min(), saved.scores.max()
-    if lowest < 0 or highest > 1:
-        raise UserError(f"{file}: scores from {lowest:g} to {highest:g} need a --threshold")
+    for file, saved in files.items():
+        lowest, highest = saved.scores.min(), saved.scores.max()
+        if lowest < 0 or highest > 1:
+            raise UserError(f"{file}: scores from {lowest:g} to {highest:g} need a --threshold")
     return 0.5
 
 
