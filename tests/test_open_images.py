@@ -15,7 +15,7 @@ from utils.data import label_entries, open_images
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
 from utils.data.label_rows import labels_with_positive, pack, settle, unpack, with_classes
-from utils.data.open_images import Codes, DistinctIds, class_titles, find, images_in
+from utils.data.open_images import Codes, DistinctIds, class_titles, find_ids, images_in
 from utils.data.samples import load_split
 
 HEADER = "ImageID,Source,LabelName,Confidence\n"
@@ -264,8 +264,9 @@ def test_num_cls_is_that_of_the_preparation(openimages, command, fails):
 
 def test_ids_are_found_in_any_width():
     image_ids = np.sort(np.array([b"a", b"bb", b"dddd"]))
-    assert find(np.array([b"bb", b"c", b"dddd", b"e", b"dddddd"]), image_ids).tolist() == [1, -1, 2, -1, -1]
-    assert find(np.array([b"bb"]), np.array([], np.bytes_)).tolist() == [-1]
+    ids = np.array([b"bb", b"c", b"dddd", b"e", b"dddddd"])
+    assert find_ids(ids, image_ids).tolist() == [1, -1, 2, -1, -1]
+    assert find_ids(np.array([b"bb"]), np.array([], np.bytes_)).tolist() == [-1]
 
 
 def test_different_ids_are_counted_in_bounded_memory(monkeypatch):

@@ -22,6 +22,7 @@ from utils.data.labels import Paths, Targets
 from utils.data.new_data_set import check_overwrite, write_data_set
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.listing import KnownFiles
 from utils.runtime.output_checks import check_folder
 from utils.runtime.script import run_script
 
@@ -53,11 +54,11 @@ class Folder:
 
 
 class Images:
-    """The images below a folder. Each folder in it is listed once, when an image in it is asked for."""
+    """The images below a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names: dict[str, set[str]] = {}
+        self.known_files = KnownFiles()
 
     def find(self, name: str, source: Path) -> str | None:
         """Return the path of an image that `source` lists, None if it is missing; UserError if it is outside.
@@ -68,19 +69,9 @@ class Images:
         if relative.anchor or ".." in relative.parts:
             raise UserError(f"{source}: {name!r} points outside of {self.root}/: download the file again")
         for path in (self.root / relative, self.root / relative.name):
-            if path.name in self.names_in(path.parent):
+            if os.fsencode(path.as_posix()) in self.known_files:
                 return path.as_posix()
         return None
-
-    def names_in(self, folder: Path) -> set[str]:
-        """Return the names of the files in a folder; none if there is no such folder."""
-        key = str(folder)
-        if key not in self.names:
-            self.names[key] = set()
-            if folder.is_dir():
-                with os.scandir(folder) as entries:
-                    self.names[key] = {entry.name for entry in entries if entry.is_file()}
-        return self.names[key]
 
 
 def main() -> None:
@@ -90,7 +81,7 @@ def main() -> None:
     if not args.data_path.is_dir():
         raise UserError(f"{args.data_path} is missing: set --data_path to the folder of NUS-WIDE")
     root = Folder(args.data_path)
-    classes = read_classes(root)
+    classes = read_concepts(root)
     images = Images(root.find("Flickr", "images"))
     splits = {}
     for split, label_file in LABEL_FILES.items():
@@ -108,7 +99,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_classes(root: Folder) -> list[str]:
+def read_concepts(root: Folder) -> list[str]:
     """Return the class names in the order of Concepts81.txt."""
     folder = root
     if "concepts81.txt" not in root.names and "conceptslist" in root.names:  # as one archive unpacks it

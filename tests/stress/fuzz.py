@@ -143,8 +143,8 @@ def read_open_images(path: Path) -> None:
     read_verified(path, np.array([b"000002b66c9c498e"]), Codes())
 
 
-def read_concepts(path: Path) -> None:
-    prepare_nuswide.read_classes(prepare_nuswide.Folder(path.parent))
+def read_nuswide_concepts(path: Path) -> None:
+    prepare_nuswide.read_concepts(prepare_nuswide.Folder(path.parent))
 
 
 def read_checkpoint(path: Path) -> None:
@@ -228,7 +228,7 @@ PARSERS = {
     "WIDER annotations": Parser("Annotations/wider_attribute_test.json", WIDER, read_wider, to_json),
     "Open Images labels": Parser("train.csv", OPEN_IMAGES, read_open_images, to_table),
     "Open Images classes": Parser("names.csv", [["/m/0bt9lr", "Dog"]], read_display_names, to_table),
-    "NUS-WIDE concepts": Parser("Concepts81.txt", ["airport", "sky"], read_concepts, to_words),
+    "NUS-WIDE concepts": Parser("Concepts81.txt", ["airport", "sky"], read_nuswide_concepts, to_words),
     "label file": Parser(
         "train.json", LABELS, lambda path: read_labels(path, 3, {1: 1, 0: 0, 99: -1}), to_json
     ),

@@ -129,7 +129,7 @@ def read_verified(path: Path, image_ids: np.ndarray, codes: Codes) -> Verified:
         starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
         run_lengths = np.diff(np.append(starts, len(ids)))
         run_ids = ids[starts]
-        run_images = find(run_ids, image_ids)
+        run_images = find_ids(run_ids, image_ids)
         is_there = run_images >= 0
         missing.add(run_ids[~is_there])
         is_listed[run_images[is_there]] = True
@@ -178,7 +178,7 @@ def row_error(path: Path, line: int, cells: list[str], form: TableForm) -> UserE
     return UserError(f"{fault}: download the file again, it may be incomplete")
 
 
-def find(ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+def find_ids(ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
     """Return the index of each id (R,) in image_ids (N,), which are sorted, and -1 for those not in it."""
     if not len(image_ids):
         return np.full(len(ids), -1)

@@ -19,6 +19,7 @@ from utils.data.order import AUGMENTATION, SampleKey
 from utils.data.transforms import cut_out, eval_transform, train_transform
 from utils.runtime.errors import UserError, as_user_errors
 from utils.runtime.limits import MAX_PIXELS
+from utils.runtime.listing import KnownFiles
 from utils.runtime.paths import existing_spelling
 from utils.runtime.progress import delayed_bar
 
@@ -122,9 +123,11 @@ def load_split(
 
 def check_images_exist(images: Paths, path: Path) -> None:
     """Raise UserError if an image that the label file at `path` names is missing."""
-    missing = [
-        image for image in delayed_bar(images, path.stem) if not os.path.isfile(existing_spelling(image))
-    ]
+    known_files = KnownFiles()
+    missing = []
+    for row in delayed_bar(range(len(images)), path.stem):
+        if images.encoded(row) not in known_files and not os.path.isfile(existing_spelling(images[row])):
+            missing.append(images[row])
     if missing:
         which = f"{missing[0]}, named in {path}, is missing ({len(missing)} of {len(images)} are)"
         raise UserError(f"{which}: run the command where the label files were made, or make them again")
