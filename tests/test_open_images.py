@@ -11,7 +11,7 @@ from PIL import Image
 
 import main
 from utils import prepare_openimages
-from utils.data import label_entries, open_images
+from utils.data import label_entries, label_rows, open_images
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
 from utils.data.label_rows import labels_with_positive, pack, settle, unpack, with_classes
@@ -288,9 +288,11 @@ def test_only_files_that_can_be_images_are_listed(tmp_path):
     assert len(images_in(tmp_path / "missing")) == 0
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_packed_rows_are_the_rows(seed):
+@pytest.mark.parametrize("block", [1, 2, 7, 2**20])
+@pytest.mark.parametrize("seed", range(8))
+def test_packed_rows_are_the_rows(seed, block, monkeypatch):
     """Compare with dictionaries, on random rows with repeats and contradictions."""
+    monkeypatch.setattr(label_rows, "BLOCK", block)
     rng = np.random.default_rng(seed)
     num_images, num_labels = 6, 5
     images, labels, values = (rng.integers(0, high, 40) for high in (num_images, num_labels, 2))
@@ -300,15 +302,23 @@ def test_packed_rows_are_the_rows(seed):
     packed, num_contradicted = settle(pack(images, labels, values))
     assert num_contradicted == sum(len(both) == 2 for both in seen.values())
     clear = {pair: min(value) for pair, value in seen.items() if len(value) == 1}
-    assert labels_with_positive(packed).tolist() == sorted({label for (_, label), v in clear.items() if v})
+    assert labels_with_positive(packed) == {label for (_, label), v in clear.items() if v}
 
     class_of = np.array([2, -1, 0, 1, -1])
     expected = np.full((num_images, 3), -1)
     for (image, label), value in clear.items():
         if class_of[label] >= 0:
             expected[image, class_of[label]] = value
-    targets = unpack(with_classes(packed, class_of), num_images, 3)
-    assert targets.rows().tolist() == expected.tolist()
+    images, targets = unpack(with_classes(packed, class_of), num_images, 3)
+    assert images.tolist() == np.flatnonzero((expected >= 0).any(axis=1)).tolist()
+    assert targets.rows().tolist() == expected[images].tolist()
+
+
+def test_no_rows_at_all():
+    packed, num_contradicted = settle(np.array([], np.int64))
+    assert (len(packed), num_contradicted, labels_with_positive(packed)) == (0, 0, set())
+    images, targets = unpack(with_classes(packed, np.array([0])), 4, 1)
+    assert (len(images), targets.shape) == (0, (0, 1))
 
 
 def test_many_classes_are_counted_in_a_line_for_each_file(openimages, command, monkeypatch):

@@ -160,7 +160,7 @@ def check_ids_differ(splits: dict[str, Split]) -> None:
 
 def names_with_positive(train: Split, codes: Codes) -> list[str]:
     """Return the LabelNames that an image of train has, sorted; UserError if there are none."""
-    has_positive = set(labels_with_positive(train.packed).tolist())
+    has_positive = labels_with_positive(train.packed)
     names = sorted(name for name, code in codes.items() if code in has_positive)
     if not names:
         raise UserError(f"{train.folder} has no image with a positive label in {train.table}: {WAY_OUT}")
@@ -187,6 +187,7 @@ def check_known(
 def make_entries(split: Split, label_names: list[str], codes: Codes) -> ListedEntries:
     """Return the entries of the images that have a label of the classes; say how many have none.
 
+    It uses the memory of split.packed, whose rows are then others.
     Raises UserError if no image of train or test has one.
     """
     class_of = np.full(len(codes), NOT_CHOSEN)
@@ -194,18 +195,17 @@ def make_entries(split: Split, label_names: list[str], codes: Codes) -> ListedEn
         if name in codes:
             class_of[codes[name]] = c
     packed = with_classes(split.packed, class_of)
-    targets = unpack(packed, len(split.image_ids), len(label_names))
-    rows = np.flatnonzero(np.diff(targets.offsets))
+    images, targets = unpack(packed, len(split.image_ids), len(label_names))
     name = split.folder.name
-    num_without = int(split.is_listed.sum()) - len(rows)
+    num_without = int(split.is_listed.sum()) - len(images)
     print(f"{name}: {num_without} images left out because no label of the classes is known")
-    if not len(rows) and name != "validation":
+    if not len(images) and name != "validation":
         raise UserError(
             f"{split.folder} has no image with a label of the classes in {split.table}: {WAY_OUT}"
         )
     folder = os.fsencode(split.folder.as_posix())
-    paths = Paths.of(b"%s/%s.jpg" % (folder, image_id) for image_id in split.image_ids[rows])
-    return ListedEntries(paths, targets.select(rows))
+    paths = Paths.of(b"%s/%s.jpg" % (folder, image_id) for image_id in split.image_ids[images])
+    return ListedEntries(paths, targets)
 
 
 if __name__ == "__main__":

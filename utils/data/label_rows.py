@@ -1,12 +1,13 @@
 """Rows of an image, a label and a value, each packed into one number: a table of millions in little memory.
 
-The rows of 15 million labels take 120 MB, and sort in seconds.
+The rows of 15 million labels take 120 MB. Functions change the arrays that they are given, to need no copies.
 """
 
 import numpy as np
 
 from utils.data.labels import IGNORED, Targets
 
+BLOCK = 2**20  # rows for which there are intermediate results at the same time
 NOT_CHOSEN = -1  # in place of a class: a label that is none of the classes
 
 
@@ -44,46 +45,76 @@ def join_rows(blocks: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
+def keep(packed: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
+    """Move the packed rows of which is_kept (R,) is true to the front, and return that part of the array."""
+    filled = 0
+    for start in range(0, len(packed), BLOCK):
+        kept = packed[start : start + BLOCK][is_kept[start : start + BLOCK]]
+        packed[filled : filled + len(kept)] = kept
+        filled += len(kept)
+    return packed[:filled]
+
+
 def settle(packed: np.ndarray) -> tuple[np.ndarray, int]:
     """Sort packed rows, keep equal ones once, and leave out those that contradict each other.
 
-    Return the rows that stay, and how many pairs of an image and a label have both values. Sorts in place.
+    Return the rows that stay, in the memory of `packed`, and how many pairs of an image and a label have both
+    values.
     """
     packed.sort()
-    is_first = np.ones(len(packed), bool)
-    is_first[1:] = packed[1:] != packed[:-1]
-    packed = packed[is_first]
+    packed = keep(packed, np.append(True, packed[1:] != packed[:-1])[: len(packed)])
     contradicts_next = np.zeros(len(packed), bool)
-    contradicts_next[:-1] = packed[1:] == packed[:-1] | 1  # 0 sorts before 1
+    for start in range(0, len(packed) - 1, BLOCK):
+        block = packed[start : start + BLOCK + 1]
+        contradicts_next[start : start + len(block) - 1] = block[1:] == block[:-1] | 1  # 0 sorts before 1
     contradicts = contradicts_next.copy()
     contradicts[1:] |= contradicts_next[:-1]
-    return packed[~contradicts], int(contradicts_next.sum())
+    return keep(packed, ~contradicts), int(contradicts_next.sum())
 
 
-def labels_with_positive(packed: np.ndarray) -> np.ndarray:
-    """Return the labels that have the value 1 in a row, ascending and each once."""
-    return np.unique(labels_of(packed[values_of(packed) == 1]))
+def labels_with_positive(packed: np.ndarray) -> set[int]:
+    """Return the labels that have the value 1 in a packed row."""
+    found: set[int] = set()
+    for start in range(0, len(packed), BLOCK):
+        block = packed[start : start + BLOCK]
+        found.update(labels_of(block[values_of(block) == 1]).tolist())
+    return found
 
 
 def with_classes(packed: np.ndarray, class_of: np.ndarray) -> np.ndarray:
     """Replace the label of each packed row by its class, leave out the rows of none, and sort.
 
-    class_of: int64 (L,), the class of each label, or NOT_CHOSEN.
+    class_of: int64 (L,), the class of each label, or NOT_CHOSEN. Return the rows in the memory of `packed`.
     """
-    classes = class_of[labels_of(packed)]
-    is_chosen = classes != NOT_CHOSEN
-    packed = packed[is_chosen]
-    packed = pack(images_of(packed), classes[is_chosen], values_of(packed))
+    is_chosen = np.empty(len(packed), bool)
+    for start in range(0, len(packed), BLOCK):
+        block = packed[start : start + BLOCK]
+        classes = class_of[labels_of(block)]
+        is_chosen[start : start + BLOCK] = classes != NOT_CHOSEN
+        block[:] = pack(images_of(block), classes, values_of(block))
+    packed = keep(packed, is_chosen)
     packed.sort()
     return packed
 
 
-def unpack(packed: np.ndarray, num_images: int, num_classes: int) -> Targets:
-    """Return sorted packed rows as the targets of num_images images; labels without a row are unknown."""
-    return Targets(
+def unpack(packed: np.ndarray, num_images: int, num_classes: int) -> tuple[np.ndarray, Targets]:
+    """Return the images below num_images that have a packed row, ascending, and their targets.
+
+    packed: sorted. A label of an image without a row is unknown.
+    """
+    offsets = np.searchsorted(packed, np.arange(num_images + 1) << 32)
+    images = np.flatnonzero(np.diff(offsets))
+    classes = np.empty(len(packed), np.int32)
+    values = np.empty(len(packed), np.int8)
+    for start in range(0, len(packed), BLOCK):
+        block = packed[start : start + BLOCK]
+        classes[start : start + BLOCK] = labels_of(block)
+        values[start : start + BLOCK] = values_of(block)
+    targets = Targets(
         num_classes=num_classes,
-        offsets=np.searchsorted(packed, np.arange(num_images + 1) << 32),
-        classes=labels_of(packed).astype(np.int32),
-        values=values_of(packed).astype(np.int8),
-        rest=np.full(num_images, IGNORED, np.int8),
+        offsets=np.append(offsets[images], len(packed)),
+        classes=classes,
+        values=values,
+        rest=np.full(len(images), IGNORED, np.int8),
     )
+    return images, targets
