@@ -26,7 +26,7 @@ from utils.data.datasets import dataset_spec
 from utils.data.labels import fingerprint
 from utils.data.loaders import Loaders, TrainingLoader, make_loaders
 from utils.data.samples import to_float
-from utils.inference.outputs import evaluate_model
+from utils.inference.network_metrics import evaluate_model
 from utils.metrics.report import format_report
 from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, expand_home, number

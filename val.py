@@ -23,7 +23,8 @@ from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.inference.evaluation_page import write_evaluation_page
 from utils.inference.html_page import PageSettings, check_page_folder
-from utils.inference.outputs import LogitScores, compute_outputs, evaluate_scores, with_tta
+from utils.inference.network_metrics import LogitScores, evaluate_scores
+from utils.inference.outputs import compute_outputs, with_tta
 from utils.inference.predictor import LabelSettings, Predictor
 from utils.inference.sweep import LogitTerms, compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results

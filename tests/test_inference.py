@@ -17,14 +17,8 @@ from utils.data.labels import IGNORED, Labels, Paths, Targets
 from utils.data.loaders import EvaluationLoader
 from utils.data.samples import LabelledImages, load_split
 from utils.evaluation import evaluate
-from utils.inference.outputs import (
-    LogitScores,
-    OutputRows,
-    compute_outputs,
-    evaluate_model,
-    evaluate_scores,
-    sigmoid,
-)
+from utils.inference.network_metrics import LogitScores, evaluate_model, evaluate_scores
+from utils.inference.outputs import OutputRows, compute_outputs, sigmoid
 from utils.inference.sweep import LogitTerms
 from utils.metrics.score_files import read_scores, write_scores
 from utils.runtime.errors import UserError
@@ -78,7 +72,7 @@ def test_outputs_are_fetched_and_gathered_in_parts(monkeypatch):
     outputs = torch.rand(10, 3, generator=torch.manual_seed(0))
     order = torch.tensor([7, 2, 9, 0, 5, 1, 8, 3, 6, 4])
     for limit in (1, 24, 10**6):
-        monkeypatch.setattr("utils.inference.outputs.MAX_WAITING", limit)
+        monkeypatch.setattr("utils.inference.outputs.MAX_OUTPUT_BYTES", limit)
         rows = OutputRows(12)
         for start in range(0, 10, 2):
             rows.add(order[start : start + 2], outputs[order[start : start + 2]])

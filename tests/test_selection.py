@@ -10,7 +10,7 @@ import torch
 import main
 import val
 from helpers import OWN, TINY, finish_ranks, make_own, signal_at, start_ranks
-from utils.inference.outputs import evaluate_model
+from utils.inference.network_metrics import evaluate_model
 
 
 @pytest.fixture

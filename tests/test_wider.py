@@ -20,7 +20,7 @@ from utils.data.label_files import read_labels
 from utils.data.labels import IGNORED
 from utils.data.samples import load_split
 from utils.data.transforms import cut_out
-from utils.inference.outputs import evaluate_scores
+from utils.inference.network_metrics import evaluate_scores
 from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores
 from utils.runtime.errors import UserError

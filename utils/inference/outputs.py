@@ -1,28 +1,21 @@
-"""Running a network: from a loader's images to scores and metrics."""
+"""Running a network: from a loader's images to its outputs, in the order of the data set."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from utils.data.labels import Labels
 from utils.data.samples import Batch, LabelledImages, to_float
-from utils.metrics.blocks import Scores, TargetLabels
-from utils.metrics.multilabel import Metrics, check_no_nan, evaluate_blocks
 from utils.runtime import interrupt
 from utils.runtime.device import autocast
 from utils.runtime.distributed import gather
-from utils.runtime.errors import reporting_value_errors
 from utils.runtime.processes import WORLD_SIZE
 from utils.runtime.progress import ProgressLines, progress_bar
 
-MAX_WAITING = 2**28  # bytes of outputs
-NUM_READINGS = 3  # of the scores: for NaN, for average precision, and for precision and recall
+MAX_OUTPUT_BYTES = 2**28  # of outputs that wait to be fetched, or are exchanged at once
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)
 
 
@@ -83,7 +76,7 @@ class OutputRows:
         """Add the outputs (B, ...) of a batch; indices: (B,), of its samples."""
         self.waiting.append((indices, outputs))
         self.waiting_bytes += outputs.nbytes
-        if self.waiting_bytes > MAX_WAITING:
+        if self.waiting_bytes > MAX_OUTPUT_BYTES:
             self.fetch()
 
     def fetch(self) -> None:
@@ -108,7 +101,7 @@ class OutputRows:
         values = self.values
         if values is None:  # this process had no batch
             values = self.unknown(next(form for form in forms if form is not None))
-        size = max(1, MAX_WAITING // max(1, values[:1].nbytes))
+        size = max(1, MAX_OUTPUT_BYTES // max(1, values[:1].nbytes))
         for start in range(0, self.num_samples, size):
             own = start + np.flatnonzero(self.is_own[start : start + size])
             for indices, rows in gather((own, values[own])):
@@ -147,56 +140,3 @@ def mirrored_mean(outputs: Tensor, forward: Forward, images: Tensor) -> Tensor:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return scores in float64: in float32 every logit above 17 would give exactly 1."""
     return torch.from_numpy(logits).to(torch.float64, copy=True).sigmoid_().numpy()
-
-
-class LogitScores:
-    """The scores of logits (N, C). They are computed in blocks, because in float64 all take much memory."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self.logits = logits
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.logits.shape
-
-    def of_images(self, images: slice) -> np.ndarray:
-        return sigmoid(self.logits[images])
-
-    def of_classes(self, classes: slice) -> np.ndarray:
-        return sigmoid(np.ascontiguousarray(self.logits[:, classes].T))
-
-
-def evaluate_model(model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off") -> Metrics:
-    """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    logits = compute_outputs(model, loader, device, amp)
-    return evaluate_scores(LogitScores(logits), loader.dataset.labels)
-
-
-def evaluate_scores(scores: Scores, labels: Labels, threshold: float | np.ndarray = 0.5) -> Metrics:
-    """Return the metrics of `evaluate` for scores (N, C) and their labels; UserError for NaN scores."""
-    num_scores = math.prod(scores.shape)
-    with progress_bar(NUM_READINGS * num_scores, "metrics", unit="score", delay=1) as bar:
-        watched = WatchedScores(scores, bar)
-        with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
-            check_no_nan(watched)
-        return evaluate_blocks(watched, TargetLabels(labels.targets), threshold, labels.unknown_is_negative)
-
-
-class WatchedScores:
-    """Scores that move a progress bar as they are read."""
-
-    def __init__(self, scores: Scores, bar: "tqdm[Any]") -> None:
-        self.scores = scores
-        self.shape = scores.shape
-        self.bar = bar
-
-    def of_images(self, images: slice) -> np.ndarray:
-        return self.read(self.scores.of_images(images))
-
-    def of_classes(self, classes: slice) -> np.ndarray:
-        return self.read(self.scores.of_classes(classes))
-
-    def read(self, block: np.ndarray) -> np.ndarray:
-        """Return a block after moving the bar."""
-        self.bar.update(block.size)
-        return block

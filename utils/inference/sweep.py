@@ -10,7 +10,8 @@ from torch import Tensor
 from pipeline.csra import attended_scores
 from pipeline.network import Network
 from utils.data.labels import Labels
-from utils.inference.outputs import BatchLoader, compute_outputs, evaluate_scores, sigmoid, with_tta
+from utils.inference.network_metrics import evaluate_scores
+from utils.inference.outputs import BatchLoader, compute_outputs, sigmoid, with_tta
 from utils.metrics.multilabel import Metrics
 
 Temperature = float | None  # of all heads; None: each head's own, as trained
