@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import demo
-from helpers import REPOSITORY, finish, start, wait_until
+from helpers import REPOSITORY, finish, start_preloaded, start_torchrun, wait_until
+from preloaded import Preloaded
 from utils.inference.rows import Row, RowsFile, open_rows
 from utils.inference.tables import write_csv_table, write_json_table
 from utils.runtime.errors import UserError
@@ -298,6 +299,7 @@ def test_what_a_killed_run_was_writing_is_removed(photos, command):
     assert not [name for name in contents() if name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_scores(tmp_path):
     classes = [f"class {c}" for c in range(500)]
     photos = [f"{number}.jpg" for number in range(1000)]
@@ -352,10 +354,13 @@ def many(shapes_folder, trained, tmp_path_factory) -> Path:
     return folder
 
 
-def start_label(processes: int, *options, **variables: str) -> subprocess.Popen:
+def start_label(processes: int, *options, **variables: str) -> Preloaded | subprocess.Popen:
+    script = Path("logged.py").absolute()
     words = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--batch_size", 2, *OUTPUTS]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables
-    return start(processes, Path("logged.py").absolute(), *words, *options, env=environment)
+    if processes == 1:
+        return start_preloaded(script, *words, *options, env=environment)
+    return start_torchrun(processes, script, *words, *options, env=environment)
 
 
 def decoded(restart: int) -> list[str]:

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from helpers import SHAPES, TINY, finish, start_preloaded
-from utils.data.label_entries import decode_all
+from utils.data.bad_images import decode_all
 from utils.inference import photographs
 from utils.inference.photographs import load_photo
 from utils.runtime import open_files
