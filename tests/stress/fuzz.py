@@ -201,7 +201,9 @@ def good_checkpoint() -> dict[str, Any]:
 
 
 PICTURES = ("3.jpg", "5.jpg")  # these lie in images/train2014/ and in Image/
-LABELS = [{"target": [1, 0, 99], "img_path": f"{i}.jpg", "bbox": [-5.5, 1, 20, 30]} for i in range(3)]
+LABELS: list[dict] = [{"target": [1, 0, 99], "img_path": "0.jpg", "bbox": [-5.5, 1, 20, 30]}]
+LABELS += [{"positives": [2, 0], "img_path": "1.jpg", "bbox": [-5.5, 1, 20, 30]}]
+LABELS += [{"positives": [1], "negatives": [0], "img_path": "2.jpg", "bbox": [-5.5, 1, 20, 30]}]
 COCO = {
     "images": [{"id": int(name[0]), "file_name": name} for name in PICTURES],
     "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names("coco"))],

@@ -15,7 +15,7 @@ from utils.runtime.distributed import gather
 from utils.runtime.processes import WORLD_SIZE
 from utils.runtime.progress import ProgressLines, progress_bar
 
-MAX_OUTPUT_BYTES = 2**28  # of outputs that wait to be fetched, or are exchanged at once
+MAX_OUTPUT_BYTES = 2**25  # of outputs that wait to be fetched, or are exchanged at once
 Forward = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] to outputs (B, ...)
 
 
