@@ -1,6 +1,7 @@
 """Data sets from a table of your own."""
 
 import json
+import tracemalloc
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.labels import IGNORED, Targets
 from utils.data.samples import load_split
 from utils.data.stratification import stratify
+from utils.data.tables import read_label_table
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
@@ -425,3 +427,38 @@ def test_other_errors_are_reported(table, fails, command, workdir):
     assert command(prepare_csv, path, "--dataset", "mine").status == 0
     fails(prepare_csv, path, "--dataset", "mine", says=["data/mine", "--overwrite"])
     assert command(prepare_csv, path, "--dataset", "mine", "--overwrite").status == 0
+
+
+def make_wide_table(path: Path, num_classes: int, has_lists: bool) -> None:
+    """Write a table of 500 images of a single file each, with two labels each, as lists or as 0 and 1."""
+    names = [f"class {c}" for c in range(num_classes)]
+    lines = ["image,labels" if has_lists else ",".join(["image", *names])]
+    for index in range(500):
+        present = {index % num_classes, 7 * index % num_classes}
+        cells = [";".join(names[c] for c in present)]
+        if not has_lists:
+            cells = [str(int(c in present)) for c in range(num_classes)]
+        lines.append(",".join([f"{index}.png", *cells]))
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("has_lists", [True, False], ids=["lists", "0 and 1"])
+def test_memory_and_label_files_follow_the_labels_and_not_the_classes(workdir, command, has_lists):
+    for index in range(500):
+        Path(f"{index}.png").touch()
+    make_wide_table(Path("wide.csv"), 3000, has_lists)
+    make_wide_table(Path("narrow.csv"), 300, has_lists)
+    tracemalloc.start()
+    try:
+        read_label_table(Path("wide.csv"), None, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 500 * 3000 / 2  # bytes: half of the references of dense lists, which were held twice
+    sizes = []
+    for name in ("narrow", "wide"):
+        assert command(prepare_csv, f"{name}.csv", "--dataset", name).status == 0
+        sizes.append(
+            sum(Path(f"data/{name}/{split}.json").stat().st_size for split in ("train", "val", "test"))
+        )
+    assert sizes[1] < 1.2 * sizes[0]
