@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers import REPOSITORY, RUN, TINY, FileServer, train_in
+from narrow import WIDE, use_narrow_resnet18
 from utils import prepare_shapes
 from utils.runtime.script import run_script
 
@@ -20,6 +21,8 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell lets background jobs ignore SIGINT, and so would the commands that tests start from such a job.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+use_narrow_resnet18()
+os.fsync = lambda file: None  # what tests write need not survive a power cut
 
 
 @pytest.fixture
@@ -103,6 +106,14 @@ def shapes(shapes_folder, monkeypatch) -> Path:
 def trained(shapes_folder) -> Path:
     """Train on the tiny data set shapes with batches of 16; return the folder of the run."""
     return train_in(shapes_folder, "trained", "--dataset", "shapes", *TINY)
+
+
+@pytest.fixture(scope="session")
+def trained_wide(shapes_folder) -> Path:
+    """Train a whole ResNet-18 for commands that run as a user runs them; return the folder of the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models.resnet18", WIDE)
+        return train_in(shapes_folder, "wide", "--dataset", "shapes", *TINY, "--total_epoch", "1")
 
 
 @pytest.fixture(scope="session")

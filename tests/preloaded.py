@@ -171,8 +171,8 @@ def run(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401
+    from narrow import use_narrow_resnet18
 
+    use_narrow_resnet18()
     gc.freeze()  # the copies then share this memory
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -3,10 +3,10 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import bench, gpu, network, scripts, textbook
 from benchmarks.inputs import make_coco, make_photos
-from benchmarks.settings import Settings, Sizes, Variant
+from benchmarks.settings import QUICK, Settings, Sizes, Variant
 from benchmarks.table import Row, format_row
-from benchmarks.timing import in_child, in_turns, run_measured, time_in_turns
-from helpers import REPOSITORY
+from benchmarks.timing import Usage, in_child, in_turns, run_measured, time_in_turns
+from helpers import REPOSITORY, finish, start_preloaded
 from pipeline.csra import MHA
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.transforms import train_transform
@@ -32,7 +32,10 @@ WRONG = {
     "metrics": ("benchmarks.parts.evaluate", lambda *args: evaluate(*args) | {"OF1_3": 0.5}),
     "train": ("main.LOSSES", {"bce": lambda logits, targets: LOSSES["bce"](2 * logits, targets)}),
     "val": ("benchmarks.network.sigmoid", lambda logits: sigmoid(1.1 * logits)),
-    "demo": ("benchmarks.scripts.run_measured", lambda words, *args: run_measured(raise_lam(words), *args)),
+    "demo": (
+        "benchmarks.scripts.run_measured",
+        lambda words, folder: run_preloaded(raise_lam(words), folder),
+    ),
     "shapes": ("benchmarks.scripts.train_shapes", lambda settings, amp, seed: 50.0 * (amp == "bf16")),
     "prepare": ("benchmarks.scripts.make_coco", lambda *args: make_coco(*args) | {"another.jpg": {1}}),
 }
@@ -46,6 +49,18 @@ def raise_lam(words: list[str]) -> list[str]:
     return [*words, "--lam", "0.2"] if words[0].endswith("demo.py") else words
 
 
+def run_preloaded(words: list[str], folder: Path) -> Usage:
+    """Stand for run_measured: run a script, or the program after -c, where torch is imported already."""
+    program = folder / "program.py"
+    if words[0] == "-c":
+        program.write_text(words[1])
+        words = [program, *words[2:]]
+    begin = time.perf_counter()
+    status, _, err = finish(start_preloaded(*words, cwd=folder))
+    assert status == 0, err
+    return Usage(time.perf_counter() - begin, memory=1)
+
+
 @pytest.fixture(scope="session")
 def variants() -> tuple[Variant, ...]:
     """The variants that this CPU can run in a test: float32, and bf16 if it has the instructions."""
@@ -55,6 +70,7 @@ def variants() -> tuple[Variant, ...]:
 @pytest.fixture
 def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
     """Tiny inputs. Training and validation stay in this process, with arguments pickled as for a child."""
+    monkeypatch.setattr(scripts, "run_measured", run_preloaded)
     monkeypatch.setattr(network, "in_child", lambda f, *args: f(*pickle.loads(pickle.dumps(args))))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, tiny work is slow while other processes use the cores
@@ -169,6 +185,7 @@ def test_a_fault_on_a_gpu_gives_nan(settings):
 @pytest.mark.slow
 def test_a_wrong_result_ends_the_command_with_an_error(tmp_path, monkeypatch, command):
     make_photos(tmp_path, 1)
+    monkeypatch.setattr(bench, "QUICK", replace(QUICK, scored_images=200))
     options = ("metrics", "--quick", "--device", "cpu", "--images", tmp_path, "--out", tmp_path / "out.json")
     result = command(bench, *options)
     assert result.status == 0, result.err
@@ -214,12 +231,10 @@ def test_prepare_coco_finds_the_synthetic_labels(tmp_path):
 
 
 def test_a_mistake_ends_the_command_with_one_line(tmp_path):
-    script = str(REPOSITORY / "benchmarks" / "bench.py")
-    command = [sys.executable, script, "loader", "--images", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "no JPEG files there" in result.stderr
+    status, _, err = finish(start_preloaded("benchmarks/bench.py", "loader", "--images", tmp_path))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "no JPEG files there" in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

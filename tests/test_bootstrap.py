@@ -83,7 +83,7 @@ def test_the_true_average_precision_is_that_of_many_images():
 
 @pytest.mark.slow
 def test_intervals_hold_the_true_values():
-    coverage = measure_coverage(Case(1000, 0.1, (2.0, 2.1)), num_sets=200, num_resamples=500, seed=0)
+    coverage = measure_coverage(Case(600, 0.1, (2.0, 2.1)), num_sets=200, num_resamples=250, seed=0)
     assert 0.92 <= coverage.difference <= 0.98
     assert 0.92 <= coverage.mean_ap <= 0.98
 

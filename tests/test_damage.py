@@ -30,9 +30,9 @@ IS_ZIPFILE = {"python": zipfile.is_zipfile, "no": lambda file: False, "yes": lam
 def test_damage_is_detected_or_harmless(tmp_path, monkeypatch, damage: Damage, kind: str, answer: str):
     """Also if Python takes a damaged archive for none, or another file for an archive."""
     monkeypatch.setattr(zipfile, "is_zipfile", IS_ZIPFILE[answer])
-    outcome = try_damage(KINDS[kind], damage, 300, 0, tmp_path)
+    outcome = try_damage(KINDS[kind], damage, 100, 0, tmp_path)
     assert outcome.wrong == 0
-    assert outcome.refused > 240  # in the others nothing reads the damaged bytes, for example padding
+    assert outcome.refused >= 80  # in the others nothing reads the damaged bytes, for example padding
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def whole(tmp_path) -> bytes:
 
 def assert_refused_or_same(path: Path, content: bytes) -> bool:
     """Read a file of WEIGHTS; return whether it is refused."""
+    path.unlink(missing_ok=True)
     path.write_bytes(content)
     try:
         weights = read_file(path)

@@ -188,6 +188,7 @@ def test_file_names_of_any_bytes_are_labelled_and_pipes_are_skipped(photos, comm
     assert "\\udcff b.png: " in result.out  # one line
 
 
+@pytest.mark.slow
 def test_earlier_heatmaps_are_not_labelled_and_are_replaced(photos, command):
     def pictures(*options) -> list[str]:
         assert label(command, "--img_dir", ".", "photos", "--heatmap", *options).status == 0

@@ -133,7 +133,8 @@ def two_hosts() -> Iterator[list[str]]:
 
 def start_on(host: int, hosts: list[str], *arguments: object) -> subprocess.Popen:
     """Start main.py by torchrun on one of two hosts, one process on each, as docs/training.md says."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    launcher = [sys.executable, REPOSITORY / "tests" / "torchrun.py", "--run_path", "--start_method=fork"]
+    launcher += ["--nnodes=2", "--nproc_per_node=1"]
     launcher += ["--max_restarts=3", "--rdzv_backend=c10d", "--rdzv_endpoint=10.211.0.1:29500"]
     # Both have the name of this machine, so torchrun cannot tell which of them the first address means.
     launcher += [f"--rdzv_conf=is_host={1 - host}", f"--local_addr=10.211.0.{1 + host}"]
@@ -216,7 +217,9 @@ def test_an_error_is_reported_by_one_process(shapes, tmp_path):
     shutil.copytree("data", tmp_path / "data")
     damaged = tmp_path / "data" / "shapes" / "images" / "train" / "00005.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])
-    of_all = start_torchrun(2, "main.py", *RUN, "--batch_size", 3)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    of_all = subprocess.Popen([*torchrun, REPOSITORY / "main.py", *RUN, "--batch_size", "3"], **pipes)
     of_one = start_torchrun(2, "main.py", *RUN, cwd=tmp_path)
     status, _, err = finish(of_all)
     assert status != 0

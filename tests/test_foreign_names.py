@@ -151,6 +151,7 @@ def test_start_weights_are_suggested_only_where_they_fit():
         read_architecture(unwrap(mmdet))
 
 
+@pytest.mark.slow
 def test_a_bare_file_of_another_backbone_needs_its_name(shapes, command, fails, tmp_path):
     path = tmp_path / "bare.pth"
     torch.save(build("shufflenet_v2_x0_5", 1, 0.1, 8, 40).state_dict(), path)

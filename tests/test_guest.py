@@ -79,11 +79,11 @@ def write_huge_png(path: Path, side: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guest(trained, shapes_folder, tmp_path_factory) -> subprocess.CompletedProcess:
+def guest(trained_wide, shapes_folder, tmp_path_factory) -> subprocess.CompletedProcess:
     """Use the library in a process of its own."""
     huge = write_huge_png(tmp_path_factory.mktemp("huge") / "huge.png", 20_000)
     photo = shapes_folder / "data/shapes/images/test/00000.jpg"
-    command = [sys.executable, "-c", GUEST, trained / "best.pth", photo, huge]
+    command = [sys.executable, "-c", GUEST, trained_wide / "best.pth", photo, huge]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

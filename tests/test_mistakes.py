@@ -124,10 +124,10 @@ def test_val_refuses_files_that_hold_no_fitting_checkpoint(trained, shapes, fail
         (torchvision.models.resnet18(weights=None).state_dict(), "no CSRA head"),
         ({k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, "lacks layer2.0.conv1.weight"),
         ({**state, "head.weight": torch.zeros(1)}, "also holds head.weight"),
-        ({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight has shape (64, 1, 7, 7)"),
+        ({**state, "conv1.weight": torch.zeros(8, 1, 7, 7)}, "conv1.weight has shape (8, 1, 7, 7)"),
         (
             {**state, "conv1.weight": state["conv1.weight"].long()},
-            "conv1.weight has shape (64, 3, 7, 7) of torch.int64",
+            "conv1.weight has shape (8, 3, 7, 7) of torch.int64",
         ),
         ({**state, "conv1.weight": state["conv1.weight"] * math.nan}, "conv1.weight holds NaN"),
         ({**state, "conv1.weight": state["conv1.weight"] * math.inf}, "conv1.weight holds NaN or infinite"),

@@ -101,7 +101,7 @@ def test_a_copy_in_site_packages_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_editable_install_works_from_any_folder(trained, tmp_path):
+def test_an_editable_install_works_from_any_folder(trained_wide, tmp_path):
     pytest.importorskip("setuptools")
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
     for folder in (source, site, elsewhere):
@@ -112,7 +112,7 @@ def test_an_editable_install_works_from_any_folder(trained, tmp_path):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     result = run_python(INSTALL, site, folder=source)
     assert result.returncode == 0, result.stderr
-    result = run_python(IMPORT, site, trained / "best.pth", folder=elsewhere)
+    result = run_python(IMPORT, site, trained_wide / "best.pth", folder=elsewhere)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(source / "utils/__init__.py"), "aeroplane", "circle"]
 

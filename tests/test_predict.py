@@ -23,6 +23,7 @@ from PIL import Image
 
 import demo
 from helpers import REPOSITORY
+from narrow import WIDE
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
@@ -44,6 +45,13 @@ def photos(shapes, trained, tmp_path, monkeypatch) -> list[str]:
     Image.open(tmp_path / "a.jpg").crop((0, 0, 40, 25)).save(tmp_path / "turned.png", exif=exif)
     monkeypatch.chdir(tmp_path)
     return list(NAMES)
+
+
+@pytest.fixture
+def wide(photos, trained_wide, monkeypatch) -> None:
+    """Let model.pth and this process have a whole ResNet-18, as other processes have."""
+    monkeypatch.setattr("torchvision.models.resnet18", WIDE)
+    shutil.copy(trained_wide / "best.pth", "model.pth")
 
 
 def demo_scores(command, *options) -> list[dict[str, float]]:
@@ -166,7 +174,7 @@ def test_a_copy_of_the_network_predicts_with_its_own_weights(photos):
 
 
 @pytest.mark.slow
-def test_a_model_is_pickled_saved_and_sent_to_a_process(photos):
+def test_a_model_is_pickled_saved_and_sent_to_a_process(wide):
     model = load_model("model.pth", device="cpu", lam=0.7, normalize="0.5", max_pixels=10**6)
     expected = model.predict("a.jpg")
     torch.save(model, "predictor.pt")
@@ -307,7 +315,7 @@ def test_an_unknown_argument_is_refused(photos):
 
 
 @pytest.mark.slow
-def test_torch_hub_loads_from_any_folder(photos):
+def test_torch_hub_loads_from_any_folder(wide):
     """In a process that does not know where the project is, a file without class names, too."""
     torch.save(ResNet_CSRA(1, 0.1, 20, depth=18).state_dict(), "bare.pth")
     script = """

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import scale, scale_stages
 from benchmarks.timing import Usage
+from narrow import WIDE
 
 TINY = scale.Sizes(images=(40, 60), classes=(2, 4), num_images=40, labelled=(2,), heads=(2,))
 
@@ -14,6 +15,7 @@ TINY = scale.Sizes(images=(40, 60), classes=(2, 4), num_images=40, labelled=(2,)
 def test_every_stage_runs(tmp_path, monkeypatch):
     """Stages that call functions run in this process, because each new one imports torch."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.models.resnet18", WIDE)  # as the commands have it
     monkeypatch.setattr(scale_stages, "NUM_WORKERS", 1)
     monkeypatch.setattr(scale_stages, "NUM_FEATURES", 8)
     monkeypatch.setattr(scale, "run_stage", lambda folder, stage, *words: scale_stages.STAGES[stage](*words))

@@ -63,10 +63,10 @@ def test_help_lists_the_options(command, script):
 
 
 @pytest.mark.slow
-def test_scripts_print_plain_progress_lines_and_nothing_to_stderr(shapes_folder, trained, tmp_path):
+def test_scripts_print_plain_progress_lines_and_nothing_to_stderr(shapes_folder, trained_wide, tmp_path):
     options = [*TINY, "--batch_size", 5, "--print_freq", 3, "--output_dir", tmp_path / "run"]
     training = start("main.py", *SHAPES, *options, cwd=shapes_folder)
-    validation = start("val.py", *SHAPES, "--load_from", trained / "best.pth", cwd=shapes_folder)
+    validation = start("val.py", *SHAPES, "--load_from", trained_wide / "best.pth", cwd=shapes_folder)
     status, out, err = finish(training)
     assert (status, err) == (0, "")
     lines = [line for line in out.splitlines() if line.startswith("epoch ") and "step" in line]

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 from helpers import REPOSITORY, RUN, finish, start, start_method, start_preloaded, wait_until
+from narrow import WIDE
+from pipeline.resnet_csra import ResNet_CSRA
 from preloaded import Preloaded
 from utils.runtime import interrupt, signals
 from utils.weights.contents import load_checkpoint
@@ -21,9 +24,22 @@ if signal.SIGHUP in signals.SIGNALS:  # not under nohup
 OPTIONS = [*RUN, "--num_workers", 1, "--total_epoch", 1000, "--output_dir"]
 
 
+def is_preloaded(method: str) -> bool:
+    """Return whether commands whose workers start by a method run where torch is imported already."""
+    return method == multiprocessing.get_start_method() == "fork"
+
+
+@pytest.fixture
+def method(request, monkeypatch) -> str:
+    """Return how workers start; this process has a whole ResNet-18 if the commands import torch anew."""
+    if not is_preloaded(request.param):
+        monkeypatch.setattr("torchvision.models.resnet18", WIDE)
+    return request.param
+
+
 def start_alone(method: str, *command) -> subprocess.Popen | Preloaded:
     """Start a command in a group of processes of its own, as a terminal does, with stderr in stdout."""
-    if method == multiprocessing.get_start_method() == "fork":
+    if is_preloaded(method):
         return start_preloaded(*command, alone=True, stderr_in_stdout=True)
     environment = start_method(method)
     return start(*command, start_new_session=True, env=environment, stderr=subprocess.STDOUT)
@@ -64,7 +80,7 @@ def lines_after(number: signal.Signals, process: subprocess.Popen) -> list[str]:
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # A start by forkserver or spawn imports torch in each process, so these get one signal; SIGUSR1 comes below.
 SENT = {"fork": list(STATUSES), "forkserver": list(STATUSES)[-1:], "spawn": [signal.SIGTERM]}
-methods = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+methods = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"], indirect=True)
 
 
 @pytest.mark.slow
@@ -102,11 +118,12 @@ def test_a_signal_may_come_while_the_workers_start(shapes, tmp_path, command, me
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_signal_may_come_while_the_workers_of_an_evaluation_start(trained, shapes, method):
+@pytest.mark.parametrize("method", ["fork", "spawn"], indirect=True)
+def test_a_signal_may_come_while_the_workers_of_an_evaluation_start(shapes, tmp_path, method):
+    torch.save(ResNet_CSRA(1, 0.1, 8, depth=34).state_dict(), tmp_path / "model.pth")
     options = ["--dataset", "shapes", "--split", "train", "--num_workers", 1, "--batch_size", 1]
     slow = ["--img_size", 480, "--device", "cpu"]  # so that the evaluation does not end before the signal
-    evaluation = start_alone(method, "val.py", *options, *slow, "--load_from", trained / "best.pth")
+    evaluation = start_alone(method, "val.py", *options, *slow, "--load_from", tmp_path / "model.pth")
     wait_until(lambda: starts_workers(evaluation, method), evaluation)
     lines = lines_after(signal.SIGUSR1, evaluation)
     assert lines == ["SIGUSR1: stopping; a second signal ends it at once"]

@@ -141,6 +141,7 @@ def try_damage(kind: Kind, damage: Damage, count: int, seed: int, folder: Path) 
     refused = 0
     same = 0
     for index in range(count):
+        damaged.unlink(missing_ok=True)  # ext4 writes an emptied file to the disk at once
         damaged.write_bytes(damage(bytearray(content), random.Random(seed + index)))
         try:
             value = kind.read(damaged)

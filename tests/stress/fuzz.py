@@ -331,6 +331,7 @@ def is_refused(parser: Parser, folder: Path, content: bytes) -> bool:
     in any other way than with status 2 and one line that names the file.
     """
     path = folder / parser.path
+    path.unlink(missing_ok=True)  # ext4 writes an emptied file to the disk at once
     path.write_bytes(content)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     status, start = 0, time.monotonic()
