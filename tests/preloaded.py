@@ -93,7 +93,7 @@ def start_server() -> socket.socket:
     its_end.close()
 
     def stop() -> None:
-        requests.close()
+        requests.shutdown(socket.SHUT_RDWR)  # to close it would not do: workers that tests left have copies
         server.wait()
 
     atexit.register(stop)
