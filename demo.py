@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,14 @@ from utils.inference.photographs import Unreadable, in_batches
 from utils.inference.predictor import LabelSettings, Prediction, Predictor, best_classes
 from utils.inference.rows import Row, RowsFile, open_rows, rows_path
 from utils.inference.search import Found, find_photos
-from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
+from utils.inference.tables import (
+    append_csv_row,
+    is_csv_table,
+    is_json_table,
+    needs_utf8_mark,
+    write_csv_table,
+    write_json_table,
+)
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
@@ -51,12 +58,16 @@ from utils.runtime.signals import Interrupted
 
 
 class Job(NamedTuple):
-    """What every process labels with: options, network, thresholds (C,), and where heatmaps go if they do."""
+    """What every process labels with.
+
+    thresholds: (C,). heatmaps: where they go, None without them. utf8_mark: see needs_utf8_mark.
+    """
 
     args: argparse.Namespace
     predictor: Predictor
     thresholds: np.ndarray
     heatmaps: HeatmapFolders | None
+    utf8_mark: bool
 
 
 def main() -> None:
@@ -72,7 +83,8 @@ def main() -> None:
         return
     predictor = load_predictor(args, device)
     thresholds = read_thresholds(args.threshold, predictor.classes)
-    job = Job(args, predictor, thresholds, distributed.value_of_first(heatmaps))
+    utf8_mark = needs_utf8_mark([*predictor.classes, *found.images])
+    job = Job(args, predictor, thresholds, distributed.value_of_first(heatmaps), utf8_mark)
 
     with open_rows_for(job) as rows, saying_how_to_resume(rows):
         num_skipped = report_found(found, rows)
@@ -128,30 +140,38 @@ def batches_to_label(paths: list[str], rows: RowsFile | None, batch_size: int) -
 
 
 def label_photographs(job: Job, batches: list[list[str]], rows: RowsFile | None) -> int:
-    """Label photographs, and write and print their rows in order; return how many were skipped.
-
-    The processes share the batches: in each round, every process labels one, and the first process takes the
-    rows of all.
-    """
-    own_batches = batches[RANK::WORLD_SIZE]
-    photos = itertools.chain.from_iterable(own_batches)
+    """Label photographs, and write and print their rows in order; return how many were skipped."""
+    done = set() if rows is None else set(rows.starts)
+    num_to_label = sum(path not in done for batch in batches for path in batch)
     num_skipped = 0
     with (
         interrupt.deferring_signals("stopping"),
-        progress_bar(sum(map(len, batches)), "label") as bar,
-        contextlib.closing(job.predictor.label(photos, label_settings(job.args))) as results,
+        progress_bar(num_to_label, "label") as bar,
+        contextlib.closing(new_rows(job, batches[RANK::WORLD_SIZE], done)) as labelled,
     ):
+        for number, row in enumerate(labelled):
+            bar.update(1)
+            if rows is not None:
+                rows.add(row)
+                add_to_csv(job, row, rows, is_first=number == 0)
+            print_row(job, row, bar)
+            num_skipped += row.scores is None
+    return num_skipped
+
+
+def new_rows(job: Job, own_batches: list[list[str]], done: set[str]) -> Generator[Row, None, None]:
+    """Label photographs, and yield their rows in order, all of them in the first process.
+
+    The processes share the batches: in each round, every process labels one, and the first process takes the
+    rows of all. done: photographs that have a row, in batches that were stopped halfway.
+    """
+    photos = itertools.chain.from_iterable(own_batches)
+    with contextlib.closing(job.predictor.label(photos, label_settings(job.args))) as results:
         for batch in own_batches:
             for row in rows_of_all(label_batch(job, batch, results)):
-                bar.update(1)
-                if rows is not None:
-                    if row.path in rows.starts:  # its batch was stopped halfway
-                        continue
-                    rows.add(row)
-                print_row(job, row, bar)
-                num_skipped += row.scores is None
+                if row.path not in done:
+                    yield row
             interrupt.stop_if_asked()
-    return num_skipped
 
 
 def label_batch(job: Job, batch: list[str], results: Iterator[Prediction | Unreadable]) -> Iterator[Row]:
@@ -201,7 +221,7 @@ def write_outputs(job: Job, images: list[str], rows: RowsFile) -> None:
         write_json_table(args.json, classes, photos, rows.scores(photos))
         print(f"written to {args.json}")
     if args.csv:
-        write_csv_table(args.csv, classes, photos, rows.scores(photos))
+        write_csv(job, images, rows)
         print(f"written to {args.csv}")
     if args.html:
         with new_page(args.html, page_settings(job)) as page:
@@ -209,6 +229,22 @@ def write_outputs(job: Job, images: list[str], rows: RowsFile) -> None:
                 assert row.on_page is not None
                 page.add(row.on_page)
     rows.remove()
+
+
+def add_to_csv(job: Job, row: Row, rows: RowsFile, is_first: bool) -> None:
+    """Add a row to the table of --csv; the first one of this run begins the table with all rows so far."""
+    if not job.args.csv:
+        return
+    if is_first:
+        write_csv(job, list(rows.starts), rows)
+    elif row.scores is not None:
+        append_csv_row(job.args.csv, row.path, row.scores)
+
+
+def write_csv(job: Job, images: list[str], rows: RowsFile) -> None:
+    """Write the table of --csv with the rows that there are, in the order of the images."""
+    photos = [path for path in images if path in rows.starts and path not in rows.skipped]
+    write_csv_table(job.args.csv, job.predictor.classes, photos, rows.scores(photos), job.utf8_mark)
 
 
 def report_skipped(num_skipped: int, num_found: int) -> None:

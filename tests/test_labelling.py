@@ -92,7 +92,11 @@ def stop_after(command, number: int, *options, torn: int = 0) -> None:
 def test_a_killed_run_goes_on_to_the_same_bytes(photos, whole, command, number, torn):
     stop_after(command, number, *OUTPUTS, torn=torn)
     if number:
-        assert set(contents()) == {"s.csv.rows"}
+        assert set(contents()) == {"s.csv", "s.csv.rows"}
+        # Every finished row is in the table already, except for that of the skipped file.
+        lines = Path("s.csv").read_bytes().splitlines(keepends=True)
+        assert lines == whole["s.csv"].splitlines(keepends=True)[: len(lines)]
+        assert len(lines) == 1 + number - (number > 2)
     result = label(command, *OUTPUTS, "--resume")
     assert result.status == 1
     before = f", {number} of them labelled already" if number else ""
@@ -121,7 +125,7 @@ def test_a_signal_keeps_the_rows_and_says_how_to_go_on(photos, whole, command, m
         result = label(command, *OUTPUTS)
     assert result.status == 143
     assert result.err.splitlines()[-1] == f"4 rows are in {photos}/s.csv.rows; go on with --resume"
-    assert set(contents()) == {"s.csv.rows"}
+    assert set(contents()) == {"s.csv", "s.csv.rows"}
     assert label(command, *OUTPUTS, "--resume").status == 1
     assert contents() == whole
 
@@ -294,7 +298,7 @@ def test_what_a_killed_run_was_writing_is_removed(photos, command):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
     stop_after(command, 4, *OUTPUTS)
-    assert len(contents()) == 4
+    assert len(contents()) == 5
     assert label(command, *OUTPUTS, "--resume").status == 1
     assert not [name for name in contents() if name.startswith(".")]
 
@@ -309,7 +313,7 @@ def test_memory_does_not_grow_with_the_scores(tmp_path):
         for photo in photos:
             rows.add(Row(photo, rng.random(500)))
     with open_rows([tmp_path / "s.csv"], {"lam": 0.1}, resume=True) as rows:
-        write_csv_table(tmp_path / "s.csv", classes, photos, rows.scores(photos))
+        write_csv_table(tmp_path / "s.csv", classes, photos, rows.scores(photos), utf8_mark=False)
         write_json_table(tmp_path / "s.json", classes, photos, rows.scores(photos))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -470,7 +474,9 @@ def test_another_number_of_processes_goes_on(one_process, first, number, then):
     process.send_signal(number)
     assert finish(process)[0] != 0
     done = photos_with_rows()
-    assert not Path("s.csv").exists()
+    lines = Path("s.csv").read_text().splitlines()[1:]
+    assert {line.partition(",")[0] for line in lines} <= done
+    assert len(lines) >= len(done) - 1
     for log in Path().glob("decoded.*"):
         log.unlink()
     status, out, err = finish(start_label(then, "--resume"))

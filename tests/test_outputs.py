@@ -73,7 +73,7 @@ def test_demo_replaces_its_own_tables_and_no_other(model, command, fails):
 def test_scores_of_almost_certain_networks_are_still_a_table_of_demo(workdir):
     scores = [np.array([1.0, 1.23456e-9, 0.999988]), np.array([0.123456, 0.5, 3.21e-12])]
     for photos in (["a.jpg", "b.jpg"], []):
-        write_csv_table(Path("s.csv"), ["x", "y", "z"], photos, scores)
+        write_csv_table(Path("s.csv"), ["x", "y", "z"], photos, scores, utf8_mark=False)
         write_json_table(Path("s.json"), ["x", "y", "z"], photos, scores)
         assert is_csv_table(Path("s.csv"))
         assert is_json_table(Path("s.json"))

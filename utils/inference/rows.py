@@ -20,7 +20,7 @@ import numpy as np
 
 from utils.inference.html_page import PagePhoto
 from utils.runtime.errors import UserError, reporting_errors
-from utils.runtime.files import reporting_write_errors
+from utils.runtime.files import reporting_write_errors, write_all
 from utils.runtime.locks import holding_lock
 
 START = b'{"rows of": "demo.py", '  # by which a file of rows is known
@@ -78,10 +78,8 @@ class RowsFile:
 
     def append(self, line: bytes) -> None:
         """Write a line to the end of the file."""
-        left = memoryview(line)
         with reporting_write_errors(self.path):
-            while left:
-                left = left[self.file.write(left) :]
+            write_all(self.file, line)
         self.end += len(line)
 
     def note(self, row: Row, start: int) -> None:

@@ -1,6 +1,7 @@
 """Tables of scores that demo.py writes: a row per photograph, a column per class."""
 
 import csv
+import io
 import itertools
 import re
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.runtime.files import atomic_write, write_json_list
+from utils.runtime.files import atomic_write, reporting_write_errors, write_all, write_json_list
 
 UTF8_MARK = "\ufeff"
 ROWS_THAT_TELL = 100
@@ -28,20 +29,43 @@ def write_json_table(path: Path, classes: list[str], photos: list[str], scores: 
     )
 
 
-def write_csv_table(path: Path, classes: list[str], photos: list[str], scores: Iterable[np.ndarray]) -> None:
-    """Write a CSV table with the columns image and the classes; see write_json_table.
+def needs_utf8_mark(names: Iterable[str]) -> bool:
+    """Return whether a CSV table with these names should start with the UTF-8 mark.
 
-    The file starts with the UTF-8 mark if a name has other than ASCII characters: without it Excel shows them
-    wrong, and with it some programs read the mark as a part of the first name.
+    Without it Excel shows names with other than ASCII characters wrong, and with it some programs read the
+    mark as a part of the first name.
     """
-    is_ascii = all(name.isascii() for name in itertools.chain(classes, photos))
+    return not all(name.isascii() for name in names)
+
+
+def write_csv_table(
+    path: Path, classes: list[str], photos: list[str], scores: Iterable[np.ndarray], utf8_mark: bool
+) -> None:
+    """Write a CSV table with the columns image and the classes; see write_json_table."""
     with atomic_write(path) as file:
-        if not is_ascii:
+        if utf8_mark:
             file.write(UTF8_MARK)
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["image", *classes])
+        file.write(csv_line(["image", *classes]))
         for photo, row in zip(photos, scores):
-            table.writerow([photo, *(f"{score:.6g}" for score in row.tolist())])
+            file.write(csv_row(photo, row))
+
+
+def append_csv_row(path: Path, photo: str, scores: np.ndarray) -> None:
+    """Add the row of a photograph to a table that `write_csv_table` began; scores: (C,)."""
+    with reporting_write_errors(path), open(path, "ab", buffering=0) as file:
+        write_all(file, csv_row(photo, scores).encode("utf-8", "surrogateescape"))
+
+
+def csv_row(photo: str, scores: np.ndarray) -> str:
+    """Return the line of a photograph; scores: (C,)."""
+    return csv_line([photo, *(f"{score:.6g}" for score in scores.tolist())])
+
+
+def csv_line(cells: list[str]) -> str:
+    """Return a line of a CSV table."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 def is_json_table(path: Path) -> bool:

@@ -63,6 +63,13 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take a part of the data at a time."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file."""
     with atomic_write(path) as file:
