@@ -21,6 +21,8 @@ class Groups(NamedTuple):
 
     def of_all(self, groups: np.ndarray) -> np.ndarray:
         """Return the members of several groups in a row."""
+        if len(groups) == 0:
+            return self.members[:0]
         sizes = self.starts[groups + 1] - self.starts[groups]
         ends = np.cumsum(sizes)
         return self.members[np.arange(sizes.sum()) + np.repeat(self.starts[groups] - ends + sizes, sizes)]
@@ -58,7 +60,7 @@ def stratify(targets: Targets, fraction: float, seed: int) -> np.ndarray:
     with progress_bar(num_images, "divide", delay=1) as bar:
         while rarest:
             count, c = heapq.heappop(rarest)
-            if count != num_left[c]:
+            if count != num_left[c] or count == 0:
                 continue  # images of the class were divided with those of another one
             members = images_of.of(c)
             candidates = members[left[members]]
@@ -66,9 +68,9 @@ def stratify(targets: Targets, fraction: float, seed: int) -> np.ndarray:
             held_out[chosen] = True
             left[candidates] = False
             np.add.at(num_held, classes_of.of_all(chosen), 1)
-            changed, counts = np.unique(classes_of.of_all(candidates), return_counts=True)
-            num_left[changed] -= counts
-            for other in changed[num_left[changed] > 0].tolist():
+            changed = classes_of.of_all(candidates)
+            np.subtract.at(num_left, changed, 1)
+            for other in set(changed.tolist()):
                 heapq.heappush(rarest, (int(num_left[other]), other))
             bar.update(len(candidates))
     without_labels = order[left[order]]
