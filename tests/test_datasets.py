@@ -184,6 +184,15 @@ def test_processes_take_whole_batches_of_evaluation(world_size):
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
 
 
+def test_an_epoch_goes_on_at_any_batch():
+    batches = TrainingBatches(14, 5, seed=3)
+    batches.set_epoch(2)
+    whole = list(batches)
+    for start in range(4):
+        batches.set_epoch(2, start)
+        assert list(batches) == whole[start:]
+
+
 def test_an_order_takes_little_memory():
     tracemalloc.start()
     try:

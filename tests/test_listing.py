@@ -48,6 +48,18 @@ def test_listed_or_not_the_answers_are_those_of_the_system(workdir, monkeypatch,
         assert (os.fsencode(path) in known_files) == os.path.isfile(path), path
 
 
+def test_a_folder_that_cannot_be_listed(workdir, asked, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    Path("a.jpg").touch()
+    known_files = KnownFiles()
+    for _ in range(4):
+        assert b"a.jpg" in known_files
+        assert b"b.jpg" not in known_files
+
+
 def test_a_missing_image_is_named_and_counted(workdir, asked):
     for name in "abcde":
         Path(f"{name}.jpg").touch()

@@ -176,6 +176,11 @@ def test_descriptions_without_a_header_and_with_gaps(openimages, command):
     assert f"1 classes have no display name, first {DOG}" in result.out
 
 
+def test_a_header_is_no_row(openimages):
+    path = openimages / "annotations" / "oidv7-class-descriptions.csv"
+    assert list(open_images.read_display_names(path)) == [CAT, DOG, TREE, JAY]
+
+
 def test_crlf_and_decimals_are_read(openimages, command, train_csv):
     command(prepare_openimages)
     before = entries("train.json")
