@@ -10,7 +10,7 @@ import demo
 import export
 import main
 import val
-from helpers import REPOSITORY, SHAPES, TINY, finish, start
+from helpers import REPOSITORY, SHAPES, TINY, finish, start, start_preloaded
 
 
 @pytest.mark.slow
@@ -46,13 +46,15 @@ def test_commands_wait_passively_unless_the_user_says_otherwise(tmp_path, script
 
 
 @pytest.mark.slow
-def test_the_library_leaves_the_environment_as_it_is():
+def test_the_library_leaves_the_environment_as_it_is(tmp_path):
     program = "import os; before = dict(os.environ); import pipeline.models, utils.checkpoint, hubconf; "
     program += "print('OMP_WAIT_POLICY' in os.environ, os.environ == before)"
+    script = tmp_path / "script.py"
+    script.write_text(program)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.stdout == "False True\n", result.stderr
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    _, out, err = finish(start_preloaded(script, env=environment))
+    assert out == "False True\n", err
 
 
 @pytest.mark.parametrize("script", [main, val, demo, export])

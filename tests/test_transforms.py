@@ -3,8 +3,6 @@
 import os
 import re
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -18,7 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop, v2
 
 import demo
-from helpers import REPOSITORY, make_own
+from helpers import REPOSITORY, finish, make_own, start_preloaded
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.decoding import load_image
 from utils.data.labels import Labels, Paths, Targets
@@ -277,7 +275,7 @@ def test_an_animation_gives_its_first_picture_whatever_its_extension(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_torchvision_without_its_decoder_is_reported_once_and_reads_the_same(shapes):
+def test_a_torchvision_without_its_decoder_is_reported_once_and_reads_the_same(shapes, tmp_path):
     program = """
 import sys, torchvision.io
 if sys.argv[1] == "without":
@@ -291,11 +289,14 @@ for split in ("train", "test"):
     loader = EvaluationLoader(dataset, 4, 0, device("cpu"))
     print(split, sum(images.sum().item() for images, _, _ in loader))
 """
+    script = tmp_path / "script.py"
+    script.write_text(program)
     printed = {}
     for decoder in ("with", "without"):
-        words = [sys.executable, "-W", "ignore", "-c", program, decoder]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        printed[decoder] = subprocess.check_output(words, text=True, env=environment).splitlines()
+        status, out, err = finish(start_preloaded(script, decoder, env=environment))
+        assert status == 0, err
+        printed[decoder] = out.splitlines()
     report = "this torchvision has no decode_jpeg: Pillow decodes JPEG files, which is slower"
     assert printed["without"] == [report, *printed["with"]]
     assert len(printed["with"]) == 2
@@ -308,6 +309,7 @@ def bomb(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_limit_is_max_pixels_and_not_pillows(tmp_path):
     path = bomb(tmp_path / "bomb.png")
     limit = Image.MAX_IMAGE_PIXELS
@@ -319,6 +321,7 @@ def test_the_limit_is_max_pixels_and_not_pillows(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.slow
 def test_a_command_reads_a_picture_above_pillows_limit_if_asked(workdir, trained, command):
     bomb(workdir / "bomb.png")
     label = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 1]
@@ -361,12 +364,14 @@ with warnings.catch_warnings(record=True) as caught:
     load_image(sys.argv[1])
 print(len(caught))
 """
-    command = [sys.executable, "-c", program, str(damaged)]
+    script = tmp_path / "script.py"
+    script.write_text(program)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.check_output(command, text=True, env=environment) == "1\n"
+    status, out, err = finish(start_preloaded(script, damaged, env=environment))
+    assert (status, out) == (0, "1\n"), err
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_print_no_warnings_about_damage(tmp_path, context, capfd):
     damaged = tmp_path / "damaged.png"
     write_damaged_png(damaged)
