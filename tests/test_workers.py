@@ -64,7 +64,10 @@ def test_an_error_of_the_user_in_a_worker_gives_the_line_that_it_gives_without_w
         with pytest.raises(Exception) as caught:  # noqa: PT011  the type is not the point
             next(iter(loader))
         messages.append(user_message(caught.value))
-    assert messages[0] == messages[1] == user_message(error)
+    expected = user_message(error)
+    if isinstance(error, UserError) and place == "load_image":
+        expected = f"{expected}; {samples.ALL_BAD_IMAGES}"
+    assert messages[0] == messages[1] == expected
 
 
 def test_an_error_of_the_program_in_a_worker_stays_a_traceback(shapes, monkeypatch):
