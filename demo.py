@@ -75,7 +75,6 @@ def main() -> None:
     found = find_photos(args.img_dir, folders_to_write(args)) if RANK == 0 else Found([], [])
     heatmaps = heatmap_folders(args.out_dir, found.images) if args.heatmap and RANK == 0 else None
     device = choose_device(args.device, args.amp, args.compile)
-    set_up_device(device)
     distributed.connect(device)
     if distributed.value_of_first(is_finished(args)):
         names = ", ".join(map(str, outputs(args)))
@@ -101,6 +100,7 @@ def main() -> None:
 def load_predictor(args: argparse.Namespace, device: torch.device) -> Predictor:
     """Return the network of --load_from, ready to label; print what will be slow or not drawn."""
     predictor = load_model_for(args)
+    set_up_device(device)  # not before: on a CPU the process would keep the memory that loading has freed
     if args.compile:
         predictor.compile()
     predictor.to(device)

@@ -409,12 +409,11 @@ def one_process(many, expected, monkeypatch) -> Printed:
 @pytest.mark.slow
 def test_processes_share_the_photographs(one_process):
     written, out, err = one_process
-    for processes in (2, 3):
-        status, our_out, our_err = finish(start_label(processes))
-        assert (status, our_out) == (0, out), our_err  # torchrun would take status 1 for a crash
-        assert [line for line in our_err.splitlines() if line.startswith("skipped")] == err.splitlines()
-        assert sorted(decoded(0)) == sorted(map(str, Path("photos").iterdir()))  # each once
-        assert take_results() == written
+    status, our_out, our_err = finish(start_label(2))
+    assert (status, our_out) == (0, out), our_err  # torchrun would take status 1 for a crash
+    assert [line for line in our_err.splitlines() if line.startswith("skipped")] == err.splitlines()
+    assert sorted(decoded(0)) == sorted(map(str, Path("photos").iterdir()))  # each once
+    assert take_results() == written
 
 
 @pytest.mark.slow
