@@ -108,6 +108,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(photos, whole, command, number, 
     assert contents() == whole
 
 
+@pytest.mark.parametrize("torn", ["photos/x.jpg,0.", "photos/x.jpg,1.5e-", '"photos/'])
+def test_a_torn_row_of_the_table_is_replaced(photos, whole, command, torn):
+    stop_after(command, 4, *OUTPUTS)
+    with open("s.csv", "a") as file:
+        file.write(torn)
+    assert label(command, *OUTPUTS, "--resume").status == 1
+    assert contents() == whole
+
+
 def test_several_kills_cost_no_row(photos, whole, command):
     for number in (2, 3, 6):
         stop_after(command, number, *OUTPUTS, "--resume", torn=5)

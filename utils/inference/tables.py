@@ -12,7 +12,7 @@ import numpy as np
 from utils.runtime.files import atomic_write, reporting_write_errors, write_all, write_json_list
 
 UTF8_MARK = "\ufeff"
-ROWS_THAT_TELL = 100
+LINES_THAT_TELL = 100
 START_LENGTH = 2**16  # characters, more than a path has
 # The first characters of a list of {"image": text, "scores": {, or an empty list.
 JSON_START = re.compile(r'\[\s*(\]\s*$|\{\s*"image":\s*"([^"\\]|\\.)*",\s*"scores":\s*\{)')
@@ -78,10 +78,11 @@ def is_json_table(path: Path) -> bool:
 def is_csv_table(path: Path) -> bool:
     """Return whether a file holds scores, as `write_csv_table` writes them, and not labels of 0 and 1.
 
-    The first rows tell.
+    The first lines tell.
     """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header, *rows = itertools.islice(csv.reader(file), ROWS_THAT_TELL)
+        lines = itertools.islice(file, LINES_THAT_TELL)
+        header, *rows = csv.reader(line for line in lines if line.endswith("\n"))  # a kill can tear the last
     scores = [cell for row in rows for cell in row[1:]]
     all_scores = all(0 <= float(cell) <= 1 and f"{float(cell):.6g}" == cell for cell in scores)
     # A label or a rounded share has few digits, a score hardly ever.
