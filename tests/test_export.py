@@ -82,6 +82,7 @@ def test_onnx_works_with_the_example_in_the_documents(
     assert lines == [f"{name} {score:.2f}" for name, score in zip(names, scores)]
 
 
+@pytest.mark.slow
 def test_bad_files_and_missing_packages_are_reported(workdir, trained, fails, tmp_path, monkeypatch):
     checkpoint = ["--load_from", trained / "best.pth"]
     fails(export, *checkpoint, "--out", tmp_path / "m.pth", says=["m.pth", ".onnx or .pt2"])

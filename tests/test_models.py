@@ -227,6 +227,7 @@ def test_other_networks_train_validate_and_label(tiny, workdir, command, fails, 
     assert command(main, "--resume", "--output_dir", "run", "--total_epoch", 3).status == 0
 
 
+@pytest.mark.slow
 def test_torchvisions_densenet_files_have_older_names():
     network = Trunk_CSRA(1, 0.1, 2, "densenet121")
     names = [key.removeprefix("trunk.") for key in network.state_dict() if key.startswith("trunk.")]

@@ -128,6 +128,7 @@ def test_the_files_of_a_run_are_known(uninterrupted, shapes, tmp_path):
     assert is_from_main(cut)
 
 
+@pytest.mark.slow
 def test_export_replaces_only_exported_networks(model, command, fails):
     options = ["--load_from", model, "--img_size", 40, "--out"]
     for path in (keep("model.pt2", model.read_bytes()), keep("notes.onnx", "classes: my notes")):

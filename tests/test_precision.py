@@ -159,6 +159,7 @@ class SmallNetwork(Network):
         return self.trunk(self.normalize(images))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_network_has_the_same_outputs_and_names(shapes, monkeypatch):
     monkeypatch.setattr(main, "build", lambda model, *options: SmallNetwork(*options))

@@ -193,6 +193,7 @@ def test_a_model_is_pickled_saved_and_sent_to_a_process(wide):
     assert sent == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_that_torch_cannot_copy_is_copied(photos):
     """torchvision's networks cut by torch.fx lose their eval mode in a copy, or cannot be pickled."""
     model = load_model("model.pth", device="cpu")

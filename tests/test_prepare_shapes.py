@@ -88,6 +88,7 @@ def test_shapes_errors_name_the_option(workdir, fails):
     assert (workdir / "photos" / "images").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_make_the_shapes_at_once_make_one_data_set(workdir):
     options = ["--num_train", 200, "--num_test", 50, "--out_dir", "data/shapes"]
     for process in [start("utils/prepare_shapes.py", *options) for _ in range(3)]:
