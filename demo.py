@@ -42,7 +42,7 @@ from utils.inference.label_job import (
 )
 from utils.inference.photographs import Unreadable, in_batches
 from utils.inference.predictor import Prediction, Predictor, best_classes
-from utils.inference.rows import Row, RowsFile
+from utils.inference.rows import Row, RowsFile, rows_path
 from utils.inference.search import Found, find_photos
 from utils.inference.tables import (
     is_csv_table,
@@ -71,6 +71,7 @@ def main() -> None:
     if distributed.value_of_first(is_finished(args)):
         names = ", ".join(map(str, outputs(args)))
         print(f"{names}: finished, nothing to do; without --resume, all images are labelled again")
+        distributed.disconnect()
         return
     predictor = load_predictor(args, device)
     thresholds = read_thresholds(args.threshold, predictor.classes)
@@ -120,10 +121,9 @@ def report_found(found: Found, rows: RowsFile | None) -> int:
 
 
 def batches_to_label(paths: list[str], rows: RowsFile | None, batch_size: int) -> list[list[str]]:
-    """Return the batches in which a photograph has no row yet; empty ones make their number a multiple of N.
+    """Return the batches that hold a photograph without a row, and empty ones so that all get equally many.
 
-    The batches are those of a run without a stop, because the last digits of a score depend on its batch. N
-    is the number of processes.
+    The batches are those of a run without a stop, because the last digits of a score depend on its batch.
     """
     done = {} if rows is None else rows.starts
     batches = [batch for batch in in_batches(paths, batch_size) if any(path not in done for path in batch)]
@@ -265,7 +265,8 @@ def parse_args() -> argparse.Namespace:
     check_file(args.json, "--json", ".json")
     check_file(args.csv, "--csv", ".csv")
     check_replaceable(args.json, "--json", is_json_table, "demo.py")
-    check_replaceable(args.csv, "--csv", is_csv_table, "demo.py")
+    if not (args.resume and rows_path(outputs(args)).exists()):  # else it is the table of those rows
+        check_replaceable(args.csv, "--csv", is_csv_table, "demo.py")
     if args.html:
         check_page_folder(args.html, [args.json, args.csv, args.out_dir if args.heatmap else None])
     return args

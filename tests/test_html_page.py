@@ -16,7 +16,7 @@ import demo
 import val
 from helpers import SHAPES
 from utils.checkpoint import load_model
-from utils.inference import html_page
+from utils.inference import html_page, label_job
 from utils.inference.html_page import Page, PageSettings, encode_map, page_photo
 from utils.inference.photographs import Thumbnail
 from utils.inference.predictor import Prediction
@@ -195,6 +195,7 @@ def test_an_error_leaves_the_earlier_page_and_the_rows(photos, command):
 
 def test_only_one_process_writes(photos, command, monkeypatch):
     monkeypatch.setattr(demo, "RANK", 1)
+    monkeypatch.setattr(label_job, "RANK", 1)
     assert label(command, "--html", "page").status == 0
     assert not Path("page").exists()
 

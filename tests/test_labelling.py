@@ -18,6 +18,7 @@ import torch
 import demo
 from helpers import REPOSITORY, finish, start_preloaded, start_torchrun, wait_until
 from preloaded import Preloaded
+from utils.inference import label_job, tables
 from utils.inference.rows import Row, RowsFile, open_rows
 from utils.inference.tables import write_csv_table, write_json_table
 from utils.runtime.errors import UserError
@@ -257,7 +258,7 @@ def test_a_kill_while_the_tables_are_written_loses_nothing(photos, whole, comman
 
     for name in ("write_csv_table", "new_page"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, name, die)
+            patch.setattr(label_job, name, die)
             with pytest.raises(Killed):
                 label(command, *OUTPUTS, "--resume")
         assert "s.csv.rows" in contents()
@@ -267,13 +268,32 @@ def test_a_kill_while_the_tables_are_written_loses_nothing(photos, whole, comman
     assert contents() == whole
 
 
-def test_a_damaged_row_is_labelled_again(photos, whole, command):
+@pytest.mark.parametrize(("part", "damaged"), [(b'{"image', b"\0\0image"), (b'"scores"', b'"points"')])
+def test_a_damaged_row_is_labelled_again(photos, whole, command, part, damaged):
     stop_after(command, 6, *OUTPUTS)
-    content = Path("s.csv.rows").read_bytes()
-    place = content.index(b'"photos/c.jpg"')
-    Path("s.csv.rows").write_bytes(content[:place] + b"\0\0" + content[place + 2 :])
+    lines = Path("s.csv.rows").read_bytes().splitlines(keepends=True)
+    assert part in lines[4]
+    lines[4] = lines[4].replace(part, damaged)
+    Path("s.csv.rows").write_bytes(b"".join(lines))
     assert label(command, *OUTPUTS, "--resume").status == 1
     assert contents() == whole
+
+
+def test_a_table_that_another_program_holds_is_whole_at_the_end(photos, whole, command, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "open", refuse, raising=False)
+        assert label(command, *OUTPUTS).status == 1
+    assert contents() == whole
+
+
+def test_a_table_of_one_sure_class_goes_on(photos, command, monkeypatch):
+    """A table of 0 and 1 alone looks like a table of labels, which demo.py does not replace."""
+    monkeypatch.setattr(tables, "csv_row", lambda photo, scores: f"{photo},1\n")
+    stop_after(command, 3, "--csv", "s.csv")
+    assert label(command, "--csv", "s.csv", "--resume").status == 1
 
 
 HOLD = """

@@ -22,7 +22,8 @@ from utils.runtime.signals import Interrupted
 class Job(NamedTuple):
     """What every process labels with.
 
-    thresholds: (C,). heatmaps: where they go, None without them. utf8_mark: see needs_utf8_mark.
+    thresholds: (C,). heatmaps: where they go, None without them. utf8_mark: see needs_utf8_mark; only the
+    first process, which writes the table, knows it.
     """
 
     args: argparse.Namespace

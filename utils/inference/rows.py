@@ -128,6 +128,8 @@ def row_as_line(row: Row) -> bytes:
 def line_as_row(line: bytes) -> Row:
     """Return the row that a line holds; ValueError, KeyError or TypeError if it is damaged."""
     fields = json.loads(line)
+    if ("scores" in fields) == ("skipped" in fields):
+        raise ValueError("a row has scores, or why there are none")
     scores = np.array(fields["scores"]) if "scores" in fields else None
     on_page = None
     if "on_page" in fields:
@@ -149,7 +151,8 @@ def open_rows(outputs: list[Path], made_with: dict[str, Any], resume: bool) -> I
     with holding_locks(outputs) as locked:
         had_rows = holds_rows(path)
         if had_rows and not resume:
-            raise UserError(f"{path} holds the rows of a stopped demo.py: go on with --resume, or remove it")
+            way_out = "go on with --resume, or remove it to begin again"
+            raise UserError(f"{path} holds the rows of a stopped demo.py: {way_out}")
         if had_rows:
             check_made_with(path, made_with)
         rows = RowsFile(path)
@@ -215,7 +218,10 @@ def holds_rows(path: Path) -> bool:
 
 def check_made_with(path: Path, made_with: dict[str, Any]) -> None:
     """Raise UserError if the rows in a file were made with something else."""
-    with open(path, "rb") as file, reporting_errors(f"{path} is damaged: remove it to begin again"):
+    with (
+        open(path, "rb") as file,
+        reporting_errors(f"{path} is damaged: remove it and start without --resume"),
+    ):
         earlier = json.loads(file.readline())
     for name, value in made_with.items():
         if earlier.get(name) == value:
@@ -223,4 +229,5 @@ def check_made_with(path: Path, made_with: dict[str, Any]) -> None:
         difference = f"{name} {earlier.get(name)}, not {value}"
         if name in TOO_LONG_TO_PRINT:
             difference = f"other {name}"
-        raise UserError(f"{path} was begun with {difference}: change that back, or remove it to begin again")
+        way_out = "change that back, or remove it and start without --resume to begin again"
+        raise UserError(f"{path} was begun with {difference}: {way_out}")

@@ -1,5 +1,6 @@
 """Tables of scores that demo.py writes: a row per photograph, a column per class."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -51,8 +52,16 @@ def write_csv_table(
 
 
 def append_csv_row(path: Path, photo: str, scores: np.ndarray) -> None:
-    """Add the row of a photograph to a table that `write_csv_table` began; scores: (C,)."""
-    with reporting_write_errors(path), open(path, "ab", buffering=0) as file:
+    """Add the row of a photograph to a table that `write_csv_table` began; scores: (C,).
+
+    On Windows nothing can be added while Excel shows the table. The row is left out then: the finished table,
+    which replaces this one, has it.
+    """
+    with (
+        reporting_write_errors(path),
+        contextlib.suppress(PermissionError),
+        open(path, "ab", buffering=0) as file,
+    ):
         write_all(file, csv_row(photo, scores).encode("utf-8", "surrogateescape"))
 
 
