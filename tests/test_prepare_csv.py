@@ -189,7 +189,7 @@ def test_another_seed_makes_another_split():
         ("img,file,dog\na.png,a.png,1\n", ["line 2: file is 'a.png'", "if it is not a class, delete it"]),
         ("dog,img,file\n1,a.png,a.png\n", ["'img' and 'file' could both be the column image"]),
         ("image,labels\nz.png,dog\n", ["line 2", "photos/z.png", "--img_dir"]),
-        ("image,labels\n../../x.png,dog\n", ["line 2", "no image photos/../../x.png in photos"]),
+        ("image,labels\n../../x.png,dog\n", ["line 2: '../../x.png' is not below photos", "--img_dir"]),
         ("image,labels\n,dog\n", ["line 2"]),
         ("image,labels\na.png,dog,cat\n", ["line 2", "3 cells", "has 2"]),
         ("image,labels\na.png,\nb.png,\n", ["labels.csv", "class names"]),
@@ -335,6 +335,23 @@ def test_a_separator_that_is_given_is_taken_at_its_word(table, command):
         options = ["--dataset", "mine", "--overwrite", "--separator", separator]
         assert command(prepare_csv, "photos/labels.csv", *options).status == 0
         assert json.loads(Path("data/mine/classes.json").read_text()) == classes
+
+
+def test_an_empty_separator_is_refused(table, fails):
+    says = ["argument --separator: it is empty"]
+    fails(prepare_csv, table(LISTS), "--dataset", "mine", "--separator", "", says=says)
+
+
+def test_an_image_with_an_absolute_path_may_be_anywhere(table, command, workdir):
+    Image.new("RGB", (50, 40)).save(workdir / "e.png")
+    path = table(LISTS.replace("e.png", f"{workdir}/e.png"))
+    result = command(prepare_csv, path, "--dataset", "mine", "--img_dir", "photos")
+    assert result.status == 0, result.err
+
+
+def test_an_existing_data_set_is_found_before_the_table_is_read(table, fails, workdir):
+    make_own(workdir)
+    fails(prepare_csv, table("dog\n"), "--dataset", "mine", says=["data/mine already holds a data set"])
 
 
 def test_bad_images_are_left_out_on_request(table, command, fails, workdir):

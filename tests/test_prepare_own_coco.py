@@ -124,6 +124,36 @@ def test_the_files_need_the_same_categories(annotations, mine, fails):
         fails(prepare_coco, *MINE, says=[says])
 
 
+def test_ids_of_different_kinds_are_named(annotations, mine, fails):
+    texts = [{**category, "id": str(category["id"])} for category in CATEGORIES]
+    says = "the ids of the categories are texts in photos/test.json and numbers in photos/train.json"
+    annotations("photos/test.json", {1: ("3.png", ["0"])}, texts)
+    fails(prepare_coco, *MINE, says=[says])
+    annotations("photos/test.json", {1: ("3.png", [None])}, [{"id": None, "name": "dog"}])
+    fails(prepare_coco, *MINE, says=["photos/test.json: a category has the id null: give it a number"])
+
+
+def test_annotations_are_read_as_utf_8(annotations, mine, command, fails, monkeypatch):
+    """The encoding of the system, which is another one on Windows, plays no part."""
+    path = Path("photos/test.json")
+    for name in ("train", "test"):
+        categories = [{**CATEGORIES[0], "name": "caf\u00e9"}, *CATEGORIES[1:]]
+        split = json.loads(Path(f"photos/{name}.json").read_text())
+        text = json.dumps({**split, "categories": categories}, ensure_ascii=False)
+        Path(f"photos/{name}.json").write_text(text, encoding="utf-8-sig")
+
+    def open_as_windows(file, mode="r", buffering=-1, encoding=None, *args, _open=open, **kwargs):
+        encoding = encoding if encoding or "b" in mode else "cp1252"
+        return _open(file, mode, buffering, encoding, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", open_as_windows)
+    result = command(prepare_coco, *MINE)
+    assert result.status == 0, result.err
+    assert json.loads(Path("data/mine/classes.json").read_bytes()) == ["dog", "bird", "caf\u00e9"]
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    fails(prepare_coco, *MINE, "--overwrite", says=["photos/test.json is a Git LFS pointer", "git lfs pull"])
+
+
 def test_category_names_are_class_names(annotations, command, fails):
     def write(*names: object) -> None:
         categories = [{"id": k, "name": name} for k, name in enumerate(names)]
@@ -199,4 +229,4 @@ def test_malformed_annotations_are_reported(annotations, mine, fails):
     refused(json.dumps({**good, "images": good["images"] * 2}), "appears twice in its images")
     refused(json.dumps({**good, "annotations": [{"id": 1, "image_id": 1, "category_id": 99}]}), "99")
     outside = [{**image, "file_name": "../photos/0.png"} for image in good["images"]]
-    refused(json.dumps({**good, "images": outside}), "no image photos/../photos/0.png in photos")
+    refused(json.dumps({**good, "images": outside}), "'../photos/0.png' is not below photos")

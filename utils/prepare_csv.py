@@ -10,6 +10,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # it is run as a script
     import utils.runtime.quiet_interrupt  # noqa: F401  first, see there
 
+import argparse
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class Picture:
 def main() -> None:
     args = parse_args(make_parser())
     folder = new_folder(args.dataset)
-    table = read_label_table(args.csv, args.separator, read_classes_of(args.classes_of))
     check_overwrite(folder, args.overwrite)
+    table = read_label_table(args.csv, args.separator, read_classes_of(args.classes_of))
     pictures = find_pictures(table, args.img_dir or args.csv.parent)
     bad = bad_images((picture.path for picture in pictures), args)
     pictures = [picture for picture in pictures if picture.path not in bad]
@@ -67,7 +68,7 @@ def make_parser() -> Parser:
     parser.add_argument("--dataset", required=True, metavar="NAME", help="name of the new data set")
     parser.add_argument("--img_dir", type=given_path, help="folder of the images [default: the table's]")
     separator_help = f"text between the labels in one cell [default: {SEPARATOR}]"
-    parser.add_argument("--separator", metavar="TEXT", help=separator_help)
+    parser.add_argument("--separator", type=given_separator, metavar="TEXT", help=separator_help)
     val_help = "share of each class in val.json, on which main.py chooses the best epoch; 0: no val.json"
     parser.add_argument("--val_fraction", type=number(float, 0, high=1), default=0.2, help=val_help)
     test_share = number(float, 0, low_allowed=False, high=1)
@@ -77,6 +78,13 @@ def make_parser() -> Parser:
     add_classes_of(parser)
     add_overwrite(parser)
     return parser
+
+
+def given_separator(text: str) -> str:
+    """Parse the text between labels; an argparse type. Raises argparse's error for an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def find_pictures(table: LabelTable, folder: Path) -> list[Picture]:

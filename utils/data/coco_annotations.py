@@ -12,6 +12,7 @@ from utils.data.label_entries import Pictures, listed_entry
 from utils.data.labels import Listed
 from utils.data.lookalikes import compose
 from utils.runtime.errors import UserError, reporting_errors
+from utils.runtime.files import read_json
 from utils.runtime.paths import FileKey
 
 Categories = dict[int, str]  # {id: name}
@@ -24,16 +25,26 @@ def reporting_bad_annotations(path: Path) -> contextlib.AbstractContextManager[N
 
 
 def load_annotations(path: Path) -> Any:
-    """Read a file of annotations as a pycocotools COCO object; UserError if an id appears twice."""
+    """Read a file of annotations as a pycocotools COCO object.
+
+    Raises UserError if the file holds no JSON object, if an id appears twice, or if a category's id is null.
+    Call it inside `reporting_bad_annotations`, for what else may be wrong with the file.
+    """
     with reporting_errors("annotations in COCO's format need pycocotools: pip install pycocotools"):
         from pycocotools.coco import COCO
     print(f"loading {path}", flush=True)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-        coco = COCO(path)
+        coco = COCO()
+        coco.dataset = read_json(path)  # COCO(path) takes the encoding of the system for that of the file
+        if not isinstance(coco.dataset, dict):
+            raise UserError(f"{path} is not a COCO annotation file: it holds no JSON object")
+        coco.createIndex()
     if len(coco.imgs) < len(coco.dataset["images"]):
         raise UserError(f"{path}: an id appears twice in its images")
     if len(coco.cats) < len(coco.dataset["categories"]):
         raise UserError(f"{path}: an id appears twice in its categories")
+    if None in coco.cats:
+        raise UserError(f"{path}: a category has the id null: give it a number")
     return coco
 
 

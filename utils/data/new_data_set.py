@@ -41,11 +41,17 @@ def check_overwrite(folder: Path, overwrite: bool) -> None:
 
 
 def own_image(folder: Path, name: str, source: str) -> tuple[Path, FileKey]:
-    """Return an image that `source` lists; UserError if it is missing or above the folder."""
+    """Return an image that `source` lists; UserError if it is missing.
+
+    name: relative to the folder, and then UserError if it leads above it; or absolute, and then anywhere.
+    """
+    if os.path.normpath(name).split(os.sep)[0] == "..":
+        raise UserError(
+            f"{source}: {name!r:.200} is not below {folder}: set --img_dir to a folder above all images"
+        )
     path = Path(existing_spelling(str(folder / name)))
-    is_above = os.path.normpath(name).split(os.sep)[0] == ".."
     key = find_file(path)
-    if is_above or key is None:
+    if key is None:
         raise UserError(f"{source}: no image {path.as_posix()} in {folder}: correct it, or --img_dir")
     return path, key
 

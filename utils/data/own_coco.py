@@ -108,6 +108,7 @@ def check_same_categories(files: list[Annotations]) -> None:
     """Raise UserError if the categories of two files differ; it names the first difference."""
     first = files[0]
     for other in files[1:]:
+        check_kinds_of_ids(first, other)
         for number in sorted(first.categories.keys() | other.categories.keys()):
             names = [
                 repr(file.categories[number]) if number in file.categories else "missing"
@@ -116,6 +117,16 @@ def check_same_categories(files: list[Annotations]) -> None:
             if names[0] != names[1]:
                 differ = f"category {number} is {names[0]} in {first.path} and {names[1]} in {other.path}"
                 raise UserError(f"{differ}: the files of a data set need the same categories")
+
+
+def check_kinds_of_ids(first: Annotations, other: Annotations) -> None:
+    """Raise UserError if the ids of the categories are numbers in one file and texts in the other one."""
+    kinds = {isinstance(number, str) for number in (*first.categories, *other.categories)}
+    if len(kinds) > 1:
+        has_texts = any(isinstance(number, str) for number in first.categories)
+        texts, numbers = (first.path, other.path) if has_texts else (other.path, first.path)
+        differ = f"the ids of the categories are texts in {texts} and numbers in {numbers}"
+        raise UserError(f"{differ}: write them as numbers in both files")
 
 
 def choose_classes(file: Annotations, known: KnownClasses | None) -> list[str]:

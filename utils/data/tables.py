@@ -329,20 +329,20 @@ def read_label_lists(
 ) -> tuple[list[str], Targets]:
     """Return the class names and the targets of a table with a column of label lists.
 
-    known: the classes that there may be; None takes those that are named, sorted. Raises UserError for other
-    classes, and for cells that look like lists with another separator.
+    separator: the text between labels, not empty, or None for ";". known: the classes that there may be; None
+    takes those that are named, sorted. Raises UserError for other classes, and for cells that look like lists
+    with another separator.
     """
     mark = SEPARATOR if separator is None else separator.strip() or separator  # labels are stripped, too
     numbers: dict[str, int] = {}  # of the names, in the order in which the table has them
     first_lines: dict[str, int] = {}
     rows = []
-    with reporting_errors("--separator"):
-        for line, cell in zip(lines, cells):
-            check_list(cell, separator is not None, f"{path}, line {line}")
-            labels = sorted({compose(label.strip()) for label in cell.split(mark)} - {""})
-            rows.append(array("i", [numbers.setdefault(name, len(numbers)) for name in labels]))
-            for name in labels:
-                first_lines.setdefault(name, line)
+    for line, cell in zip(lines, cells):
+        check_list(cell, separator is not None, f"{path}, line {line}")
+        labels = sorted({compose(label.strip()) for label in cell.split(mark)} - {""})
+        rows.append(array("i", [numbers.setdefault(name, len(numbers)) for name in labels]))
+        for name in labels:
+            first_lines.setdefault(name, line)
     if known is None:
         classes = check_names(sorted(numbers), path)
         check_looks(classes, path)
