@@ -150,6 +150,14 @@ def test_without_images_of_validation_there_is_no_val_json(openimages, command):
         (openimages / "annotations" / "validation-annotations-human-imagelabels.csv").unlink(missing_ok=True)
 
 
+def test_images_of_validation_need_their_labels(openimages, fails):
+    path = openimages / "annotations" / "validation-annotations-human-imagelabels.csv"
+    path.rename(path.with_name("validation-annotations-human-imagelabels-boxable.csv"))
+    fails(prepare_openimages, says=[f"{path.name} is missing", f"to read {path.stem}-boxable.csv, add"])
+    path.with_name("validation-annotations-human-imagelabels-boxable.csv").unlink()
+    fails(prepare_openimages, says=[f"{path.name} is missing", "set --data_path to the folder"])
+
+
 def test_repeated_rows_count_once_and_contradictory_ones_not_at_all(openimages, command, train_csv):
     more = [("c1", TREE, 1), ("c1", DOG, 0), ("c1", DOG, 1), ("c1", DOG, 1), ("a1", JAY, 1), ("a1", JAY, 0)]
     train_csv.write_text(to_csv(ROWS["train"] + more))
@@ -199,6 +207,7 @@ def test_crlf_and_decimals_are_read(openimages, command, train_csv):
         ),
         (to_csv(ROWS["train"])[:-9], "line 7 is not"),
         (HEADER + f"a1,verification,{CAT},0.8\n", "line 2 is not"),
+        (HEADER + f"{'a' * 33},verification,{CAT},1\n", "line 2 is not ImageID"),
         (HEADER, "has no rows"),
         ("", "has no rows"),
         (HEADER + f'a1,verification,"{CAT},1\n', "unexpected end of data"),

@@ -65,7 +65,7 @@ def main() -> None:
         raise UserError(f"{annotations} is missing: {WAY_OUT}")
     given_names = read_label_names(args.classes) if args.classes else None
     descriptions = find_descriptions(annotations, args.boxable)
-    tables = {split: find_labels(annotations, split, args.boxable) for split in LABEL_FILES}
+    tables = {split: find_labels(args.data_path, split, args.boxable) for split in LABEL_FILES}
     display_names = read_display_names(descriptions)
 
     images = {split: find_images(args.data_path / split) for split in LABEL_FILES}
@@ -111,12 +111,18 @@ def find_descriptions(annotations: Path, boxable: bool) -> Path:
     return path
 
 
-def find_labels(annotations: Path, split: str, boxable: bool) -> Path | None:
-    """Return the CSV file of a split; if there is none, None for validation and UserError for the others."""
+def find_labels(data_path: Path, split: str, boxable: bool) -> Path | None:
+    """Return the CSV file of a split.
+
+    If there is none, return None for validation without images; otherwise raise UserError.
+    """
+    annotations = data_path / "annotations"
     start = "(validation|val)" if split == "validation" else split
     path = find_table(annotations, f"{start}-{IMAGE_LABELS}", boxable)
-    if path is not None or split == "validation":
+    if path is not None:
         return path
+    if split == "validation" and not len(images_in(data_path / split)):
+        return None
     way_out = WAY_OUT
     other = find_table(annotations, f"{start}-{IMAGE_LABELS}", not boxable)
     if other is not None:

@@ -27,17 +27,33 @@ MAX_ID_BYTES = 32  # an array of ids is as wide as its longest one; an ImageID h
 
 
 class TableForm(NamedTuple):
-    """The form of a CSV file: the names of its columns, and whether a row is of this form."""
+    """The form of a CSV file.
+
+    columns: their names. fits: returns whether a row is of this form. description: what a row must be.
+    """
 
     columns: list[str]
     fits: Callable[[list[str]], bool]
+    description: str
+
+
+def fits_label_table(cells: list[str]) -> bool:
+    """Return whether a row can be a verified label."""
+    return (
+        len(cells) == 4 and cells[3] in CONFIDENCES and cells[0].isascii() and len(cells[0]) <= MAX_ID_BYTES
+    )
 
 
 LABEL_TABLE = TableForm(
     columns=["ImageID", "Source", "LabelName", "Confidence"],
-    fits=lambda cells: len(cells) == 4 and cells[3] in CONFIDENCES and cells[0].isascii(),
+    fits=fits_label_table,
+    description="ImageID,Source,LabelName,Confidence with a Confidence of 1 or 0",
 )
-NAME_TABLE = TableForm(columns=["LabelName", "DisplayName"], fits=lambda cells: len(cells) == 2)
+NAME_TABLE = TableForm(
+    columns=["LabelName", "DisplayName"],
+    fits=lambda cells: len(cells) == 2,
+    description="LabelName,DisplayName",
+)
 
 
 class Verified(NamedTuple):
@@ -171,10 +187,7 @@ def blocks_of_columns(path: Path, form: TableForm) -> Iterator[list[tuple[str, .
 
 def row_error(path: Path, line: int, cells: list[str], form: TableForm) -> UserError:
     """Return the error for a row that is not of this form."""
-    columns = ",".join(form.columns)
-    if form is LABEL_TABLE:
-        columns += " with a Confidence of 1 or 0"
-    fault = f"{path}, line {line} is not {columns}: {','.join(cells)!r:.99}"
+    fault = f"{path}, line {line} is not {form.description}: {','.join(cells)!r:.99}"
     return UserError(f"{fault}: download the file again, it may be incomplete")
 
 
