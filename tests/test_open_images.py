@@ -14,7 +14,13 @@ from utils import prepare_openimages
 from utils.data import label_entries, label_rows, open_images
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
-from utils.data.label_rows import labels_with_positive, pack, settle, unpack, with_classes
+from utils.data.label_rows import (
+    deduplicate_in_place,
+    labels_with_positive,
+    pack,
+    replace_labels_in_place,
+    unpack,
+)
 from utils.data.open_images import Codes, DistinctIds, class_titles, find_ids, images_in
 from utils.data.samples import load_split
 
@@ -313,7 +319,7 @@ def test_packed_rows_are_the_rows(seed, block, monkeypatch):
     seen: dict[tuple[int, int], set[int]] = {}
     for image, label, value in zip(images.tolist(), labels.tolist(), values.tolist()):
         seen.setdefault((image, label), set()).add(value)
-    packed, num_contradicted = settle(pack(images, labels, values))
+    packed, num_contradicted = deduplicate_in_place(pack(images, labels, values))
     assert num_contradicted == sum(len(both) == 2 for both in seen.values())
     clear = {pair: min(value) for pair, value in seen.items() if len(value) == 1}
     assert labels_with_positive(packed) == {label for (_, label), v in clear.items() if v}
@@ -323,15 +329,15 @@ def test_packed_rows_are_the_rows(seed, block, monkeypatch):
     for (image, label), value in clear.items():
         if class_of[label] >= 0:
             expected[image, class_of[label]] = value
-    images, targets = unpack(with_classes(packed, class_of), num_images, 3)
+    images, targets = unpack(replace_labels_in_place(packed, class_of), num_images, 3)
     assert images.tolist() == np.flatnonzero((expected >= 0).any(axis=1)).tolist()
     assert targets.rows().tolist() == expected[images].tolist()
 
 
 def test_no_rows_at_all():
-    packed, num_contradicted = settle(np.array([], np.int64))
+    packed, num_contradicted = deduplicate_in_place(np.array([], np.int64))
     assert (len(packed), num_contradicted, labels_with_positive(packed)) == (0, 0, set())
-    images, targets = unpack(with_classes(packed, np.array([0])), 4, 1)
+    images, targets = unpack(replace_labels_in_place(packed, np.array([0])), 4, 1)
     assert (len(images), targets.shape) == (0, (0, 1))
 
 

@@ -18,7 +18,13 @@ import numpy as np
 
 from utils.data.bad_images import parse_args, without_bad
 from utils.data.label_entries import ListedEntries
-from utils.data.label_rows import NOT_CHOSEN, labels_with_positive, settle, unpack, with_classes
+from utils.data.label_rows import (
+    NOT_CHOSEN,
+    deduplicate_in_place,
+    labels_with_positive,
+    replace_labels_in_place,
+    unpack,
+)
 from utils.data.labels import Paths
 from utils.data.new_data_set import check_overwrite, write_data_set
 from utils.data.open_images import (
@@ -41,7 +47,7 @@ IMAGE_LABELS = "annotations-human-imagelabels"
 WAY_OUT = "set --data_path to the folder of annotations/, train/, validation/ and test/"
 
 
-class Split(NamedTuple):
+class VerifiedSplit(NamedTuple):
     """The images of a split that are there.
 
     folder: of the images. table: the CSV file. image_ids (N,): bytes, sorted.
@@ -139,7 +145,7 @@ def find_images(folder: Path) -> np.ndarray:
     return image_ids
 
 
-def read_verified_images(folder: Path, image_ids: np.ndarray, table: Path, codes: Codes) -> Split:
+def read_verified_images(folder: Path, image_ids: np.ndarray, table: Path, codes: Codes) -> VerifiedSplit:
     """Read the labels of the images in a folder, and say how many images are missing.
 
     image_ids (N,): see images_in. codes: see read_verified.
@@ -147,13 +153,13 @@ def read_verified_images(folder: Path, image_ids: np.ndarray, table: Path, codes
     print(f"reading {table}", flush=True)
     verified = read_verified(table, image_ids, codes)
     print(f"{folder.name}: {verified.num_missing} images left out because they are not in {folder}")
-    packed, num_contradicted = settle(verified.packed)
+    packed, num_contradicted = deduplicate_in_place(verified.packed)
     if num_contradicted:
         print(f"{folder.name}: {num_contradicted} labels are 1 in one row and 0 in another, so unknown")
-    return Split(folder, table, image_ids, verified.is_listed, packed)
+    return VerifiedSplit(folder, table, image_ids, verified.is_listed, packed)
 
 
-def check_ids_differ(splits: dict[str, Split]) -> None:
+def check_ids_differ(splits: dict[str, VerifiedSplit]) -> None:
     """Raise UserError if an image is in two splits."""
     listed = {name: split.image_ids[split.is_listed] for name, split in splits.items()}
     for first, second in itertools.combinations(splits, 2):
@@ -164,7 +170,7 @@ def check_ids_differ(splits: dict[str, Split]) -> None:
             raise UserError(f"the image {image_id} is in {files}: download the one that is wrong again")
 
 
-def names_with_positive(train: Split, codes: Codes) -> list[str]:
+def names_with_positive(train: VerifiedSplit, codes: Codes) -> list[str]:
     """Return the LabelNames that an image of train has, sorted; UserError if there are none."""
     has_positive = labels_with_positive(train.packed)
     names = sorted(name for name, code in codes.items() if code in has_positive)
@@ -190,7 +196,7 @@ def check_known(
         print(f"{len(nameless)} classes have no display name, first {nameless[0]}: it is their LabelName")
 
 
-def make_entries(split: Split, label_names: list[str], codes: Codes) -> ListedEntries:
+def make_entries(split: VerifiedSplit, label_names: list[str], codes: Codes) -> ListedEntries:
     """Return the entries of the images that have a label of the classes; say how many have none.
 
     It uses the memory of split.packed, whose rows are then others.
@@ -200,7 +206,7 @@ def make_entries(split: Split, label_names: list[str], codes: Codes) -> ListedEn
     for c, name in enumerate(label_names):
         if name in codes:
             class_of[codes[name]] = c
-    packed = with_classes(split.packed, class_of)
+    packed = replace_labels_in_place(split.packed, class_of)
     images, targets = unpack(packed, len(split.image_ids), len(label_names))
     name = split.folder.name
     num_without = int(split.is_listed.sum()) - len(images)

@@ -1,6 +1,7 @@
 """Rows of an image, a label and a value, each packed into one number: a table of millions in little memory.
 
-The rows of 15 million labels take 120 MB. Functions change the arrays that they are given, to need no copies.
+The rows of 15 million labels take 120 MB. Functions named in_place change the array that they are given, so
+that they need no copy.
 """
 
 import numpy as np
@@ -45,8 +46,8 @@ def join_rows(blocks: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def keep(packed: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
-    """Move the packed rows of which is_kept (R,) is true to the front, and return that part of the array."""
+def select_in_place(packed: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
+    """Move the packed rows for which is_kept (R,) is true to the front; return that part of the array."""
     filled = 0
     for start in range(0, len(packed), BLOCK):
         kept = packed[start : start + BLOCK][is_kept[start : start + BLOCK]]
@@ -55,21 +56,21 @@ def keep(packed: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
     return packed[:filled]
 
 
-def settle(packed: np.ndarray) -> tuple[np.ndarray, int]:
+def deduplicate_in_place(packed: np.ndarray) -> tuple[np.ndarray, int]:
     """Sort packed rows, keep equal ones once, and leave out those that contradict each other.
 
     Return the rows that stay, in the memory of `packed`, and how many pairs of an image and a label have both
     values.
     """
     packed.sort()
-    packed = keep(packed, np.append(True, packed[1:] != packed[:-1])[: len(packed)])
+    packed = select_in_place(packed, np.append(True, packed[1:] != packed[:-1])[: len(packed)])
     contradicts_next = np.zeros(len(packed), bool)
     for start in range(0, len(packed) - 1, BLOCK):
         block = packed[start : start + BLOCK + 1]
         contradicts_next[start : start + len(block) - 1] = block[1:] == block[:-1] | 1  # 0 sorts before 1
     contradicts = contradicts_next.copy()
     contradicts[1:] |= contradicts_next[:-1]
-    return keep(packed, ~contradicts), int(contradicts_next.sum())
+    return select_in_place(packed, ~contradicts), int(contradicts_next.sum())
 
 
 def labels_with_positive(packed: np.ndarray) -> set[int]:
@@ -81,7 +82,7 @@ def labels_with_positive(packed: np.ndarray) -> set[int]:
     return found
 
 
-def with_classes(packed: np.ndarray, class_of: np.ndarray) -> np.ndarray:
+def replace_labels_in_place(packed: np.ndarray, class_of: np.ndarray) -> np.ndarray:
     """Replace the label of each packed row by its class, leave out the rows of none, and sort.
 
     class_of: int64 (L,), the class of each label, or NOT_CHOSEN. Return the rows in the memory of `packed`.
@@ -92,7 +93,7 @@ def with_classes(packed: np.ndarray, class_of: np.ndarray) -> np.ndarray:
         classes = class_of[labels_of(block)]
         is_chosen[start : start + BLOCK] = classes != NOT_CHOSEN
         block[:] = pack(images_of(block), classes, values_of(block))
-    packed = keep(packed, is_chosen)
+    packed = select_in_place(packed, is_chosen)
     packed.sort()
     return packed
 
@@ -100,7 +101,7 @@ def with_classes(packed: np.ndarray, class_of: np.ndarray) -> np.ndarray:
 def unpack(packed: np.ndarray, num_images: int, num_classes: int) -> tuple[np.ndarray, Targets]:
     """Return the images below num_images that have a packed row, ascending, and their targets.
 
-    packed: sorted. A label of an image without a row is unknown.
+    packed: sorted. A label of an image without a row is unknown, and `rest` is IGNORED for all images.
     """
     offsets = np.searchsorted(packed, np.arange(num_images + 1) << 32)
     images = np.flatnonzero(np.diff(offsets))

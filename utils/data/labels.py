@@ -1,6 +1,6 @@
-"""The labels of a data set in memory. Their size follows the labels, and worker processes share them.
+"""The labels of a data set in memory, whose size follows the labels. It needs no torch.
 
-It needs no torch.
+Worker processes that start by fork share them; others get a copy.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 IGNORED = -1  # the target of an unknown label, which counts in no loss and no metric
-MAX_HASHED = 2**31  # targets (N x C) up to which a fingerprint hashes each of them, as in earlier versions
+MAX_HASHED = 2**31  # targets (N x C) up to which a fingerprint hashes each, so that stored ones stay equal
 HASHED_AT_ONCE = 2**20  # targets that a fingerprint hashes at once
 MAX_WAITING = 2**20  # bytes of targets that a TargetsBuilder turns into a sparse matrix at once
 
@@ -88,8 +88,9 @@ class Listed(NamedTuple):
 class Targets:
     """The targets (N, C) of N images, each 1, 0 or IGNORED, as a sparse matrix in the CSR format.
 
-    Of each image, the matrix holds its most frequent target other than 1 (`rest`), and the classes that have
-    another one. It depends on the targets alone, not on the form that a label file gives them.
+    Of each image, the matrix holds `rest`, which is 0 or IGNORED, and the classes that have another target.
+    TargetsBuilder makes rest IGNORED if more than half of the labels are unknown, else 0, so that its matrix
+    depends on the targets alone, not on the form that a label file gives them. `label_rows.unpack` always takes IGNORED.
     offsets: (N + 1,) int64; the labels of image i are at offsets[i] : offsets[i + 1] of the next two.
     classes: (P,) int32, ascending for each image. values: (P,) int8. rest: (N,) int8, 0 or IGNORED.
     """

@@ -1,5 +1,10 @@
 """The files of Open Images: its CSV files, its lists of classes, and the folders of its images.
 
+LabelName: what the files call a label, such as /m/0bt9lr.
+code: its number while the files are read, in the order in which they name it (`Codes`).
+class: its number in the label files, in the order of the chosen LabelNames; a label may be none of them.
+title: the name of a class in classes.json, its display name if no other class has that (`class_titles`).
+
 A CSV file has up to 60 million rows, so no Python object is kept for a row. It needs no torch.
 """
 

@@ -8,9 +8,7 @@ from torch import Tensor
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw a box (left, top, right, bottom) as RandomResizedCrop does: scale 0.7-1, ratio 3/4-4/3."""
     # RandomResizedCrop draws from torch's global state, but a sample depends on seed, epoch and row alone.
-    # Seeding that state for each sample, together with the slower resize of RandomResizedCrop, took 25 to
-    # 52 % of the time to load a sample (448 x 448, photographs of COCO and smaller ones, two CPU cores); its
-    # draws alone took 3 to 17 %.
+    # Seeding that state for each sample would also be slower.
     for _ in range(10):
         area = width * height * rng.uniform(0.7, 1)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
