@@ -90,7 +90,8 @@ class Targets:
 
     Of each image, the matrix holds `rest`, which is 0 or IGNORED, and the classes that have another target.
     TargetsBuilder makes rest IGNORED if more than half of the labels are unknown, else 0, so that its matrix
-    depends on the targets alone, not on the form that a label file gives them. `label_rows.unpack` always takes IGNORED.
+    depends on the targets alone, not on the form that a label file gives them. `unpack` of label_rows.py
+    always makes it IGNORED.
     offsets: (N + 1,) int64; the labels of image i are at offsets[i] : offsets[i + 1] of the next two.
     classes: (P,) int32, ascending for each image. values: (P,) int8. rest: (N,) int8, 0 or IGNORED.
     """
