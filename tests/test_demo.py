@@ -17,7 +17,9 @@ import demo
 import val
 from helpers import SHAPES
 from utils.inference.heatmap import ClassMap, contact_sheet, overlay, single_picture
+from utils.inference.heatmap_files import heatmap_folders
 from utils.inference.search import find_photos
+from utils.runtime.errors import UserError
 
 CPU = ["--num_workers", "0", "--device", "cpu"]
 
@@ -302,6 +304,23 @@ def test_the_bar_is_labelled_and_small_images_are_enlarged(monkeypatch):
     assert texts[-3] == "score of the place  0"
     legend = np.asarray(single_picture(Image.new("RGB", (280, 280), "white"), item))[-14:-8]
     assert len(np.unique(legend.reshape(-1, 3), axis=0)) > 80  # the colours of the bar
+
+
+def test_heatmaps_of_photographs_on_two_drives_are_refused_with_the_way_out(monkeypatch):
+    def on_two_drives(paths: object) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("utils.inference.heatmap_files.os.path.commonpath", on_two_drives)
+    with pytest.raises(UserError, match=r"--out_dir: .*a and .*b are on two drives: .* on their own"):
+        heatmap_folders(Path("maps"), ["a/x.jpg", "b/x.jpg"])
+
+
+def test_of_the_folders_of_heatmaps_each_that_exists_is_tried_once(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr("utils.inference.heatmap_files.check_folder", lambda folder, _: tried.append(folder))
+    (tmp_path / "maps/a").mkdir(parents=True)
+    heatmap_folders(tmp_path / "maps", [f"{folder}/{i}.jpg" for folder in ("a", "b", "c") for i in range(9)])
+    assert tried == [tmp_path / "maps", tmp_path / "maps/a"]
 
 
 def test_a_file_in_the_place_of_a_heatmap_folder_is_reported(photos, command):

@@ -84,6 +84,12 @@ def test_the_pins_are_versions_that_work():
     assert allowed["torch"].specifier == SpecifierSet(">=" + ".".join(map(str, versions.OLDEST_TORCH)))
 
 
+def test_the_oldest_numpy_has_integers_of_64_bits_on_windows():
+    allowed = {r.name: r for r in map(Requirement, PROJECT["project"]["dependencies"])}
+    assert "1.26.4" not in allowed["numpy"].specifier
+    assert "2.0.0" in allowed["numpy"].specifier
+
+
 def test_every_development_requirement_is_pinned():
     for requirement in pinned("requirements-dev.txt"):
         assert [specifier.operator for specifier in requirement.specifier] == ["=="]

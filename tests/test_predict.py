@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import multiprocessing
 import operator
 import os
@@ -27,7 +28,7 @@ from narrow import WIDE
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
-from utils.inference.predictor import Predictor, build_network
+from utils.inference.predictor import LabelSettings, Predictor, build_network
 from utils.runtime import freed_memory
 from utils.runtime.errors import UserError
 
@@ -202,6 +203,17 @@ def test_a_network_that_torch_cannot_copy_is_copied(photos):
         other = Predictor(build_network(options, "none"), model.classes, options, {})
         assert copy.deepcopy(other).predict("a.jpg") == other.predict("a.jpg")
         assert pickle.loads(pickle.dumps(other)).predict("a.jpg") == other.predict("a.jpg")
+
+
+def test_nan_scores_are_an_error_that_names_the_way_out(photos):
+    model = load_model("model.pth", device="cpu")
+    with torch.no_grad():
+        next(model.network.classifier.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match=r"scores are NaN: the weights are damaged: copy"):
+        model.predict("a.jpg")
+    squares = [torch.zeros(3, 64, 64, dtype=torch.uint8)]
+    with pytest.raises(UserError, match=r"scores are NaN: .*--amp fp16: use bf16 or off.*damaged"):
+        model.label_images(squares, LabelSettings(amp="fp16", with_maps=True))
 
 
 def test_threads_share_a_model(photos):

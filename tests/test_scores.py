@@ -22,6 +22,7 @@ from utils.inference.sweep_report import format_sweep
 from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores, write_scores
 from utils.metrics.thresholds import read_thresholds, threshold
+from utils.runtime.errors import UserError
 
 
 def last_line(text: str) -> str:
@@ -162,6 +163,22 @@ def test_a_threshold_is_a_number_in_its_range_or_a_json_file():
 
 def test_a_number_is_the_threshold_of_each_class():
     assert read_thresholds(0.3, ["cat", "dog"]).tolist() == [0.3, 0.3]
+
+
+def test_a_threshold_that_is_not_finite_is_refused(tmp_path, fails, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "t.json"
+    for value in (math.inf, -math.inf, math.nan):
+        file.write_text(json.dumps({"cat": 0.5, "dog": value}))
+        with pytest.raises(UserError, match=rf"t\.json must hold .* that of dog is {value}\)"):
+            read_thresholds(file, ["cat", "dog"])
+        with pytest.raises(UserError, match=f"the threshold is {value}"):
+            read_thresholds(value, ["cat", "dog"])
+    file.unlink()
+    np.savez(tmp_path / "s.npz", scores=[[0.5, -np.inf], [0.4, -np.inf]], targets=[[1, 1], [0, 0]])
+    says = ["--fit_thresholds", "threshold of 1 is -inf"]
+    fails(evaluation, tmp_path / "s.npz", "--threshold", 0, "--fit_thresholds", file, says=says)
+    assert not file.exists()
 
 
 def test_a_class_of_a_threshold_file_may_be_in_another_unicode_form(tmp_path):

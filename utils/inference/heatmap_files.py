@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from utils.data.decoding import load_image
 from utils.inference.heatmap import DPI, ClassMap, contact_sheet, shrink, single_picture
 from utils.inference.predictor import Prediction, Predictor
+from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write
-from utils.runtime.output_checks import check_folder, check_replaceable
+from utils.runtime.output_checks import check_folder, check_replaceable, nearest_existing
 
 MADE_BY = "CSRA demo.py"
 
@@ -45,16 +46,27 @@ def heatmap_folders(out_dir: Path, paths: list[str]) -> HeatmapFolders:
     """Return where the pictures of images go.
 
     Raises UserError if one of the folders cannot be written to, or holds pictures of these names from
-    elsewhere.
+    elsewhere, or if the images are on two drives of Windows.
     """
-    folders_of_images = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    folders = HeatmapFolders(out_dir, os.path.commonpath(folders_of_images))
-    for path in paths:
-        folder = folders.folder(path)
+    folders = HeatmapFolders(out_dir, common_folder(paths))
+    # Few exist, and most images share one: trying to write once for each image would take long.
+    existing = {nearest_existing(folders.folder(path)) for path in paths}
+    for folder in sorted(existing):
         check_folder(folder, "--out_dir")
-        for picture in earlier_pictures(folder):
+    for path in paths:
+        for picture in earlier_pictures(folders.folder(path)):
             check_replaceable(picture, "--out_dir:", is_heatmap, "demo.py")
     return folders
+
+
+def common_folder(paths: list[str]) -> str:
+    """Return the deepest folder that all images are in; UserError if they are on two drives of Windows."""
+    folders = sorted({os.path.dirname(os.path.abspath(path)) for path in paths})
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:
+        reason = f"{folders[0]} and {folders[-1]} are on two drives"
+        raise UserError(f"--out_dir: {reason}: label the photographs of each drive on their own") from None
 
 
 def class_maps(predictor: Predictor, result: Prediction, classes: list[int]) -> list[ClassMap]:

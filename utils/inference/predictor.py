@@ -29,6 +29,7 @@ from utils.inference.photographs import (
 )
 from utils.metrics.thresholds import read_thresholds
 from utils.runtime.device import autocast
+from utils.runtime.errors import UserError
 from utils.runtime.freed_memory import keeping_freed_memory
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.workers import default_workers
@@ -134,8 +135,8 @@ class Predictor:
         for a few photographs at a time. The EXIF orientation is applied.
         threshold: leave out lower scores; a number, or a .json file of one per class.
         max_pixels: refuse larger photographs; None takes that of this Predictor.
-        Raises UserError for a file that cannot be read and for a photograph that is too large, ValueError for
-        another array or threshold.
+        Raises UserError for a file that cannot be read, a photograph that is too large and NaN scores,
+        ValueError for another array or threshold.
         """
         if not isinstance(threshold, str | os.PathLike) and not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold} is not from 0 to 1")
@@ -194,7 +195,10 @@ class Predictor:
 
     @torch.inference_mode()
     def label_images(self, squares: list[Tensor], settings: LabelSettings) -> list[Prediction]:
-        """Return the result for each of a batch of images; squares: uint8 (3, S, S)."""
+        """Return the result for each of a batch of images; squares: uint8 (3, S, S).
+
+        Raises UserError for NaN scores.
+        """
         if not squares:
             return []
         images = to_float(torch.stack(squares), self.device)
@@ -206,7 +210,9 @@ class Predictor:
                 logits = mirrored_mean(logits, self.network, images)
             if settings.with_maps:
                 maps = self.network.classifier.attention_maps(features).cpu().numpy()
-        return [Prediction(*result) for result in zip(sigmoid(logits.cpu().numpy()), maps)]
+        scores = sigmoid(logits.cpu().numpy())
+        check_no_nan(scores, settings.amp)
+        return [Prediction(*result) for result in zip(scores, maps)]
 
     def pixel_limit(self, max_pixels: float | None) -> float:
         """Return max_pixels, or for None that of this Predictor."""
@@ -215,6 +221,16 @@ class Predictor:
     def name_scores(self, scores: np.ndarray, thresholds: np.ndarray) -> dict[str, float]:
         """Return the scores (C,) that reach their thresholds (C,) as {class: score}, best first."""
         return {self.classes[c]: float(scores[c]) for c in best_classes(scores, thresholds)}
+
+
+def check_no_nan(scores: np.ndarray, amp: str) -> None:
+    """Raise UserError if a score (B, C) is NaN; amp: the precision in which the network ran."""
+    if not np.isnan(scores).any():
+        return
+    reason = "the weights are damaged: copy or download the file again"
+    if amp == "fp16":
+        reason = "numbers may be too large for --amp fp16: use bf16 or off; if they stay NaN, " + reason
+    raise UserError(f"scores are NaN: {reason}")
 
 
 def raise_if_unreadable(result: Prediction | Unreadable) -> Prediction:

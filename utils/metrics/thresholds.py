@@ -12,7 +12,7 @@ import numpy as np
 from utils.data.lookalikes import compose
 from utils.metrics.multilabel import num_at_least
 from utils.runtime.arguments import given_path
-from utils.runtime.errors import reporting_errors
+from utils.runtime.errors import UserError, reporting_errors
 from utils.runtime.files import read_json, write_json
 from utils.runtime.output_checks import check_replaceable
 
@@ -31,20 +31,29 @@ def threshold(text: str, low: float = 0, high: float = 1) -> float | Path:
 def read_thresholds(given: float | str | os.PathLike[str], names: list[str]) -> np.ndarray:
     """Return the thresholds (C,) of C classes: one number for all, or a file of {class: threshold}.
 
-    Raises UserError if the file lacks a class or holds something else.
+    Raises UserError if the file lacks a class or holds something else, or if a threshold is not finite.
     """
     if not isinstance(given, str | os.PathLike):
+        if not math.isfinite(given):
+            raise UserError(f"the threshold is {given}: give a finite number")
         return np.full(len(names), float(given))
     with reporting_errors(f"{given} must hold a threshold for each class"):
         values = {compose(name): value for name, value in read_json(Path(given)).items()}
         thresholds = np.array([float(values[compose(name)]) for name in names])
-        if np.isnan(thresholds).any():
-            raise ValueError("one of them is NaN")
+        for name, value in zip(names, thresholds):
+            if not math.isfinite(value):
+                raise ValueError(f"that of {name} is {value}")
     return thresholds
 
 
 def write_thresholds(path: Path, thresholds: np.ndarray, names: list[str]) -> None:
-    """Write thresholds (C,) as {class: threshold}; UserError if the file exists and holds something else."""
+    """Write thresholds (C,) as {class: threshold}.
+
+    Raises UserError if the file exists and holds something else, or if a threshold is not finite.
+    """
+    for name, value in zip(names, thresholds):
+        if not math.isfinite(value):
+            raise UserError(f"--fit_thresholds: the threshold of {name} is {value}: use finite scores")
     is_own = functools.partial(holds_thresholds, names=names)
     author = "utils/evaluation.py, with a threshold for each class"
     check_replaceable(path, "--fit_thresholds", is_own, author)

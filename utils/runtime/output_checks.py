@@ -10,11 +10,15 @@ from utils.runtime.errors import UserError
 
 def check_folder(folder: Path, option: str) -> None:
     """Raise UserError, naming `option`, if a folder cannot be written to, or made where it is missing."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        tempfile.TemporaryFile(dir=nearest_existing(folder)).close()
     except OSError as error:
         raise UserError(f"{option}: the folder {folder} cannot be written to ({error.strerror})") from None
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return a folder if it exists, else the nearest of its parents that does."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_file(path: Path | None, option: str, *endings: str) -> None:
