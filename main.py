@@ -13,7 +13,7 @@ import shlex
 import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from pipeline.models import MODELS, build, check_img_size, default_lam
@@ -59,7 +59,8 @@ def main() -> None:
         set_up_device(device)
         if args.sync_bn and device.type != "cuda":
             raise UserError(f"--sync_bn needs CUDA GPUs, and this runs on {device}: leave it out")
-        distributed.connect(device, args.batch_size)
+        distributed.suggest_torchrun(device, args.batch_size)
+        distributed.connect(device)
         position = None if saved is None else saved.content["position"]
         check_same_start(distributed.gather(position))
         if saved is None:  # only now: if another process lacks a GPU, torchrun kills this one
@@ -69,7 +70,7 @@ def main() -> None:
         loaders = make_loaders(args, dataset_spec(args.dataset), device)
         network = build_model(args, device, start_weights=saved is None)
         check_batches(args, loaders.train, network)
-        ddp_model = distributed.wrap(network)  # copies the first process's buffers, so before `restore`
+        ddp_model = distributed.wrap(network)  # copies the first process's weights
         run = build_run(args, folder, network, loaders)
         print(summary(make_parser(), args))
         if saved is not None:
@@ -119,36 +120,15 @@ def train_one_epoch(
 ) -> EpochMeter:
     """Train the remaining steps of the current epoch, and save the run; return the epoch's loss and time."""
     args = run.args
-    state = run.state
     progress = run.progress
-    device = state.device
-    meter = EpochMeter(progress, device)
+    meter = EpochMeter(progress, run.state.device)
     ddp_model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have the same shape
     loader.set_epoch(progress.epoch, start=progress.step)
     with progress_bar(run.num_images, f"epoch {progress.epoch + 1}/{args.total_epoch}") as bar:
         bar.update(min(progress.step * args.batch_size, run.num_images))
         for images, targets, _ in loader:
-            iteration = progress.epoch * len(loader) + progress.step
-            warmup = args.warmup_epoch * len(loader)
-            for group in state.optimizer.param_groups:
-                base = group["base_lr"]
-                group["lr"] = learning_rate(base, iteration, progress.epoch, warmup, args.decay_step)
-            # A resumed run repeats the random numbers of dropout.
-            torch.manual_seed(step_seed(args.seed, iteration, RANK))
-
-            with autocast(device, args.amp):
-                logits = ddp_model(to_float(images, device))
-            loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(device, non_blocking=True))
-            # DDP averages gradients, so divide by the mean label count over the processes. The clamp only
-            # matters if no process has a label: it prevents 0 / 0.
-            loss = loss_sum / distributed.average(num_labels).clamp(min=1 / WORLD_SIZE)
-            state.optimizer.zero_grad()
-            state.scaler.scale(loss).backward()
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            if state.moving_average:
-                state.moving_average.update(state.network, iteration)
+            loss_sum, num_labels = training_step(run, ddp_model, images, targets)
             meter.add(loss_sum, num_labels)
             progress.step += 1
 
@@ -166,9 +146,39 @@ def train_one_epoch(
                 bar.write(messages.progress_line(run))
                 lines.printed()
     meter.average_into(run)
-    state.average_buffers()
+    run.state.average_buffers()
     saving.gather_and_save(run)
     return meter
+
+
+def training_step(run: Run, ddp_model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Update the weights by a batch; return the sum of its loss and the number of its known labels.
+
+    images: uint8 (B, 3, S, S). targets: (B, C) of 1, 0 or IGNORED. Both are this process's share.
+    """
+    args = run.args
+    state = run.state
+    epoch = run.progress.epoch
+    iteration = epoch * run.steps_per_epoch + run.progress.step
+    warmup = args.warmup_epoch * run.steps_per_epoch
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(group["base_lr"], iteration, epoch, warmup, args.decay_step)
+    # A resumed run repeats the random numbers of dropout.
+    torch.manual_seed(step_seed(args.seed, iteration, RANK))
+
+    with autocast(state.device, args.amp):
+        logits = ddp_model(to_float(images, state.device))
+    loss_sum, num_labels = LOSSES[args.loss](logits, targets.to(state.device, non_blocking=True))
+    # DDP averages gradients, so divide by the mean label count over the processes. The clamp only matters if
+    # no process has a label: it prevents 0 / 0.
+    loss = loss_sum / distributed.average(num_labels).clamp(min=1 / WORLD_SIZE)
+    state.optimizer.zero_grad()
+    state.scaler.scale(loss).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.moving_average:
+        state.moving_average.update(state.network, iteration)
+    return loss_sum, num_labels
 
 
 def learning_rate(base: float, iteration: int, epoch: int, warmup_iterations: int, decay_step: int) -> float:

@@ -48,6 +48,7 @@ def main() -> None:
     spec = dataset_spec(given.dataset)
     device = choose_device(given.device, given.amp, given.compile)
     set_up_device(device)
+    distributed.suggest_torchrun(device)
     distributed.connect(device)
     predictor = load_model_for(given)
     report_lam(given, predictor)
@@ -150,8 +151,8 @@ def report_lam(given: argparse.Namespace, predictor: Predictor) -> None:
 
 def report_other_labels(predictor: Predictor, labels: Labels) -> None:
     """Print a line if the network was trained with other label files than those of these labels."""
-    known = predictor.config.get("labels")
-    if known and fingerprint(labels) not in str(known):
+    known = str(predictor.config.get("labels") or "").split()
+    if known and fingerprint(labels) not in known:
         print(f"this file was trained with other label files, of --dataset {predictor.config.get('dataset')}")
 
 

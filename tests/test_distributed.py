@@ -164,6 +164,9 @@ def test_two_hosts_resume_after_the_death_of_a_process(two_hosts, two_processes,
 
 def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "my set"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    distributed.connect(torch.device("cuda"))
+    assert capsys.readouterr().out == ""
     for num_gpus, device, batch_size, out in (
         (4, "cuda", 16, "4 GPUs; to use 4: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
         (6, "cuda", 16, "6 GPUs; to use 4: torchrun --nproc_per_node=4 main.py --dataset 'my set'\n"),
@@ -173,7 +176,7 @@ def test_one_process_with_several_gpus_prints_a_command_that_uses_them(monkeypat
         (4, "cpu", 16, ""),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)
-        distributed.connect(torch.device(device), batch_size)
+        distributed.suggest_torchrun(torch.device(device), batch_size)
         printed = capsys.readouterr().out
         assert printed.endswith(out)
         assert printed.count("\n") == out.count("\n")

@@ -25,6 +25,7 @@ from utils.data.transforms import eval_transform
 from utils.runtime.errors import UserError
 from utils.training.average import MovingAverage, warmed_up
 from utils.training.losses import asl_loss
+from utils.weights.contents import load_checkpoint
 
 
 def test_asl_loss_follows_its_paper():
@@ -256,6 +257,10 @@ def test_val_says_when_the_labels_are_not_the_trained_ones(trained, shapes, comm
 
     note = "this file was trained with other label files, of --dataset shapes\n"
     assert note not in printed() + printed("--split", "train")
+    checkpoint = load_checkpoint(trained / "best.pth")
+    checkpoint["config"]["labels"] = f"0{checkpoint['config']['labels']}0".replace(" ", "0 0")
+    torch.save(checkpoint, tmp_path / "other.pth")
+    assert note in printed("--load_from", tmp_path / "other.pth")
     shutil.copytree("data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert note not in printed()

@@ -22,26 +22,27 @@ DOWNLOAD_LIMIT = timedelta(hours=6)  # enough for the largest file, 1.2 GB, at 6
 Result = TypeVar("Result")
 
 
-def connect(device: torch.device, batch_size: int = 0) -> None:
-    """Join the processes of torchrun; without torchrun, suggest it if there are GPUs to use.
+def connect(device: torch.device) -> None:
+    """Join the processes of torchrun; without torchrun, do nothing."""
+    if WORLD_SIZE == 1:
+        return
+    gpu = device if device.type == "cuda" else None
+    store, *_ = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # When torchrun restarts processes, its store still holds the addresses of the dead ones.
+        store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
 
-    batch_size: of all processes together, see suggest_torchrun.
+
+def suggest_torchrun(device: torch.device, batch_size: int = 0) -> None:
+    """Print the command that uses more GPUs, if this process runs without torchrun on one of several.
+
+    batch_size: of all processes together; the number of GPUs must divide it. 0: any number does.
     """
-    if WORLD_SIZE > 1:
-        gpu = device if device.type == "cuda" else None
-        store, *_ = next(rendezvous("env://"))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # When torchrun restarts processes, its store still holds the addresses of the dead ones.
-            store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
-        # With gloo beside nccl, exchanging CPU tensors does not wait for the GPU.
-        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, device_id=gpu)
-    elif device.type == "cuda":
-        suggest_torchrun(batch_size)
-
-
-def suggest_torchrun(batch_size: int) -> None:
-    """Print the command that uses the most GPUs whose number divides batch_size (0: all GPUs)."""
+    if WORLD_SIZE > 1 or device.type != "cuda":
+        return
     num_gpus = torch.cuda.device_count()
     fitting = max(n for n in range(1, num_gpus + 1) if batch_size % n == 0)
     if fitting > 1:
@@ -138,7 +139,8 @@ def wrap(model: nn.Module) -> nn.Module:
     if WORLD_SIZE == 1:
         return model
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        # torch 2.14 renames broadcast_buffers to a name that torch 2.11 does not have.
+        # broadcast_buffers works from torch 2.5 to 2.14, where it gives the warning; its new name,
+        # forward_sync_buffers, does not exist in torch 2.11.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 

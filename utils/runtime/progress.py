@@ -13,9 +13,9 @@ Item = TypeVar("Item")
 
 
 def progress_bar(total: int, description: str, unit: str = "img", delay: float = 0) -> "tqdm[Any]":
-    """Return a bar over `total` images on stderr; only the first process shows it, and only in a terminal.
+    """Return a bar over `total` units on stderr; only the first process shows it, and only in a terminal.
 
-    delay: the seconds after which it appears.
+    unit: what is counted, img for images. delay: the seconds after which it appears.
     """
     options: dict[str, Any] = {"dynamic_ncols": True, "delay": delay, "disable": hidden()}
     return tqdm(total=total, desc=description, unit=unit, leave=False, **options)

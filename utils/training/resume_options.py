@@ -8,7 +8,7 @@ from utils.runtime.arguments import Parser
 from utils.runtime.errors import UserError
 from utils.training.folder import holds_run
 
-# Options of the command, not of the run.
+# Options of the command, not of the run. num_cls always follows from the data set, and main.py checks it.
 COMMAND_OPTIONS = {"output_dir", "overwrite", "resume", "list_models", "num_cls"}
 # Options that may differ when a run is resumed.
 FREE_OPTIONS = {"save_every", "print_freq", "num_workers", "max_pixels", "device", "total_epoch"}
