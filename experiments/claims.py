@@ -27,7 +27,7 @@ from experiments.pointing import by_size, pointing_game, read_boxes
 from utils.charts.figures import PALETTE, is_chart, make_figure, write_chart
 from utils.data.classes import class_names
 from utils.data.datasets import DatasetSpec, dataset_spec, label_file
-from utils.data.label_entries import write_labels
+from utils.data.label_writing import write_labels
 from utils.data.samples import load_split
 from utils.data.stratification import stratify
 from utils.runtime.arguments import Parser, given_path, number

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.datasets import VALUES, VOC_TEST
-from utils.data.label_entries import Entry, ListedEntries, check_label_file, write_label_file, write_labels
+from utils.data.label_entries import Entry, ListedEntries
 from utils.data.label_files import is_label_file, read_labels
+from utils.data.label_writing import check_label_file, write_label_file, write_labels
 from utils.data.labels import IGNORED, Labels, Listed, Paths, Targets, TargetsBuilder, fingerprint
 from utils.runtime import json_lists
 from utils.runtime.errors import UserError

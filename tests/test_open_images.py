@@ -11,7 +11,7 @@ from PIL import Image
 
 import main
 from utils import prepare_openimages
-from utils.data import label_entries, label_rows, open_images
+from utils.data import label_rows, label_writing, open_images
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS
 from utils.data.label_rows import (
@@ -343,7 +343,7 @@ def test_no_rows_at_all():
 
 def test_many_classes_are_counted_in_a_line_for_each_file(openimages, command, monkeypatch):
     assert "images of" in command(prepare_openimages).out
-    monkeypatch.setattr(label_entries, "MAX_ROWS", 2)
+    monkeypatch.setattr(label_writing, "MAX_ROWS", 2)
     result = command(prepare_openimages)
     assert "images of   " not in result.out
     assert "a class has 1 to 2 images of train, median 1" in result.out  # Cat 1, Tree 1, Dog 2
@@ -356,7 +356,7 @@ def test_an_interruption_leaves_no_labels_for_other_classes(openimages, command,
     def interrupted(path, *args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_entries, "write_label_file", interrupted)
+    monkeypatch.setattr(label_writing, "write_label_file", interrupted)
     Path("classes.txt").write_text(f"{JAY}\n{DOG}\n")
     assert command(prepare_openimages, "--classes", "classes.txt").status == 130
     assert [path.name for path in Path("data/openimages").iterdir()] == ["classes.json"]

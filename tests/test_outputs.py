@@ -20,7 +20,7 @@ from experiments import claims
 from helpers import RUN, SHAPES, make_own
 from utils import evaluation, plot, prepare_csv, prepare_shapes
 from utils.data.drawing import SHAPES as CLASSES
-from utils.data.label_entries import check_label_file
+from utils.data.label_writing import check_label_file
 from utils.inference.tables import is_csv_table, is_json_table, write_csv_table, write_json_table
 from utils.runtime.arguments import expand_home, given_path
 from utils.runtime.errors import UserError

@@ -14,7 +14,7 @@ import main
 import val
 from helpers import TINY, make_own, read_targets
 from utils import prepare_csv
-from utils.data import label_entries
+from utils.data import label_writing
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, dataset_spec
 from utils.data.labels import IGNORED, Targets
@@ -145,7 +145,7 @@ def test_a_column_split_decides_which_images_are_held_out(table, command, column
 
 
 def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monkeypatch):
-    path, write = table(LISTS), label_entries.write_json_list
+    path, write = table(LISTS), label_writing.write_json_list
     assert command(prepare_csv, path, "--dataset", "mine").status == 0
 
     def interrupted(file: Path, entries: list) -> None:
@@ -153,7 +153,7 @@ def test_an_interruption_leaves_no_labels_of_other_classes(table, command, monke
             raise KeyboardInterrupt
         write(file, entries)
 
-    monkeypatch.setattr(label_entries, "write_json_list", interrupted)
+    monkeypatch.setattr(label_writing, "write_json_list", interrupted)
     path.write_text(LISTS.replace("bird", "horse"))
     assert command(prepare_csv, path, "--dataset", "mine", "--overwrite").status == 130
     assert sorted(path.name for path in Path("data/mine").iterdir()) == ["classes.json", "train.json"]

@@ -22,7 +22,8 @@ from utils.data.coco_annotations import (
     read_entries,
     reporting_bad_annotations,
 )
-from utils.data.label_entries import Entry, Pictures, write_labels
+from utils.data.label_entries import Entry, Pictures
+from utils.data.label_writing import write_labels
 from utils.data.listed_files import check_no_overlap, listed_file
 from utils.data.own_coco import add_own_annotations, prepare_own
 from utils.runtime.arguments import Parser, given_path

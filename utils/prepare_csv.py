@@ -20,6 +20,7 @@ import numpy as np
 from utils.command_line.classes_of import add_classes_of, read_classes_of
 from utils.data.bad_images import bad_images, parse_args
 from utils.data.label_entries import ListedEntries, Splits
+from utils.data.label_lists import SEPARATOR
 from utils.data.labels import Listed, Paths, Targets, TargetsBuilder
 from utils.data.new_data_set import (
     SPLITS,
@@ -31,7 +32,7 @@ from utils.data.new_data_set import (
     write_data_set,
 )
 from utils.data.stratification import stratify
-from utils.data.tables import SEPARATOR, LabelTable, read_label_table
+from utils.data.tables import LabelTable, read_label_table
 from utils.runtime.arguments import Parser, given_path, number
 from utils.runtime.errors import UserError
 from utils.runtime.paths import FileKey

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from utils.data.bad_images import parse_args, without_bad
 from utils.data.classes import class_names
-from utils.data.label_entries import Entry, Pictures, write_labels
+from utils.data.label_entries import Entry, Pictures
+from utils.data.label_writing import write_labels
 from utils.data.listed_files import check_no_overlap, listed_file
 from utils.data.lookalikes import describe_unknown
 from utils.runtime.arguments import Parser, given_path

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from utils.data.bad_images import parse_args, without_bad
 from utils.data.classes import class_names
-from utils.data.label_entries import Entry, write_labels
+from utils.data.label_entries import Entry
 from utils.data.label_files import UNKNOWN, box_edges
+from utils.data.label_writing import write_labels
 from utils.data.listed_files import check_files_differ, listed_file
 from utils.runtime.arguments import Parser, given_path
 from utils.runtime.errors import UserError, reporting_errors

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from utils.data.classes import is_class_list
 from utils.data.datasets import DATASETS, is_folder_name
-from utils.data.label_entries import Splits, check_label_file, write_labels
+from utils.data.label_entries import Splits
+from utils.data.label_writing import check_label_file, write_labels
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json_list
 from utils.runtime.output_checks import check_folder, check_replaceable

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from utils.data.datasets import DATASETS, label_file
 from utils.data.drawing import DIFFICULTIES, SHAPES, draw_scene
-from utils.data.label_entries import Entry, Splits, check_label_file, write_labels
+from utils.data.label_entries import Entry, Splits
+from utils.data.label_writing import check_label_file, write_labels
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, read_json, write_json_list
 from utils.runtime.locks import waiting_for_lock
