@@ -20,6 +20,7 @@ from utils.evaluation import evaluate
 from utils.inference.network_metrics import LogitScores, evaluate_model, evaluate_scores
 from utils.inference.outputs import OutputRows, compute_outputs, sigmoid
 from utils.inference.sweep import LogitTerms
+from utils.metrics.blocks import ArrayScores
 from utils.metrics.score_files import read_scores, write_scores
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
@@ -126,6 +127,22 @@ def test_an_evaluation_needs_less_memory_than_its_logits(tmp_path):
         tracemalloc.stop()
     assert peak < logits.nbytes / 2
     assert (read_scores(tmp_path / "s.npz").scores == sigmoid(logits)).all()
+
+
+def test_a_long_path_does_not_make_the_memory_of_writing_all_paths_long(tmp_path):
+    paths = [f"{i}.jpg" for i in range(2000)]
+    paths[7] = "ä" * 4000
+    labels = Labels(Paths.of(paths), Targets.of(np.zeros((2000, 1), np.int8)))
+    tracemalloc.start()
+    try:
+        write_scores(tmp_path / "s.npz", ArrayScores(np.zeros((2000, 1))), labels, ["cat"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2000 * 4000 / 8
+    assert read_scores(tmp_path / "s.npz").paths == paths
+    with np.load(tmp_path / "s.npz") as file:
+        assert file["paths"].tolist() == paths
 
 
 def test_scores_of_high_logits_keep_their_order():

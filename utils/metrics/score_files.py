@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from utils.data.labels import Labels
+from utils.data.labels import Labels, Paths
 from utils.metrics.blocks import Scores, TargetLabels
 from utils.metrics.multilabel import Metrics, check_inputs, evaluate, image_blocks
 from utils.runtime.archive import ENTRY_START, check_archive
@@ -57,7 +57,6 @@ def write_scores(path: Path, scores: Scores, labels: Labels, names: list[str]) -
     }
     arrays = {
         "names": np.array(names),
-        "paths": np.array(list(labels.paths)),
         "unknown_is_negative": np.array(labels.unknown_is_negative),
     }
     with (
@@ -72,9 +71,21 @@ def write_scores(path: Path, scores: Scores, labels: Labels, names: list[str]) -
                     block = block_of(images).astype(dtype)
                     entry.write(block.tobytes())
                     bar.update(len(block))
+        with archive.open("paths.npy", "w", force_zip64=True) as entry:
+            write_paths(entry, labels.paths)
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def write_paths(entry: IO[bytes], paths: Paths) -> None:
+    """Write the array of paths, which all take the space of the longest one, without having it in memory."""
+    longest = max(1, max(map(len, paths), default=0))
+    dtype = np.dtype((str, longest))
+    write_header(entry, (len(paths),), dtype)
+    for images in image_blocks((len(paths), longest)):
+        block = [paths[row] for row in range(len(paths))[images]]
+        entry.write(np.array(block, dtype).tobytes())
 
 
 def write_header(entry: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -123,7 +134,7 @@ def read_scores(path: Path) -> SavedScores:
             check_inputs(scores, targets, ignore)
             num_images, num_classes = scores.shape
             names = file.get("names", np.arange(num_classes)).astype(str)
-            paths = file.get("paths", np.arange(num_images)).astype(str)
+            paths = file.get("paths", np.arange(num_images)).astype(str, copy=False)
             unknown_is_negative = bool(file.get("unknown_is_negative", False))
         if names.shape != (num_classes,) or paths.shape != (num_images,):
             raise ValueError(f"scores are {scores.shape}, but names are {names.shape}, paths {paths.shape}")
