@@ -46,7 +46,8 @@ def evaluate_scores(scores: Scores, labels: Labels, threshold: float | np.ndarra
     num_scores = math.prod(scores.shape)
     with progress_bar(NUM_READINGS * num_scores, "metrics", unit="score", delay=1) as bar:
         watched = WatchedScores(scores, bar)
-        with reporting_value_errors("the weights are damaged, or training needs a lower --lr"):
+        causes = "the weights are damaged, training needs a lower --lr, or values overflow with --amp fp16"
+        with reporting_value_errors(causes):
             check_no_nan(watched)
         return evaluate_blocks(watched, TargetLabels(labels.targets), threshold, labels.unknown_is_negative)
 

@@ -229,7 +229,7 @@ def check_no_nan(scores: np.ndarray, amp: str) -> None:
         return
     reason = "the weights are damaged: copy or download the file again"
     if amp == "fp16":
-        reason = "numbers may be too large for --amp fp16: use bf16 or off; if they stay NaN, " + reason
+        reason = "values may overflow with --amp fp16: use bf16 or off; if they stay NaN, " + reason
     raise UserError(f"scores are NaN: {reason}")
 
 
