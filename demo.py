@@ -67,6 +67,7 @@ def main() -> None:
     heatmaps = heatmap_folders(args.out_dir, found.images) if args.heatmap and RANK == 0 else None
     device = choose_device(args.device, args.amp, args.compile)
     set_up_device(device)
+    distributed.suggest_torchrun(device)
     distributed.connect(device)
     if distributed.value_of_first(is_finished(args)):
         names = ", ".join(map(str, outputs(args)))
