@@ -69,7 +69,7 @@ def main() -> None:
     set_up_device(device)
     distributed.suggest_torchrun(device)
     distributed.connect(device)
-    if distributed.value_of_first(is_finished(args)):
+    if distributed.value_of_first(RANK == 0 and is_finished(args, found.images)):
         names = ", ".join(map(str, outputs(args)))
         print(f"{names}: finished, nothing to do; without --resume, all images are labelled again")
         distributed.disconnect()

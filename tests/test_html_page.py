@@ -183,7 +183,10 @@ def test_an_error_leaves_the_earlier_page_and_the_rows(photos, command):
             patch.setattr(Page, method, lambda page, *rest: full(page, "x", b""))
             result = label(command, "--html", "page", "--resume" if method == "write_maps" else "--tta=off")
         assert (result.status, result.err.count("\n")) == (2, 1)
-        assert "No space left on device; 3 rows are kept: go on with --resume" in result.err
+        assert (
+            "No space left on device; 3 rows are kept: to go on, run the same command with --resume"
+            in result.err
+        )
         left = snapshot(photos)
         assert left.pop(str(photos / "page.rows"))
         assert left == before

@@ -323,3 +323,11 @@ def test_a_file_that_is_damaged_at_its_start_is_not_read_to_its_end(monkeypatch,
     path.write_bytes(b"[1,\xff]")
     with pytest.raises(UserError, match="a.json is not valid JSON"):
         list(read_json_list(path))
+
+
+def test_a_misspelt_field_is_refused(tmp_path):
+    """With "negative" for "negatives", unknown labels would silently count as negative."""
+    path = tmp_path / "labels.json"
+    path.write_text('[{"positives": [0], "negative": [1], "img_path": "a.jpg"}]')
+    with pytest.raises(UserError, match="entry 0 .*there is no field 'negative'.*negatives"):
+        read_labels(path, 2, VALUES)

@@ -134,7 +134,10 @@ def test_a_signal_keeps_the_rows_and_says_how_to_go_on(photos, whole, command, m
         patch.setattr(demo, "print_row", stop)
         result = label(command, *OUTPUTS)
     assert result.status == 143
-    assert result.err.splitlines()[-1] == f"4 rows are in {photos}/s.csv.rows; go on with --resume"
+    assert (
+        result.err.splitlines()[-1]
+        == f"4 rows are in {photos}/s.csv.rows; to go on, run the same command with --resume"
+    )
     assert set(contents()) == {"s.csv", "s.csv.rows"}
     assert label(command, *OUTPUTS, "--resume").status == 1
     assert contents() == whole
@@ -152,7 +155,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_rows(photos, whole, command,
     lines = [line for line in result.err.splitlines() if not line.startswith("skipped")]
     assert (result.status, len(lines)) == (2, 1)
     assert "s.csv.rows cannot be written: File too large; " in lines[0]
-    assert "rows are kept: go on with --resume" in lines[0]
+    assert "rows are kept: to go on, run the same command with --resume" in lines[0]
     assert Path("s.csv.rows").stat().st_size == size  # the last row is torn
     assert label(command, "--csv", "s.csv", "--resume").status == 1
     assert Path("s.csv").read_bytes() == whole["s.csv"]
@@ -248,8 +251,29 @@ def test_a_finished_table_has_nothing_to_resume(photos, command, monkeypatch):
     assert (result.status, result.err) == (0, "")
     assert "s.csv: finished, nothing to do; without --resume, all" in result.out
     assert contents() == before
-    assert label(command, "--csv", "s.csv", "--json", "s.json", "--resume").status == 1  # s.json is not there
-    assert set(contents()) == {"s.csv", "s.json"}
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json"])
+def test_a_table_without_rows_that_lacks_a_photograph_is_not_finished(photos, command, fails, option):
+    table = f"s.{option[2:]}"
+    words = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--resume", option, table]
+    stop_after(command, 4, "--csv", "s.csv")
+    Path("s.csv.rows").unlink()
+    if option == "--json":
+        assert label(command, option, table).status == 1
+        shutil.copy("photos/a.jpg", "photos/c2.jpg")
+    before = contents()
+    name = "d" if option == "--csv" else "c2"
+    fails(demo, *words, says=[f"{table} has no row of photos/{name}.jpg", "without --resume, all images"])
+    assert contents() == before
+
+
+def test_another_output_does_not_replace_a_finished_table(photos, command, fails):
+    assert label(command, "--csv", "s.csv").status == 1
+    before = contents()
+    words = ["--load_from", "model.pth", *CPU, "--img_dir", "photos", "--csv", "s.csv", "--resume"]
+    fails(demo, *words, "--json", "s.json", says=["s.csv is finished, but s.json is not there"])
+    assert contents() == before
 
 
 def test_a_kill_while_the_tables_are_written_loses_nothing(photos, whole, command, monkeypatch):

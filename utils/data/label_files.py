@@ -17,6 +17,7 @@ from utils.runtime.progress import delayed_bar
 
 FORM = '{"target": [...], "img_path": "..."}'
 INDEX_FORM = '{"positives": [...], "img_path": "..."}'
+INDEX_KEYS = ("positives", "negatives", "img_path", "bbox", "objects")
 UNKNOWN = 99  # in a `target` of a label file: an unknown label
 MAX_PATH_BYTES = 4096  # no system takes longer ones
 NUM_CHECKED = 100  # entries of a file that `is_label_file` reads
@@ -48,7 +49,7 @@ def read_labels(
         except ENTRY_ERRORS as error:
             where = f"{path}, entry {index}"
             raise UserError(
-                f"{where} is not {expected_form(entry, values)} ({error!r:.120}): {entry!s:.100}"
+                f"{where} is not {expected_form(entry, values)} ({describe(error):.120}): {entry!s:.100}"
             ) from None
     labels = Labels(paths.build(), targets.build())
     if not len(labels.paths):
@@ -56,6 +57,13 @@ def read_labels(
     if has_boxes:
         labels = labels._replace(boxes=np.asarray(boxes).reshape(-1, 4))
     return labels
+
+
+def describe(error: Exception) -> str:
+    """Return what is wrong with an entry in words."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def expected_form(entry: Any, values: dict[int, int]) -> str:
@@ -80,6 +88,8 @@ def add_targets(targets: TargetsBuilder, entry: dict[str, Any], values: dict[int
         return
     if "target" in entry:
         raise ValueError("target together with positives or negatives")
+    if unknown := entry.keys() - INDEX_KEYS:  # a misspelt "negatives" would make unknown labels negative
+        raise ValueError(f"there is no field {min(unknown)!r}: the fields are {', '.join(INDEX_KEYS)}")
     positives = read_indices(entry["positives"], targets.num_classes)
     negatives = None
     if "negatives" in entry:
@@ -93,7 +103,10 @@ def read_target(target: Any, num_classes: int, values: dict[int, int]) -> bytes:
     """Return the targets (C) of an entry as int8, its numbers replaced by the bytes that `values` gives."""
     if len(target) != num_classes:
         raise ValueError(f"{len(target)} targets for {num_classes} classes")
-    return bytes([values[value] for value in target])
+    try:
+        return bytes([values[value] for value in target])
+    except KeyError as error:
+        raise ValueError(f"a target is {error}") from None
 
 
 def read_indices(indices: Any, num_classes: int) -> list[int]:

@@ -9,11 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.network import MIN_SIDE
 from utils.inference.heatmap_files import HeatmapFolders
 from utils.inference.html_page import PageSettings, new_page
+from utils.inference.photographs import Loaded, load_photo
 from utils.inference.predictor import LabelSettings, Predictor
 from utils.inference.rows import Row, RowsFile, open_rows, rows_path
-from utils.inference.tables import append_csv_row, write_csv_table, write_json_table
+from utils.inference.tables import (
+    append_csv_row,
+    csv_photos,
+    json_photos,
+    write_csv_table,
+    write_json_table,
+)
 from utils.runtime.errors import UserError, user_message
 from utils.runtime.processes import RANK
 from utils.runtime.signals import Interrupted
@@ -52,12 +60,34 @@ def outputs(args: argparse.Namespace) -> list[Path]:
     return [path for path in (args.csv, args.json, args.html) if path]
 
 
-def is_finished(args: argparse.Namespace) -> bool:
-    """Return whether --resume has nothing to do: tables and page are there, and no rows."""
+def is_finished(args: argparse.Namespace, images: list[str]) -> bool:
+    """Return whether --resume has nothing to do, because the tables and the page are complete.
+
+    Raises UserError if some of them are there, but cannot be gone on with: they have no rows.
+    """
     if not args.resume or rows_path(outputs(args)).exists():
         return False
     files = [path for path in (args.csv, args.json, args.html and args.html / "index.html") if path]
-    return all(path.exists() and path.stat().st_size > 0 for path in files)
+    there = [path for path in files if path.exists() and path.stat().st_size > 0]
+    if not there:
+        return False
+    again = "without --resume, all images are labelled again"
+    missing = [path for path in files if path not in there]
+    if missing:
+        raise UserError(f"{there[0]} is finished, but {missing[0]} is not there: {again}")
+    for table, photos_of in ((args.csv, csv_photos), (args.json, json_photos)):
+        if table and (lacking := first_lacking(images, photos_of(table), args.max_pixels)):
+            raise UserError(f"{table} has no row of {lacking}, and nothing to go on with: {again}")
+    return True
+
+
+def first_lacking(images: list[str], photos: Iterator[str], max_pixels: float) -> str | None:
+    """Return the first image that is not among the photographs of a table, though it can be read."""
+    labelled = set(photos)
+    for path in images:
+        if path not in labelled and isinstance(load_photo(path, MIN_SIDE, max_pixels), Loaded):
+            return path
+    return None
 
 
 def open_rows_for(job: Job) -> contextlib.AbstractContextManager[RowsFile | None]:
@@ -86,13 +116,15 @@ def saying_how_to_resume(rows: RowsFile | None) -> Iterator[None]:
         yield
     except (Interrupted, BrokenPipeError):
         if rows is not None and rows.starts:
-            print(f"{len(rows.starts)} rows are in {rows.path}; go on with --resume", file=sys.stderr)
+            kept = f"{len(rows.starts)} rows are in {rows.path}"
+            print(f"{kept}; to go on, run the same command with --resume", file=sys.stderr)
         raise
     except Exception as error:
         message = user_message(error)
         if message is None or rows is None or not rows.starts:
             raise
-        raise UserError(f"{message}; {len(rows.starts)} rows are kept: go on with --resume") from None
+        kept = f"{len(rows.starts)} rows are kept"
+        raise UserError(f"{message}; {kept}: to go on, run the same command with --resume") from None
 
 
 def write_outputs(job: Job, images: list[str], rows: RowsFile) -> None:

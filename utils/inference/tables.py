@@ -5,12 +5,13 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from utils.runtime.files import atomic_write, reporting_write_errors, write_all, write_json_list
+from utils.runtime.json_lists import read_json_list
 
 UTF8_MARK = "\ufeff"
 LINES_THAT_TELL = 100
@@ -75,6 +76,21 @@ def csv_line(cells: list[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
+
+
+def csv_photos(path: Path) -> Iterator[str]:
+    """Yield the photographs of a table that `write_csv_table` wrote."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for row in rows:
+            yield row[0]
+
+
+def json_photos(path: Path) -> Iterator[str]:
+    """Yield the photographs of a table that `write_json_table` wrote."""
+    for row in read_json_list(path):
+        yield row["image"]
 
 
 def is_json_table(path: Path) -> bool:
