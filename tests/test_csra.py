@@ -81,10 +81,10 @@ def test_state_dict_holds_one_weight_per_head():
     }
 
 
-def test_all_heads_share_one_convolution(monkeypatch):
+def test_all_heads_share_one_matrix_product(monkeypatch):
     calls = []
-    conv2d = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or conv2d(*args, **kwargs))
+    matmul = torch.matmul
+    monkeypatch.setattr(torch, "matmul", lambda *args: calls.append(1) or matmul(*args))
     MHA(6, LAM, 7, 3)(torch.randn(2, 7, 4, 4))
     assert len(calls) == 1
 
