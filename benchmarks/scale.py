@@ -11,6 +11,7 @@ if __name__ == "__main__":
     import utils.runtime.quiet_interrupt  # first, see there
 
 import argparse
+import io
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,8 @@ from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.script import run_script
 
 PHOTO_SHAPE = (48, 64, 3)
-NUM_PHOTOS = 100  # different ones; the others are hard links, of which a file may have 65,000
+NUM_PHOTOS = 100  # different ones
+FOLDER_SIZE = 1000
 LABELS_PER_IMAGE = 2
 FEW_CLASSES = 20
 HEAD = "| stage | size | seconds | growth | should be | peak MiB | growth |\n|---|---|---|---|---|---|---|"
@@ -180,20 +182,23 @@ def label(folder: Path, num_photos: int, dataset: str) -> Usage:
 
 
 def make_photos(folder: Path, number: int) -> None:
-    """Make a folder of so many photographs; most are hard links to others."""
+    """Make a folder of so many photographs, each a file of its own: hard links of a file are one image."""
     rng = np.random.default_rng(0)
+    contents = []
+    for _ in range(NUM_PHOTOS):
+        content = io.BytesIO()
+        Image.fromarray(rng.integers(256, size=PHOTO_SHAPE, dtype=np.uint8)).save(content, "JPEG")
+        contents.append(content.getvalue())
     for index in range(number):
         path = folder / photo_name(index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if index < NUM_PHOTOS:
-            Image.fromarray(rng.integers(256, size=PHOTO_SHAPE, dtype=np.uint8)).save(path)
-        else:
-            os.link(folder / photo_name(index % NUM_PHOTOS), path)
+        if index % FOLDER_SIZE == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(contents[index % NUM_PHOTOS])
 
 
 def photo_name(index: int) -> str:
-    """Return the path of a photograph in its folder; a folder below it has at most 1,000."""
-    return f"{index // 1000:04d}/{index:07d}.jpg"
+    """Return the path of a photograph in its folder; a folder below it has at most FOLDER_SIZE."""
+    return f"{index // FOLDER_SIZE:04d}/{index:07d}.jpg"
 
 
 def write_table(path: Path, num_images: int, num_classes: int) -> None:

@@ -24,6 +24,7 @@ def test_every_stage_runs(tmp_path, monkeypatch):
     assert len({row.stage for row in rows}) == 11
     assert all(row.seconds > 0 and row.memory > 0 for row in rows)
     labels = json.loads((tmp_path / "data/classes_4/train.json").read_text())
+    assert len(labels) == 24  # a fifth is for val.json, and a fifth for the test
     assert {c for entry in labels for c in entry["positives"]} == {0, 1, 2, 3}
     assert len((tmp_path / "labelled_2.csv").read_text().splitlines()) == 3
 
