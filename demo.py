@@ -44,11 +44,7 @@ from utils.inference.photographs import Unreadable, in_batches
 from utils.inference.predictor import Prediction, Predictor, best_classes
 from utils.inference.rows import Row, RowsFile, rows_path
 from utils.inference.search import Found, find_photos
-from utils.inference.tables import (
-    is_csv_table,
-    is_json_table,
-    needs_utf8_mark,
-)
+from utils.inference.tables import is_csv_table, is_json_table, needs_utf8_mark
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
 from utils.runtime.arguments import Parser, expand_home, given_path, number
@@ -167,7 +163,7 @@ def new_rows(job: Job, own_batches: list[list[str]], done: set[str]) -> Generato
 
 
 def label_batch(job: Job, batch: list[str], results: Iterator[Prediction | Unreadable]) -> Iterator[Row]:
-    """Yield the row of each photograph of a batch, of which `results` come next; a signal ends it early."""
+    """Yield the row of each photograph of a batch; a signal ends it early. results: the next are its own."""
     for path, result in zip(batch, results):
         if interrupt.received:
             return

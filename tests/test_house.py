@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,7 @@ import val
 from benchmarks import bench
 from experiments import claims, coverage, pointing
 from helpers import REPOSITORY
-from utils import (
-    evaluation,
-    plot,
-    prepare_coco,
-    prepare_csv,
-    prepare_nuswide,
-    prepare_openimages,
-    prepare_shapes,
-    prepare_voc,
-    prepare_wider,
-)
+from utils import evaluation, plot
 from utils.runtime.arguments import Parser
 
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
@@ -33,15 +24,7 @@ SHIPPED = [
     *(REPOSITORY / "pipeline").rglob("*.py"),
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
-PREPARERS = [
-    prepare_coco,
-    prepare_csv,
-    prepare_nuswide,
-    prepare_openimages,
-    prepare_shapes,
-    prepare_voc,
-    prepare_wider,
-]
+PREPARERS = [import_module(f"utils.{path.stem}") for path in sorted(REPOSITORY.glob("utils/prepare_*.py"))]
 COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, coverage, pointing]
 
 

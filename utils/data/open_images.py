@@ -44,9 +44,10 @@ class TableForm(NamedTuple):
 
 def fits_label_table(cells: list[str]) -> bool:
     """Return whether a row can be a verified label."""
-    return (
-        len(cells) == 4 and cells[3] in CONFIDENCES and cells[0].isascii() and len(cells[0]) <= MAX_ID_BYTES
-    )
+    if len(cells) != 4:
+        return False
+    image_id, _, _, confidence = cells
+    return confidence in CONFIDENCES and image_id.isascii() and len(image_id) <= MAX_ID_BYTES
 
 
 LABEL_TABLE = TableForm(
