@@ -261,15 +261,24 @@ def test_bad_images_are_left_out(openimages, command):
 
 def test_the_folder_is_listed_once(openimages, command, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        os, "stat", lambda path, *args, _stat=os.stat, **kw: [asked.append(path), _stat(path, *args, **kw)][1]
-    )
     listed = []
+    stat = os.stat
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: [listed.append(path), scandir(path)][1])
+
+    def counted_stat(path, *args, **keywords):
+        asked.append(str(path))
+        return stat(path, *args, **keywords)
+
+    def counted_scandir(path):
+        listed.append(Path(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "stat", counted_stat)
+    monkeypatch.setattr(os, "scandir", counted_scandir)
     assert command(prepare_openimages).status == 0
-    assert [str(path) for path in asked if str(path).endswith(".jpg")] == []
-    assert sorted(path.name for path in listed if path.parent == Path("Dataset/OpenImages")) == sorted(ROWS)
+    assert [path for path in asked if path.endswith(".jpg")] == []
+    image_folders = [Path("Dataset/OpenImages", split) for split in ROWS]
+    assert sorted(path for path in listed if path in image_folders) == sorted(image_folders)
 
 
 def test_a_run_is_refused_until_the_classes_are_there(workdir, fails):
