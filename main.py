@@ -14,7 +14,6 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from pipeline.models import MODELS, build, check_img_size, default_lam
 from pipeline.network import Network, has_map_of_one_place
@@ -40,6 +39,7 @@ from utils.training.average import MovingAverage
 from utils.training.folder import RunFolder, SavedRun, holds_run
 from utils.training.losses import LOSSES
 from utils.training.meter import EpochMeter
+from utils.training.optimizers import OPTIMIZERS, build_optimizer
 from utils.training.restoring import restore
 from utils.training.resumable import check_same_start
 from utils.training.run import Run
@@ -232,21 +232,6 @@ def build_model(args: argparse.Namespace, device: torch.device, start_weights: b
     return model.to(memory_format=torch.channels_last)
 
 
-def build_optimizer(model: Network, args: argparse.Namespace) -> SGD:
-    """Return SGD; `base_lr` is --lr for the backbone, and --head_lr_factor times that for the classifier."""
-    backbone = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
-    head_lr = args.head_lr_factor * args.lr
-    groups = [
-        {"name": "backbone", "params": backbone, "base_lr": args.lr},
-        {"name": "classifier", "params": list(model.classifier.parameters()), "base_lr": head_lr},
-    ]
-    optimizer = SGD(groups, lr=args.lr, momentum=args.momentum, weight_decay=args.w_d, fused=True)
-    # If fp16 overflows in the first step and the scaler skips it, fused SGD leaves momentum uninitialised.
-    for parameter in model.parameters():
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
 def make_parser() -> Parser:
     default = "[default: the data set's]"
     positive = number(float, 0, low_allowed=False)
@@ -270,11 +255,16 @@ def make_parser() -> Parser:
     group.add_argument("--total_epoch", type=number(int, 1), help=f"epochs to train {default}")
     group.add_argument("--warmup_epoch", type=number(int, 0), default=2, help="epochs of linear warm-up")
     group.add_argument("--decay_step", type=number(int, 1), help=f"epochs until --lr drops tenfold {default}")
-    group.add_argument("--lr", type=positive, default=0.01, help="learning rate of the backbone")
+    optimizer_help = "sgd, as in the paper, or adamw"
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help=optimizer_help)
+    lr_help = f"learning rate of the backbone [default: {default_of('lr')}]"
+    group.add_argument("--lr", type=positive, help=lr_help)
     factor_help = "learning rate of the classifier, in multiples of --lr; 1 for the authors' baseline"
     group.add_argument("--head_lr_factor", type=positive, default=10.0, help=factor_help)
-    group.add_argument("--momentum", type=number(float, 0), default=0.9, help="momentum of SGD")
-    group.add_argument("--w_d", type=number(float, 0), default=1e-4, help="weight decay")
+    momentum_help = f"momentum of sgd [default: {OPTIMIZERS['sgd'].momentum:g}]"
+    group.add_argument("--momentum", type=number(float, 0), help=momentum_help)
+    decay_help = f"weight decay; adamw leaves out norms and biases [default: {default_of('w_d')}]"
+    group.add_argument("--w_d", type=number(float, 0), help=decay_help)
     group.add_argument("--loss", choices=LOSSES, default="bce", help="bce, or the asymmetric loss")
     decay = number(float, 0, low_allowed=False, high=1)
     ema_help = "evaluate and save a moving average of the weights, with a decay such as 0.9997"
@@ -289,6 +279,11 @@ def make_parser() -> Parser:
     return parser
 
 
+def default_of(name: str) -> str:
+    """Return the text on the default of an option that each optimizer has its own of."""
+    return ", ".join(f"{getattr(values, name):g} for {key}" for key, values in OPTIMIZERS.items())
+
+
 def resumed_args(saved: SavedRun) -> argparse.Namespace:
     """Return the options of a saved run, updated by the command line; UserError if that changes the run."""
     try:
@@ -298,7 +293,10 @@ def resumed_args(saved: SavedRun) -> argparse.Namespace:
 
 
 def resolve(given: argparse.Namespace) -> argparse.Namespace:
-    """Replace options that are None by the data set's defaults; UserError for options that conflict."""
+    """Replace options that are None by the data set's and the optimizer's defaults.
+
+    Raises UserError for options that conflict.
+    """
     spec = dataset_spec(given.dataset)
     num_classes = len(class_names(spec.folder))
     defaults = {
@@ -310,6 +308,7 @@ def resolve(given: argparse.Namespace) -> argparse.Namespace:
         "decay_step": spec.decay_step,
         "num_cls": num_classes,
         "lam": default_lam(given.num_heads),
+        **OPTIMIZERS[given.optimizer]._asdict(),
     }
     args = argparse.Namespace(**vars(given))
     del args.list_models  # not part of a run
@@ -328,6 +327,8 @@ def check_options(args: argparse.Namespace, num_classes: int) -> None:
         raise UserError(f"--num_cls {args.num_cls}: {args.dataset} has {num_classes} classes; leave it out")
     if args.lam and not args.num_heads:
         raise UserError("--num_heads 0 trains without attention: leave --lam out; val.py takes it afterwards")
+    if args.optimizer == "adamw" and args.momentum is not None:
+        raise UserError(f"--momentum {args.momentum:g} is for SGD: leave it out with --optimizer adamw")
     with reporting_value_errors(f"--img_size {args.img_size}"):
         check_img_size(args.model, args.img_size)
     if args.batch_size % WORLD_SIZE:

@@ -278,7 +278,8 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
     assert printed("--dataset", "shapes") == [
         "data          dataset shapes, num_cls 8, img_size 64, normalize none, batch_size 16",
         "model         model resnet18, num_heads 1, lam 0.1, pretrained none",
-        "optimisation  total_epoch 4, warmup_epoch 2, decay_step 4, lr 0.01 (head 0.1)",
+        "optimisation  total_epoch 4, warmup_epoch 2, decay_step 4, "
+        "optimizer sgd, lr 0.01 (head 0.1), momentum 0.9, w_d 0.0001",
     ]
     other = ["--lr", "0.02", "--head_lr_factor", "1", "--ema", "0.9", "--w_d", "0"]
     place = ["--output_dir", "run", "--overwrite", "--save_every", "5", "--sync_bn", "--normalize", "0.5"]
@@ -287,7 +288,7 @@ def test_main_prints_the_options_that_matter_or_differ_from_the_defaults(shapes,
         "dataset shapes, num_cls 8, img_size 64, normalize 0.5, batch_size 16, max_pixels 10"
     )
     assert model == "model         model resnet18, num_heads 1, lam 0.1, pretrained none"
-    assert optimisation.endswith("lr 0.02 (head 0.02), w_d 0.0, ema 0.9")
+    assert optimisation.endswith("lr 0.02 (head 0.02), momentum 0.9, w_d 0.0, ema 0.9")
     assert run == "run           sync_bn, save_every 5"
     assert "pretrained" not in printed("--cutmix", "FILE")[1]
     assert "normalize none" in printed("--dataset", "wider", "--normalize", "none")[0]  # not the default

@@ -125,11 +125,12 @@ def test_a_finished_run_can_be_extended(finished, command, fails):
     # Old runs lack newer options and have their position in another order.
     saved = torch.load(old / "last.pth", weights_only=True)
     saved["position"] = dict(reversed(saved["position"].items()))
-    for option in ("print_freq", "ema", "loss", "max_pixels", "head_lr_factor"):
+    for option in ("print_freq", "ema", "loss", "max_pixels", "head_lr_factor", "optimizer"):
         del saved["config"][option]
     torch.save(saved, old / "last.pth")
-    other = ["--ema", 0.9, "--loss", "asl", "--head_lr_factor", 1]
+    other = ["--ema", 0.9, "--loss", "asl", "--head_lr_factor", 1, "--optimizer", "adamw"]
     says = ["--ema 0.9 (it has None)", "--loss asl (it has bce)", "--head_lr_factor 1.0 (it has 10.0)"]
+    says.append("--optimizer adamw (it has sgd)")
     fails(main, "--resume", "--output_dir", old, *other, says=says)
     assert command(main, "--resume", "--output_dir", old, "--total_epoch", 3).status == 0
     assert_same(results(old), results(finished))

@@ -17,7 +17,17 @@ SUMMARY = {
         "split",
     ),
     "model": ("model", "num_heads", "lam", "pretrained", "cutmix", "load_from", "tta"),
-    "optimisation": ("total_epoch", "warmup_epoch", "decay_step", "lr", "momentum", "w_d", "loss", "ema"),
+    "optimisation": (
+        "total_epoch",
+        "warmup_epoch",
+        "decay_step",
+        "optimizer",
+        "lr",
+        "momentum",
+        "w_d",
+        "loss",
+        "ema",
+    ),
     "run": (
         "device",
         "amp",
@@ -33,7 +43,16 @@ SUMMARY = {
     ),
 }
 # These are named even if they have their defaults.
-ALWAYS_NAMED = ("dataset", "batch_size", "num_heads", "normalize", "pretrained", "warmup_epoch", "lr")
+ALWAYS_NAMED = (
+    "dataset",
+    "batch_size",
+    "num_heads",
+    "normalize",
+    "pretrained",
+    "warmup_epoch",
+    "optimizer",
+    "lr",
+)
 
 
 def summary(parser: Parser, args: argparse.Namespace) -> str:

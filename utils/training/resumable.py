@@ -111,7 +111,7 @@ def tensor_fits(saved: Tensor, expected: Tensor) -> bool:
 
 
 def optimizer_fits(saved: Any, expected: dict[str, Any]) -> bool:
-    """Return whether a saved optimizer has the expected momentum, and a learning rate for each group."""
+    """Return whether a saved optimizer has the expected state, and a learning rate for each group."""
     if not isinstance(saved, dict) or not fits(saved.get("state"), expected["state"]):
         return False
     groups = saved.get("param_groups")

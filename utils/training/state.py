@@ -134,7 +134,7 @@ def load_buffers(network: nn.Module, saved: list[Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Restore the momentum and the learning rates; the rest of the groups follows from the options."""
+    """Restore the state and the learning rates; the rest of the groups follows from the options."""
     groups = optimizer.state_dict()["param_groups"]
     for group, saved_group in zip(groups, saved["param_groups"], strict=True):
         group["lr"] = saved_group["lr"]
