@@ -13,7 +13,7 @@ import export
 import main
 import val
 from benchmarks import bench
-from experiments import claims, coverage, pointing
+from experiments import claims, coverage, efficientnet_lite, pointing
 from helpers import REPOSITORY
 from utils import evaluation, plot
 from utils.runtime.arguments import Parser
@@ -25,7 +25,20 @@ SHIPPED = [
     *(REPOSITORY / "utils").rglob("*.py"),
 ]
 PREPARERS = [import_module(f"utils.{path.stem}") for path in sorted(REPOSITORY.glob("utils/prepare_*.py"))]
-COMMANDS = [main, val, demo, export, evaluation, plot, *PREPARERS, bench, claims, coverage, pointing]
+COMMANDS = [
+    main,
+    val,
+    demo,
+    export,
+    evaluation,
+    plot,
+    *PREPARERS,
+    bench,
+    claims,
+    coverage,
+    efficientnet_lite,
+    pointing,
+]
 
 
 def imports(path: Path) -> set[str]:
