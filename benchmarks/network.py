@@ -14,7 +14,6 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.utils.data import DataLoader
 from torchvision.models.resnet import Bottleneck
 
@@ -24,8 +23,9 @@ from benchmarks.inputs import NUM_CLASSES, our_images, random_targets
 from benchmarks.settings import Settings, Targets, Variant, find_target
 from benchmarks.table import Row
 from benchmarks.timing import in_child, in_turns, seconds, synchronize, without_tf32
+from pipeline.folding import folded
 from pipeline.network import Network
-from pipeline.resnet_csra import TRUNK, ResNet_CSRA
+from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.data.samples import Batch
@@ -198,18 +198,15 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, Network]
     words += ["--img_size", str(settings.sizes.img_size), "--batch_size", str(settings.batch_size)]
     words += ["--lr", str(LR), "--warmup_epoch", "0"]
     words += ["--device", settings.device.type, "--amp", variant.amp]
-    if variant.compile:
-        words.append("--compile")
     options = main.resolve(main.make_parser().parse_args(words))
     device = choose_device(options.device)
     set_up_device(device)
     model = main.build_model(options, device)
     scale_down_branches(model)
-    if variant.compile not in ("", "default"):
-        model.compile(mode=variant.compile)  # main.py has no option for it
     if variant.fold:
-        trunk = nn.Sequential(*(getattr(model, name) for name in TRUNK))
-        model.features = fuse(trunk.eval()).forward  # pixels are not normalised for the data set coco
+        model = folded(model.eval())
+    if variant.compile:
+        model.compile(mode=variant.compile)
     return options, model
 
 

@@ -42,7 +42,8 @@ class Network(nn.Module):
             return images
         means, stds = NORMALIZATION[self.normalization]
         # Numbers, unlike tensors, need no copy to the GPU in each step and no place in the state dict.
-        planes = [(plane - mean) / std for plane, mean, std in zip(images.unbind(1), means, stds)]
+        # torch.fx can trace images[:, c], but not a loop over images.unbind(1).
+        planes = [(images[:, c] - means[c]) / stds[c] for c in range(3)]
         return torch.stack(planes, dim=3).permute(0, 3, 1, 2)
 
     def adapt(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

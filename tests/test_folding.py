@@ -1,0 +1,70 @@
+"""Batch norm folded into convolutions: the same logits, and nothing of the network changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.folding import folded
+from pipeline.models import build
+from pipeline.network import Network
+
+# How many batch norms stay in a network of each family: DenseNet has most of them before a convolution.
+FAMILIES = {
+    "resnet18": 0,
+    "mobilenet_v2": 0,
+    "densenet121": 62,
+    "googlenet": 0,
+    "inception_v3": 0,
+    "efficientnet_b0": 0,
+    "regnet_y_400mf": 0,
+    "shufflenet_v2_x0_5": 0,
+}
+
+SLOW = ("densenet121", "googlenet", "inception_v3", "efficientnet_b0")
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights as after training, and return the network in eval mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+            ):
+                nn.init.uniform_(values, low, high)
+    return network.eval()
+
+
+def random_network(model: str, normalization: str = "none") -> Network:
+    torch.manual_seed(0)
+    network = build(model, 2, 0.3, 5, 96)
+    network.normalization = normalization
+    return with_statistics(network)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES]
+)
+def test_a_folded_network_has_the_same_logits(model):
+    network = random_network(model)
+    fast = folded(network)
+    images = torch.rand(2, 3, 96, 96).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert relative(fast(images), network(images)) < 1e-5
+        assert relative(fast.features(images), network.features(images)) < 1e-5
+    assert fast.classifier is network.classifier
+    left = [module for module in fast.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(left) == FAMILIES[model]
+
+
+@pytest.mark.parametrize("model", ["convnext_tiny", "swin_t", "vit_B16_224"])
+def test_a_network_without_batch_norm_stays_as_it_is(model):
+    with torch.device("meta"):
+        network = build(model, 1, 0.1, 5, 224).eval()
+    assert folded(network) is network
