@@ -117,9 +117,12 @@ def list_runs(rows: list[str], dataset: str, num_seeds: int) -> list[Run]:
 def default_options(spec: DatasetSpec, given: list[str]) -> list[str]:
     """Return main.py's options with the data set's defaults, which the data set for the choice lacks.
 
-    given: the user's options. Weights of the user's own exclude --pretrained.
+    given: the user's options. Weights of the user's own exclude --pretrained, and timm's models have their
+    own size and normalisation.
     """
-    names = ["model", "img_size", "normalize", "total_epoch", "decay_step"]
+    names = ["model", "total_epoch", "decay_step"]
+    if not any(word.removeprefix("--model=").startswith("timm:") for word in given):
+        names += ["img_size", "normalize"]
     if not any(word.startswith(("--backbone_weights", "--cutmix")) for word in given):
         names.append("pretrained")
     values = {name: getattr(spec, name) for name in names}

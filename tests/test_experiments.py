@@ -16,6 +16,7 @@ import torch
 
 from experiments import claims, pointing
 from main import make_parser
+from utils.data.datasets import dataset_spec
 from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
@@ -67,6 +68,16 @@ def test_the_row_and_the_seed_win_over_the_options_of_the_command(folder, comman
     assert result.err == "claims.py: error: stop\n"
     (args,) = calls
     assert (args.num_heads, args.lam, args.seed, args.pretrained) == (4, 0.2, 0, None)
+
+
+@pytest.mark.parametrize("words", [["--model", "timm:vit_tiny"], ["--model=timm:vit_tiny"]], ids=str)
+def test_timms_models_have_their_own_size_and_normalisation(words):
+    spec = dataset_spec("voc07")
+    of_the_data_set = claims.default_options(spec, ["--model", "resnet18"])
+    of_the_model = claims.default_options(spec, words)
+    size_and_pixels = {"--img_size=448", "--normalize=none"}
+    assert size_and_pixels <= {*of_the_data_set}
+    assert {*of_the_data_set} - {*of_the_model} == size_and_pixels
 
 
 def test_data_sets_without_boxes_are_refused_before_a_run(folder, command):
