@@ -15,8 +15,9 @@ import utils.runtime.passive_waiting  # noqa: F401  before torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import MODELS, build, check_img_size, default_lam
+from pipeline.models import build, check_img_size, default_lam, list_models
 from pipeline.network import Network, has_map_of_one_place
+from pipeline.timm_csra import is_timm, own_img_size, own_normalization
 from utils.command_line import options
 from utils.command_line.load_from import backbone_file
 from utils.command_line.summary import summary
@@ -51,7 +52,8 @@ from utils.weights.fitting import load_backbone
 def main() -> None:
     given = make_parser().parse_args()
     if given.list_models:
-        print("\n".join(MODELS))
+        with reporting_value_errors(f"--list_models {given.list_models}"):
+            print("\n".join(list_models(given.list_models)))
         return
     with RunFolder() as folder:
         args, saved = open_run(given, folder)
@@ -225,7 +227,7 @@ def build_model(args: argparse.Namespace, device: torch.device, start_weights: b
     if start_weights and (args.cutmix or args.pretrained == "imagenet"):
         load_backbone(model, args.model, backbone_file(args))
     if args.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.share_batch_statistics()
     if args.compile:
         model.compile()
     model.to(device)
@@ -243,7 +245,8 @@ def make_parser() -> Parser:
 
     group = parser.add_argument_group("model")
     options.add_model_options(group, from_checkpoint=False)
-    group.add_argument("--list_models", action="store_true", help="print the names of the backbones and exit")
+    list_help = "print the backbones and exit: all but timm's, or those of a PATTERN, as 'timm:vit*'"
+    group.add_argument("--list_models", nargs="?", const="*", metavar="PATTERN", help=list_help)
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", choices=["imagenet", "none"], help=f"start weights {default}")
@@ -310,6 +313,11 @@ def resolve(given: argparse.Namespace) -> argparse.Namespace:
         "lam": default_lam(given.num_heads),
         **OPTIMIZERS[given.optimizer]._asdict(),
     }
+    if given.model and is_timm(given.model):
+        defaults["img_size"] = own_img_size(given.model)
+        if given.normalize is None:
+            with reporting_value_errors("--model"):
+                defaults["normalize"] = own_normalization(given.model)
     args = argparse.Namespace(**vars(given))
     del args.list_models  # not part of a run
     for name, default in defaults.items():

@@ -1,5 +1,7 @@
-"""Every network by name: the paper's ResNets and Vision Transformers, and torchvision's other classifiers."""
+"""Every network by name: the paper's ResNets and Vision Transformers, others of torchvision and timm."""
 
+import difflib
+import fnmatch
 import re
 from typing import TypedDict
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from pipeline.csra import TEMPERATURES
 from pipeline.network import Network, rename
 from pipeline.resnet_csra import DEPTHS, TRUNK, ResNet_CSRA, read_depth
+from pipeline.timm_csra import Timm_CSRA, check_name, is_timm, list_timm, read_layout
 from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import PATCH, TIMM, VITS, ViT_CSRA, read_vit
 
@@ -41,8 +44,30 @@ class Architecture(TypedDict):
     img_size: int | None
 
 
+def check_model(model: str) -> None:
+    """Raise ValueError unless there is a model of this name."""
+    if is_timm(model):
+        check_name(model)
+    elif model not in MODELS:
+        similar = ", ".join(difflib.get_close_matches(model, MODELS) or ["resnet101"])
+        raise ValueError(f"{model!r}: did you mean {similar}? main.py --list_models prints all")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names that fit a pattern, of MODELS or, if it starts with `timm:`, of timm's models.
+
+    Raises ValueError if none does, or if timm is needed and not installed.
+    """
+    names = list_timm(pattern) if is_timm(pattern) else fnmatch.filter(MODELS, pattern)
+    if not names:
+        raise ValueError("no model has such a name")
+    return names
+
+
 def check_img_size(model: str, img_size: int) -> None:
     """Raise ValueError if a model cannot take square images of img_size pixels a side."""
+    if is_timm(model):
+        read_layout(model, img_size)
     if model in VITS and img_size % PATCH:
         raise ValueError(f"{model} takes images whose side is a multiple of {PATCH}, not {img_size}")
 
@@ -55,14 +80,17 @@ def default_lam(num_heads: int) -> float:
 def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -> Network:
     """Return a network with random weights that maps images (B, 3, S, S) in [0, 1] to logits (B, num_cls).
 
-    model: one of MODELS. num_heads: 1, 2, 4, 6 or 8; 0 is average pooling. img_size: S, in pixels, which only
-    the Vision Transformers need to know. Raises ValueError if the model does not take images of this size.
+    model: one of MODELS, or `timm:NAME`. num_heads: 1, 2, 4, 6 or 8; 0 is average pooling. img_size: S, in
+    pixels, which only Vision Transformers and the like need to know. Raises ValueError if the model does not
+    take images of this size, or if timm is needed and not installed.
     """
     check_img_size(model, img_size)
     if model in RESNETS:
         return ResNet_CSRA(num_heads, lam, num_cls, depth=int(model.removeprefix("resnet")))
     if model in VITS:
         return ViT_CSRA(num_heads, lam, num_cls, model, img_size)
+    if is_timm(model):
+        return Timm_CSRA(num_heads, lam, num_cls, model, img_size)
     network = Trunk_CSRA(num_heads, lam, num_cls, model)
     try:
         with torch.inference_mode():
@@ -77,7 +105,7 @@ def build(model: str, num_heads: int, lam: float, num_cls: int, img_size: int) -
 def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -> Architecture:
     """Read the architecture off a state dict; ValueError if none fits.
 
-    model: the name of the backbone, if it is known, for a state dict of those in OTHERS, which reveals none.
+    model: the name of the backbone, if it is known; a state dict of one in OTHERS or of timm reveals none.
     """
     heads = [k for k in state_dict if re.fullmatch(r"classifier\.multi_head\.\d+\.head\.weight", k)]
     num_heads = len(heads)
@@ -91,7 +119,7 @@ def read_architecture(state_dict: dict[str, Tensor], model: str | None = None) -
         model, img_size = read_vit(state_dict)
         if model is None:
             model = f"resnet{read_depth(state_dict)}"
-    elif model is None or model not in OTHERS:
+    elif model is None or not (model in OTHERS or is_timm(model)):
         raise ValueError("it does not say which backbone it has: name it with --model")
     return Architecture(model=model, num_heads=num_heads, num_cls=weight.shape[0], img_size=img_size)
 

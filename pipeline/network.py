@@ -11,11 +11,15 @@ from pipeline.csra import MHA, AveragePooling, ResidualAttention
 MIN_SIDE = 33  # of images in pixels: 32 leave one place in the feature map
 MAX_SIDE = 2**16  # sides must be below it; larger images would not fit in any memory
 # Mean and std of red, green and blue for each name that --normalize takes; "none" leaves pixels in [0, 1], as
-# in the paper; "imagenet" is what torchvision's and most other ImageNet weights were trained with.
+# in the paper; "imagenet" is what torchvision's and most other ImageNet weights were trained with. The last
+# three are those of CLIP, of the Dual Path Networks and of DINOv3's weights for satellite images.
 NORMALIZATION = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "dpn": ((124 / 255, 117 / 255, 104 / 255), (0.2348247, 0.2348247, 0.2348247)),
+    "sat493m": ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143)),
 }
 
 
@@ -50,16 +54,22 @@ class Network(nn.Module):
         """Convert a state dict of torchvision or timm to this network's names and sizes."""
         return state_dict
 
+    def share_batch_statistics(self) -> None:
+        """Let each batch norm compute its statistics over all processes."""
+        for name, child in list(self.named_children()):
+            self.add_module(name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
 
 def has_map_of_one_place(network: Network, img_size: int) -> bool:
-    """Return whether a batch norm is given maps of one place, so that it cannot train on a single image.
+    """Return whether a batch norm gets one value per channel of an image, so that it cannot train on one.
 
     img_size: side of the images in pixels.
     """
     places = []
 
     def record_places(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        places.append(inputs[0][0, 0].numel())
+        assert isinstance(norm, _BatchNorm)
+        places.append(inputs[0].numel() // norm.num_features)
 
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(record_places) for norm in norms]

@@ -10,7 +10,7 @@ from utils.inference.predictor import Predictor
 from utils.runtime.distributed import first_process_first
 from utils.runtime.errors import UserError
 from utils.weights.downloads import fetch
-from utils.weights.imagenet import weights_url
+from utils.weights.imagenet import file_in_hub_cache, weights_name, weights_url
 from utils.weights.sources import check_is_published, dataset_and_lam, find_published, local_file
 
 
@@ -67,9 +67,14 @@ def backbone_file(args: Namespace) -> Path:
             raise UserError(f"{args.cutmix} is for --model {published.model}, not {args.model}")
         return first_process_first(lambda: local_file(args.cutmix, report=print))
     try:
-        return first_process_first(lambda: fetch(weights_url(args.model), report=print))
+        return first_process_first(lambda: pretrained_file(args.model))
     except UserError as error:
         raise UserError(f"{error}, or use --pretrained none") from error
+
+
+def pretrained_file(model: str) -> Path:
+    """Return the local file of a model's published weights, downloaded if it is not there yet."""
+    return file_in_hub_cache(model) or fetch(weights_url(model), weights_name(model), report=print)
 
 
 def options_in_effect(args: Namespace, predictor: Predictor) -> Namespace:

@@ -1,10 +1,9 @@
 """The options that several commands share."""
 
 import argparse
-import difflib
 
 from pipeline.csra import TEMPERATURES
-from pipeline.models import MODELS
+from pipeline.models import check_model
 from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
 from utils.data.datasets import DATASETS, DEFAULT_DATASET
 from utils.runtime.arguments import add_max_pixels, expand_home, given_path, number
@@ -16,11 +15,10 @@ OptionGroup = argparse._ArgumentGroup  # argparse has no public name for what ad
 
 def model_name(text: str) -> str:
     """Check the name of a model; an argparse type."""
-    if text not in MODELS:
-        similar = ", ".join(difflib.get_close_matches(text, MODELS) or ["resnet101"])
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: did you mean {similar}? main.py --list_models prints all"
-        )
+    try:
+        check_model(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
@@ -56,12 +54,12 @@ def add_dataset_of_checkpoint(group: OptionGroup) -> None:
 
 def add_image_options(group: OptionGroup, from_checkpoint: bool) -> None:
     """Add the options on the images; from_checkpoint: the defaults come from a checkpoint."""
-    default = "as trained, else the data set's" if from_checkpoint else "the data set's"
+    default = "as trained, else the data set's" if from_checkpoint else "the data set's, or the timm model's"
     group.add_argument("--num_cls", type=number(int, 1), help="number of classes, which is only checked")
     group.add_argument("--img_size", type=image_side, help=f"side in pixels [default: {default}]")
     normalize_help = (
-        "none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5; imagenet: with the mean and deviation "
-        f"of ImageNet, which torchvision's weights expect [default: {default}]"
+        "none: pixels in [0, 1] as they are; 0.5: (pixel - 0.5) / 0.5; imagenet, clip, …: with the mean and "
+        f"deviation of ImageNet, which torchvision's weights expect, of CLIP, … [default: {default}]"
     )
     group.add_argument("--normalize", choices=NORMALIZATION, help=normalize_help)
 
@@ -84,7 +82,8 @@ def add_model_options(group: OptionGroup, from_checkpoint: bool) -> None:
         model = "the data set's"
         heads = "1"
         lam = "0.1, without heads 0"
-    group.add_argument("--model", type=model_name, metavar="NAME", help=f"backbone [default: {model}]")
+    model_help = f"backbone; timm:NAME for one of timm [default: {model}]"
+    group.add_argument("--model", type=model_name, metavar="NAME", help=model_help)
     heads_help = f"attention heads; 0: average pooling [default: {heads}]"
     group.add_argument("--num_heads", type=int, choices=[0, *TEMPERATURES], help=heads_help)
     lam_help = f"weight lambda of the attention [default: {lam}]"

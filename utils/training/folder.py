@@ -162,7 +162,8 @@ def missing_folders(path: Path) -> list[Path]:
 
 def make_new_folder(args: argparse.Namespace) -> Path:
     """Make checkpoint/<options>, with -2, -3, … after a name that is taken."""
-    name = f"{args.dataset}_{args.model}_h{args.num_heads}_lam{args.lam:g}"
+    model = args.model.replace(":", "_")  # of timm:NAME; Windows takes no colon
+    name = f"{args.dataset}_{model}_h{args.num_heads}_lam{args.lam:g}"
     for number in itertools.count(1):
         folder = ALL_RUNS / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):

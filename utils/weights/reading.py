@@ -27,7 +27,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from utils.runtime.archive import ENTRY_START, ArchiveError, check_archive
-from utils.runtime.errors import UserError, out_of_memory_message
+from utils.runtime.errors import UserError, out_of_memory_message, reporting_errors
 from utils.runtime.files import check_fetched
 
 # How a file of torch before 1.6 starts after its first two bytes, which are the version of the pickle.
@@ -79,10 +79,10 @@ SAFE: list[Any] = [
 
 
 def read_file(path: Path) -> Any:
-    """Return the content of a file that torch.save wrote: tensors on the CPU, and plain values.
+    """Return the content of a file that torch.save or safetensors wrote: CPU tensors, and plain values.
 
-    Raises UserError if the file is missing or damaged, or holds anything else. Files of torch before 1.6 hold
-    no checksums, so a wrong number in them is not noticed.
+    Raises UserError if the file is missing or damaged, or holds anything else. Files of torch before 1.6 and
+    of safetensors hold no checksums, so a wrong number in them is not noticed.
     """
     if not path.is_file():
         problem = "not a file: name best.pth in it" if path.exists() else "no such file"
@@ -104,6 +104,8 @@ def read_open_file(file: BinaryIO, name: str) -> Any:
         return read_archive(file, name)
     if start[2:].startswith(OLD_START):
         return read_old_file(file, name)
+    if start[8:9] == b"{":  # after the length of the header, which is JSON
+        return read_safetensors(file, name)
     if is_web_page(start):
         raise UserError(f"{name} is a web page, not a checkpoint: download it again in a browser")
     raise damaged(name, "it does not start as such a file")
@@ -136,6 +138,18 @@ def read_old_file(file: BinaryIO, name: str) -> Any:
         # torch.load reads the tensors that the file lists, and leaves the others as the memory was.
         raise damaged(name, "it does not end with its last tensor")
     return content
+
+
+def read_safetensors(file: BinaryIO, name: str) -> Any:
+    """Return the state dict in a file of safetensors' format, in which timm's weights are published."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        fault = f"{name} is in safetensors' format, which needs one more package"
+        raise UserError(f"{fault}: pip install safetensors") from None
+    file.seek(0)
+    with reporting_errors(f"{name} is damaged: copy or download it again"):
+        return safetensors.torch.load(file.read())
 
 
 def unpickle(file: BinaryIO, name: str) -> Any:
