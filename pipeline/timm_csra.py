@@ -195,17 +195,18 @@ def read_layout(model: str, img_size: int) -> Layout:
 
     Raises ValueError if it does not take images of this size, or has no feature map.
     """
-    own_size = own_img_size(model)
-    unknown_size = f"{model} does not take images of {img_size} x {img_size}"
     try:
         # On the meta device tensors have a shape and no numbers, so nothing takes time.
         with torch.device("meta"), torch.random.fork_rng(devices=[]), recording_gradients():
             trunk = create_trunk(model, img_size).eval()
             output = trunk.forward_features(torch.zeros(1, 3, img_size, img_size))
     except TIMM_ERRORS as error:
-        raise ValueError(f"{unknown_size} ({reason(error)}); its own size is {own_size}") from None
+        size = f"{img_size} x {img_size}"
+        way_out = f"its own size is {own_img_size(model)}"
+        raise ValueError(f"{model} does not take images of {size} ({reason(error)}); {way_out}") from None
     if not isinstance(output, Tensor):
         raise ValueError(f"{model} has no feature map: it returns a {type(output).__name__}")
+    check_patches(trunk, model, img_size)
     kind, num_prefix = read_kind(trunk, model, output)
     return Layout(kind, trunk.num_features, num_prefix, used_parameters(trunk, output))
 
@@ -215,6 +216,14 @@ def recording_gradients() -> Iterator[None]:
     """Inside the block, operations are recorded for a backward pass, whatever the caller has set."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def check_patches(trunk: Any, model: str, img_size: int) -> None:
+    """Raise ValueError if a model's patches would leave out the last pixels of an image."""
+    patch_size = getattr(getattr(trunk, "patch_embed", None), "patch_size", 1)
+    patch = patch_size if isinstance(patch_size, int) else patch_size[0]
+    if img_size % patch:
+        raise ValueError(f"{model} takes images whose side is a multiple of {patch}, not {img_size}")
 
 
 def read_kind(trunk: Any, model: str, output: Tensor) -> tuple[str, int]:
@@ -229,7 +238,8 @@ def read_kind(trunk: Any, model: str, output: Tensor) -> tuple[str, int]:
         places = output.shape[1] - num_prefix
         if places > 1 and math.isqrt(places) ** 2 == places:
             return "tokens", num_prefix
-    raise ValueError(f"{model} has no feature map: its features are {tuple(output.shape[1:])} for an image")
+    shape = tuple(output.shape[1:])
+    raise ValueError(f"{model} has no feature map: it makes features of shape {shape} from an image")
 
 
 def used_parameters(trunk: nn.Module, output: Tensor) -> frozenset[str]:
@@ -245,7 +255,7 @@ def used_parameters(trunk: nn.Module, output: Tensor) -> frozenset[str]:
         seen.add(node)
         variable = getattr(node, "variable", None)  # of a node that holds a parameter
         if variable is not None:
-            used.add(names[variable])
+            used.add(names.get(variable, ""))
         nodes.extend(following for following, _ in node.next_functions)
     return frozenset(used)
 
@@ -270,4 +280,4 @@ def remove_unused(module: nn.Module, used: frozenset[str], path: str = "") -> No
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].removesuffix(".") if lines else type(error).__name__

@@ -1,8 +1,9 @@
-"""Read a file that torch.save wrote, without running code in it.
+"""Read a file of weights without running code in it: one that torch.save wrote, or one of safetensors.
 
-Such a file holds a pickle, and the numbers of the tensors beside it. A pickle is a program: it can name any
-function of any installed module and have it called, even os.system. torch.load with weights_only=True runs
-only the functions on a list: PyTorch's own, which put tensors together, and those in SAFE.
+A file of torch.save holds a pickle, and the numbers of the tensors beside it. A pickle is a program: it can
+name any function of any installed module and have it called, even os.system. torch.load with
+weights_only=True runs only the functions on a list: PyTorch's own, which put tensors together, and those in
+SAFE.
 
 SAFE lists what else is often stored beside weights: the options of argparse, the version of torch, and NumPy
 numbers, such as the best mAP. NumPy's own functions are not safe to call. They believe what the pickle gives
