@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,13 @@ def test_list_models_prints_every_name(command):
     assert len(set(MODELS)) == len(MODELS) > 60
     result = command(main, "--list_models")
     assert (result.status, result.out.split()) == (0, list(MODELS))
+
+
+@pytest.mark.parametrize("option", ["--model", "--list_models"])
+def test_without_timm_one_line_says_what_to_install(workdir, fails, monkeypatch, option):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = "timm:test_resnet needs one more package: pip install timm"
+    fails(main, "--dataset", "shapes", option, "timm:test_resnet", says=[message])
 
 
 # torchvision's presets have the mean and deviation of ImageNet in them.
