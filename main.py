@@ -245,7 +245,7 @@ def make_parser() -> Parser:
 
     group = parser.add_argument_group("model")
     options.add_model_options(group, from_checkpoint=False)
-    list_help = "print the backbones and exit: all but timm's, or those of a PATTERN, as 'timm:vit*'"
+    list_help = "print the names of the backbones, or of those that fit a PATTERN such as 'timm:vit*'"
     group.add_argument("--list_models", nargs="?", const="*", metavar="PATTERN", help=list_help)
     file_help = "start from backbone weights in a checkpoint instead, such as CutMix's"
     weights = group.add_mutually_exclusive_group()

@@ -8,6 +8,7 @@ import difflib
 import functools
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,7 +70,10 @@ class Timm_CSRA(Network):
         super().__init__()
         self.trunk: Any
         self.layout = read_layout(model, img_size)
-        self.trunk = create_trunk(model, img_size)
+        # Even where the caller builds networks without numbers, on the meta device: timm's buffers, such as
+        # tables of relative positions, hold numbers that no checkpoint has.
+        with torch.device("cpu"):
+            self.trunk = create_trunk(model, img_size)
         remove_unused(self.trunk, self.layout.used)
         self.classifier = make_classifier(num_heads, lam, self.layout.width, num_classes)
 
@@ -107,7 +111,8 @@ class Timm_CSRA(Network):
         if convert is None:
             return weights
         try:
-            return dict(convert(dict(weights), self.trunk))
+            with warnings.catch_warnings(action="ignore"):  # of torch, about how timm indexes
+                return dict(convert(dict(weights), self.trunk))
         except TIMM_ERRORS as error:
             raise ValueError(f"timm cannot convert it: {reason(error)}") from None
 
@@ -193,8 +198,9 @@ def create_trunk(model: str, img_size: int) -> Any:
 def read_layout(model: str, img_size: int) -> Layout:
     """Return what a model computes from images of img_size pixels a side, without computing it.
 
-    Raises ValueError if it does not take images of this size, or has no feature map.
+    Raises ValueError if timm has no such model, or if it does not take images of this size, or has no map.
     """
+    check_name(model)
     try:
         # On the meta device tensors have a shape and no numbers, so nothing takes time.
         with torch.device("meta"), torch.random.fork_rng(devices=[]), recording_gradients():

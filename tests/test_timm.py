@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_weights_do_not_depend_on_whether_the_layout_is_known():
     assert_same(*states)
 
 
+def test_a_network_built_without_numbers_takes_them_from_a_state_dict():
+    network = build("timm:swinv2_tiny_window8_256", 1, 0.1, 3, 64).eval()
+    with torch.device("meta"):
+        empty = build("timm:swinv2_tiny_window8_256", 1, 0.1, 3, 64).eval()
+    empty.load_state_dict(network.state_dict(), assign=True)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(empty(images), network(images))
+
+
 @pytest.mark.parametrize(
     ("model", "side", "says"),
     [
@@ -171,6 +181,14 @@ def test_unknown_names_are_refused_with_similar_ones(workdir, fails):
     fails(main, "--model", "timm:test_resnett", says=["timm:test_resnett", "did you mean timm:test_resnet"])
     fails(main, "--model", "timm:test_vit.best", says=["timm:test_vit.best", "timm:test_vit.r160_in1k"])
     fails(main, "--list_models", "timm:restnet*", says=["--list_models timm:restnet*", "no model"])
+
+
+def test_a_checkpoint_of_an_unknown_model_is_refused(workdir, fails):
+    make_own(workdir)
+    state = build("timm:test_resnet", 1, 0.1, 2, 64).state_dict()
+    config = {"model": "timm:gone", "lam": 0.1, "img_size": 64, "normalize": "none"}
+    torch.save({"model": state, "config": config, "classes": ["a", "b"], "record": {}}, "m.pth")
+    fails(val, "--dataset", "mine", "--load_from", "m.pth", says=["m.pth", "timm:gone", "did you mean"])
 
 
 def test_list_models_filters(command):
@@ -279,6 +297,17 @@ def test_weights_of_timm_start_training(shapes, monkeypatch, tmp_path):
     assert torch.equal(states[0][f"trunk.{weight}"], theirs.state_dict()[weight])
     assert states[0]["trunk.pos_embed"].shape[1] == 1 + 16
     assert "trunk.fc_norm.weight" not in states[0]  # timm norms what it has pooled
+
+
+def test_tables_of_relative_positions_are_resized():
+    name = "timm:swin_tiny_patch4_window7_224"
+    small, large = (build(name, 1, 0.1, 3, side) for side in (56, 112))
+    table = "trunk.layers.3.blocks.0.attn.relative_position_bias_table"
+    assert small.state_dict()[table].shape == (3**2, 2)
+    with warnings.catch_warnings(action="error"):
+        adapted = large.adapt(small.state_dict())
+    assert adapted[table].shape == (7**2, 2)
+    large.load_state_dict(adapted)
 
 
 def test_files_that_do_not_fit_or_are_damaged_are_refused(shapes, fails, workdir, monkeypatch):
