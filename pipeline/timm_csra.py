@@ -87,17 +87,14 @@ class Timm_CSRA(Network):
         Position embeddings and the like are resized to this network's images. Raises ValueError if timm does
         not understand the state dict.
         """
-        classifier = {name: value for name, value in state_dict.items() if name.startswith("classifier.")}
-        is_own = any(name.startswith("trunk.") for name in state_dict)
-        weights = state_dict
-        if is_own:
-            weights = {name.removeprefix("trunk."): value for name, value in state_dict.items()}
-            weights = {name: value for name, value in weights.items() if name not in classifier}
+        own = {name: value for name, value in state_dict.items() if name.startswith("trunk.")}
+        weights = {name.removeprefix("trunk."): value for name, value in own.items()} or state_dict
         if not self.fits(weights):
             weights = self.converted(weights)
-        if not is_own:
-            classifier = {}
-        return {f"trunk.{name}": value for name, value in weights.items()} | classifier
+        adapted = {f"trunk.{name}": value for name, value in weights.items()}
+        if own:  # timm's own classifier stays out
+            adapted |= {name: value for name, value in state_dict.items() if name not in own}
+        return adapted
 
     def fits(self, weights: dict[str, Tensor]) -> bool:
         """Return whether weights under timm's names have the names and shapes of this trunk."""

@@ -44,17 +44,22 @@ def timm_url(model: str) -> str:
     return str(cfg.url)
 
 
+def is_on_hub(model: str) -> bool:
+    """Return whether the weights of a model are on the Hugging Face hub, as most of timm's are."""
+    return is_timm(model) and bool(pretrained_cfg(model).hf_hub_id)
+
+
 def weights_name(model: str) -> str | None:
     """Return the name for the file of a model's weights in torch.hub's folder; None for that of its URL."""
-    if not is_timm(model) or not pretrained_cfg(model).hf_hub_id:
+    if not is_on_hub(model):
         return None
     cfg = pretrained_cfg(model)
     return f"{cfg.architecture}.{cfg.tag}.safetensors"  # every file on the hub has the same name
 
 
 def file_in_hub_cache(model: str) -> Path | None:
-    """Return the file of timm's weights for a model if the Hugging Face hub's own cache has it, else None."""
-    if not is_timm(model) or not pretrained_cfg(model).hf_hub_id:
+    """Return the file of a model's weights if the Hugging Face hub's own cache has it, else None."""
+    if not is_on_hub(model):
         return None
     import huggingface_hub
 
