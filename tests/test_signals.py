@@ -174,7 +174,7 @@ import main
 from utils.command_line import load_from
 from utils.runtime.script import run_script
 
-def download(url, **options):
+def download(*address_and_name, **options):
     print("downloading", flush=True)
     time.sleep(60)
 
