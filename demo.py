@@ -44,6 +44,7 @@ from utils.inference.photographs import Unreadable, in_batches
 from utils.inference.predictor import Prediction, Predictor, best_classes
 from utils.inference.rows import Row, RowsFile, rows_path
 from utils.inference.search import Found, find_photos
+from utils.inference.speed_up import speed_up
 from utils.inference.tables import is_csv_table, is_json_table, needs_utf8_mark
 from utils.metrics.thresholds import read_thresholds, threshold
 from utils.runtime import distributed, interrupt
@@ -70,7 +71,7 @@ def main() -> None:
         print(f"{names}: finished, nothing to do; without --resume, all images are labelled again")
         distributed.disconnect()
         return
-    predictor = load_predictor(args, device)
+    predictor = load_predictor(args, device, distributed.value_of_first(len(found.images)))
     thresholds = read_thresholds(args.threshold, predictor.classes)
     utf8_mark = needs_utf8_mark([*predictor.classes, *found.images])
     job = Job(args, predictor, thresholds, distributed.value_of_first(heatmaps), utf8_mark)
@@ -87,16 +88,13 @@ def main() -> None:
     report_skipped(num_skipped, len(found.images) + len(found.skipped))
 
 
-def load_predictor(args: argparse.Namespace, device: torch.device) -> Predictor:
+def load_predictor(args: argparse.Namespace, device: torch.device, num_images: int) -> Predictor:
     """Return the network of --load_from, ready to label; print what will be slow or not drawn."""
-    predictor = load_model_for(args)
-    if args.compile:
-        predictor.compile()
-    predictor.to(device)
+    predictor = load_model_for(args).to(device)
     report_slow_decoder()
     if args.heatmap and RANK == 0:
         report_undrawable(predictor.classes, default_font())
-    return predictor
+    return speed_up(predictor, args, num_images)
 
 
 def report_found(found: Found, rows: RowsFile | None) -> int:
@@ -253,7 +251,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--csv", type=given_path, metavar="FILE", help=csv_help)
     resume_help = "go on with the rows of a stopped run with these outputs; if there are none, begin"
     group.add_argument("--resume", action="store_true", help=resume_help)
-    options.add_run_options(parser.add_argument_group("run"))
+    options.add_run_options(parser.add_argument_group("run"), chooses_compile=True)
     args = complete_options(parser.parse_args())
     if args.threshold is None:
         args.threshold = 0.0 if args.top else 0.5

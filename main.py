@@ -274,7 +274,7 @@ def make_parser() -> Parser:
     group.add_argument("--ema", type=decay, metavar="DECAY", help=ema_help)
 
     group = parser.add_argument_group("run")
-    options.add_run_options(group)
+    options.add_run_options(group, chooses_compile=False)
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between GPUs")
     group.add_argument("--seed", type=number(int, 0), default=0, help="seed of all random choices")
     options.add_folder_options(group)

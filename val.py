@@ -26,6 +26,7 @@ from utils.inference.html_page import PageSettings, check_page_folder
 from utils.inference.network_metrics import LogitScores, evaluate_scores
 from utils.inference.outputs import compute_outputs, with_tta
 from utils.inference.predictor import LabelSettings, Predictor
+from utils.inference.speed_up import speed_up
 from utils.inference.sweep import LogitTerms, compute_terms, sweep
 from utils.inference.sweep_report import format_sweep, sweep_results
 from utils.metrics.blocks import Scores
@@ -54,14 +55,13 @@ def main() -> None:
     report_lam(given, predictor)
     args = options_in_effect(given, predictor)
     thresholds = read_thresholds(args.threshold, predictor.classes)
-    if args.compile:
-        predictor.compile()
     predictor.to(device)
     dataset = load_split(spec, args.split, args.img_size, max_pixels=args.max_pixels)
     loader = EvaluationLoader(dataset, args.batch_size, args.num_workers, device)
     print(summary(parser, args))
     print(f"{len(dataset)} {args.split} images, on {device}")
     report_other_labels(predictor, dataset.labels)
+    predictor = speed_up(predictor, args, len(dataset))
 
     scores, terms = compute_scores(args, predictor, loader)
     metrics = evaluate_scores(scores, dataset.labels, thresholds)
@@ -83,7 +83,7 @@ def compute_scores(
     args: argparse.Namespace, predictor: Predictor, loader: EvaluationLoader
 ) -> tuple[Scores, LogitTerms | None]:
     """Return the scores (N, C) of all images, and with --sweep the terms of their logits, else None."""
-    network = predictor.network
+    network = predictor.runner
     device = predictor.device
     scores: Scores
     terms = None
@@ -170,7 +170,7 @@ def parse_args() -> tuple[Parser, argparse.Namespace]:
     options.add_list_checkpoints(group)
     options.add_tta(group)
     group = parser.add_argument_group("run")
-    options.add_run_options(group)
+    options.add_run_options(group, chooses_compile=True)
     threshold_help = "lowest score that is a prediction, or a .json file with one per class"
     group.add_argument("--threshold", type=threshold, default=0.5, metavar="NUMBER|FILE", help=threshold_help)
     group.add_argument("--out", type=given_path, metavar="FILE", help="write the metrics to this JSON file")

@@ -163,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     workers_help = "processes that load images in train and val [default: as main.py on a GPU, else 0]"
     parser.add_argument("--num_workers", type=number(int, 0, high=1000), help=workers_help)
     parser.add_argument("--out", type=given_path, metavar="FILE", help="write the figures to this JSON file")
-    add_run_options(parser.add_argument_group("run"))
+    add_run_options(parser.add_argument_group("run"), chooses_compile=False)
     parser.set_defaults(amp=None)  # train, val, head, demo and shapes in float32, and in bf16 if possible
     args = parser.parse_args()
     check_file(args.out, "--out")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import folding
 from pipeline.folding import folded
 from pipeline.models import build
 from pipeline.network import Network
@@ -67,4 +68,36 @@ def test_a_folded_network_has_the_same_logits(model):
 def test_a_network_without_batch_norm_stays_as_it_is(model):
     with torch.device("meta"):
         network = build(model, 1, 0.1, 5, 224).eval()
+    assert folded(network) is network
+
+
+def test_nothing_of_the_network_changes():
+    network = random_network("resnet18")
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    folded(network)
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not network.training
+
+
+def test_logits_that_differ_keep_the_network(monkeypatch):
+    network = random_network("resnet18")
+    assert folded(network) is not network
+
+    def wrong(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+        return conv
+
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", wrong)
+    assert folded(network) is network
+
+
+def test_a_network_that_is_watched_or_compiled_stays_as_it_is():
+    network = random_network("resnet18")
+    hook = network.layer1.register_forward_hook(lambda *_: None)
+    assert folded(network) is network
+    hook.remove()
+    network.compile()
     assert folded(network) is network

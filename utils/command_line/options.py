@@ -7,6 +7,7 @@ from pipeline.models import check_model
 from pipeline.network import MAX_SIDE, MIN_SIDE, NORMALIZATION
 from utils.data.datasets import DATASETS, DEFAULT_DATASET
 from utils.runtime.arguments import add_max_pixels, expand_home, given_path, number
+from utils.runtime.limits import COMPILE_FROM
 from utils.runtime.workers import default_workers
 from utils.weights.published import format_published
 
@@ -123,16 +124,21 @@ def add_tta(group: OptionGroup) -> None:
     group.add_argument("--tta", choices=["off", "flip"], default="off", help=tta_help)
 
 
-def add_run_options(group: OptionGroup) -> None:
-    """Add the options on device and precision, for all commands that run a network on many images."""
+def add_run_options(group: OptionGroup, chooses_compile: bool) -> None:
+    """Add the options on device and precision, for all commands that run a network on many images.
+
+    chooses_compile: the command decides whether it compiles the network, if the user does not.
+    """
     devices = ["auto", "cpu", "cuda", "mps"]
     group.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if there is one")
     amp_help = (
         "mixed precision on CUDA GPUs, bf16 also on CPUs that compute it; off: float32, as in the paper"
     )
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help=amp_help)
-    compile_help = "use torch.compile, which takes minutes once; CPUs hardly gain (measured), GPUs may"
-    group.add_argument("--compile", action="store_true", help=compile_help)
+    when = f"for {COMPILE_FROM:,} images or more on a CPU" if chooses_compile else "not"
+    compile_help = f"use torch.compile, which takes up to minutes once [default: {when}]"
+    default = None if chooses_compile else False
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=default, help=compile_help)
 
 
 def add_folder_options(group: OptionGroup) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from pipeline.folding import folded
+from pipeline.network import Network
 from utils.data.labels import Labels
 from utils.inference.outputs import BatchLoader, compute_outputs, sigmoid
 from utils.metrics.blocks import Scores, TargetLabels
@@ -35,9 +36,12 @@ class LogitScores:
         return sigmoid(np.ascontiguousarray(self.logits[:, classes].T))
 
 
-def evaluate_model(model: nn.Module, loader: BatchLoader, device: torch.device, amp: str = "off") -> Metrics:
-    """Return the metrics of `evaluate` for a model on the loader's data set; UserError for NaN scores."""
-    logits = compute_outputs(model, loader, device, amp)
+def evaluate_model(network: Network, loader: BatchLoader, device: torch.device, amp: str = "off") -> Metrics:
+    """Return the metrics of `evaluate` for a network on the loader's data set; UserError for NaN scores.
+
+    The network is left in eval mode. A folded copy of its present weights computes the scores.
+    """
+    logits = compute_outputs(folded(network.eval()), loader, device, amp)
     return evaluate_scores(LogitScores(logits), loader.dataset.labels)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.csra import AveragePooling
+from pipeline.folding import folded
 from pipeline.models import BuildOptions, build
 from pipeline.network import Network
 from utils.data.samples import to_float
@@ -76,6 +77,7 @@ class Predictor:
 
     def __init__(self, network: Network, classes: list[str], options: BuildOptions, config: dict[str, Any]):
         self.network = network.eval()
+        self.fast: Network | None = None  # labels in place of `network`; see `running`
         self.classes = classes
         self.options = options
         self.config = config
@@ -87,7 +89,7 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy store: weights, because some networks cannot be pickled or copied."""
         stored = (self.network.normalization, self.network.state_dict())
-        return {**vars(self), "network": stored}
+        return {**vars(self), "network": stored, "fast": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         normalization, weights = state["network"]
@@ -104,6 +106,7 @@ class Predictor:
         """Move the network to a device, in the memory format that is fastest, and return this Predictor."""
         self.network.to(device)
         self.network.to(memory_format=torch.channels_last)
+        self.fast = None
         return self
 
     @property
@@ -119,9 +122,28 @@ class Predictor:
             digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def compile(self) -> None:
-        """Compile `features` alone, because callers also use the parts of the classifier one by one."""
-        self.network.features = torch.compile(self.network.features)  # type: ignore[method-assign]
+    @property
+    def runner(self) -> Network:
+        """The network that labels photographs: `network`, or one that computes the same faster."""
+        return self.network if self.fast is None else self.fast
+
+    def running(self, fast: Network) -> Self:
+        """Return a Predictor of the same network that labels with another, which computes the same logits.
+
+        It does so until the weights or the device of the network change.
+        """
+        other = object.__new__(type(self))
+        vars(other).update({**vars(self), "fast": fast})
+        return other
+
+    def for_many(self) -> Self:
+        """Return a Predictor that labels with a folded copy of the network; see `folded`.
+
+        On a CPU the copy takes as long as one or two photographs. On a GPU hundreds would not repay it.
+        """
+        if self.fast is not None or self.device.type != "cpu":
+            return self
+        return self.running(folded(self.network))
 
     def predict(
         self,
@@ -178,9 +200,12 @@ class Predictor:
         self, loaded: Iterable[Loaded | Unreadable], settings: LabelSettings
     ) -> Generator[Prediction | Unreadable, None, None]:
         """Yield the result for each loaded photograph, in order."""
-        for batch in in_batches(loaded, settings.batch_size):
+        labeller = self
+        for number, batch in enumerate(in_batches(loaded, settings.batch_size)):
+            if number == 1:
+                labeller = self.for_many()  # anew for each call, because users may change the weights
             squares = [photo.square for photo in batch if isinstance(photo, Loaded)]
-            labelled = iter(self.label_images(squares, settings))
+            labelled = iter(labeller.label_images(squares, settings))
             for photo in batch:
                 if isinstance(photo, Unreadable):
                     yield photo
@@ -204,12 +229,12 @@ class Predictor:
         images = to_float(torch.stack(squares), self.device)
         maps: Iterable[np.ndarray | None] = [None] * len(images)
         with autocast(self.device, settings.amp):
-            features = self.network.features(images)
-            logits = self.network.classifier(features)
+            features = self.runner.features(images)
+            logits = self.runner.classifier(features)
             if settings.tta == "flip":
-                logits = mirrored_mean(logits, self.network, images)
+                logits = mirrored_mean(logits, self.runner, images)
             if settings.with_maps:
-                maps = self.network.classifier.attention_maps(features).cpu().numpy()
+                maps = self.runner.classifier.attention_maps(features).cpu().numpy()
         scores = sigmoid(logits.cpu().numpy())
         check_no_nan(scores, settings.amp)
         return [Prediction(*result) for result in zip(scores, maps)]

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -84,9 +85,25 @@ def choose_gpu(amp: str) -> torch.device:
 
 def check_compiler() -> None:
     """Raise UserError unless the C++ compiler that torch.compile calls on a CPU is installed."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(shlex.split(compiler)[0]) is None:
+    if not is_installed(cpp_compiler()):
+        compiler = cpp_compiler()
         raise UserError(f"--compile needs the C++ compiler {compiler}: install it or leave --compile out")
+
+
+def has_compiler() -> bool:
+    """Return whether all that torch.compile needs on a CPU is there: a C++ compiler and Python's headers."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return is_installed(cpp_compiler()) and headers.exists()
+
+
+def cpp_compiler() -> str:
+    """Return the C++ compiler that torch.compile calls, and maybe options of it."""
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+
+
+def is_installed(command: str) -> bool:
+    """Return whether the program that a command starts with is installed."""
+    return shutil.which(shlex.split(command)[0]) is not None
 
 
 def check_bf16() -> None:

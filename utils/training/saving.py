@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from pipeline.network import Network
 from utils.metrics.multilabel import Metrics
 from utils.metrics.report import by_class
 from utils.runtime import distributed, interrupt
@@ -73,7 +72,7 @@ def finish_epoch(run: Run, metrics: Metrics, seconds: float) -> None:
     progress.next_epoch()
 
 
-def broadcast_best(run: Run) -> nn.Module:
+def broadcast_best(run: Run) -> Network:
     """Load best.pth into the evaluated network of all processes; after this the run cannot train any more.
 
     Only the first process reads the file, because other machines lack the folder.

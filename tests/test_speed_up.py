@@ -1,0 +1,182 @@
+"""What runs a network faster in val.py, demo.py, main.py and the Predictor gives the same scores."""
+
+import copy
+import pickle
+import shutil
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import demo
+import val
+from helpers import SHAPES
+from pipeline import compiling
+from pipeline.compiling import CompiledNetwork
+from pipeline.folding import FoldedNetwork
+from pipeline.network import Network, make_classifier
+from utils.checkpoint import load_model
+from utils.inference import network_metrics, speed_up
+from utils.inference.predictor import LabelSettings, Predictor
+from utils.runtime import device
+from utils.runtime.limits import COMPILE_FROM
+
+CPU = torch.device("cpu")
+NO_COMPILE = Namespace(compile=False, batch_size=2, amp="off")
+
+
+@pytest.fixture
+def predictor(trained, shapes) -> Predictor:
+    return load_model(trained / "best.pth", device="cpu")
+
+
+def photos(count: int) -> list[np.ndarray]:
+    return [np.random.default_rng(n).integers(0, 256, (50, 60, 3), np.uint8) for n in range(count)]
+
+
+def scores(predictor: Predictor, count: int = 5) -> np.ndarray:
+    return np.stack([found.scores for found in predictor.label(photos(count), LabelSettings(batch_size=2))])
+
+
+def plain_scores(predictor: Predictor, count: int = 5) -> np.ndarray:
+    return np.stack(
+        [found.scores for photo in photos(count) for found in predictor.label([photo], LabelSettings())]
+    )
+
+
+def test_many_photographs_have_the_scores_of_single_ones(predictor):
+    np.testing.assert_allclose(scores(predictor), plain_scores(predictor), rtol=1e-4)
+
+
+def test_scores_follow_the_weights_of_the_network(predictor):
+    before = scores(predictor)
+    with torch.no_grad():
+        for norm in predictor.network.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.bias.add_(0.5)
+    after = scores(predictor)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, plain_scores(predictor), rtol=1e-4)
+
+
+def test_a_faster_predictor_can_be_copied_stored_and_moved(predictor):
+    faster = speed_up.speed_up(predictor, NO_COMPILE, 5)
+    assert isinstance(faster.runner, FoldedNetwork)
+    assert predictor.runner is predictor.network
+    expected = scores(predictor)
+    for other in (copy.deepcopy(faster), pickle.loads(pickle.dumps(faster)), faster.to("cpu")):
+        assert other.runner is other.network
+        np.testing.assert_allclose(scores(other), expected, rtol=1e-5)
+
+
+def test_main_evaluates_the_present_weights(predictor, monkeypatch):
+    networks = []
+    monkeypatch.setattr(network_metrics, "compute_outputs", lambda network, *_: networks.append(network))
+    monkeypatch.setattr(network_metrics, "evaluate_scores", lambda *_: None)
+    monkeypatch.setattr(network_metrics, "LogitScores", lambda _: None)
+    loader = SimpleNamespace(dataset=SimpleNamespace(labels=None))
+    network = predictor.network
+    images = torch.rand(2, 3, 40, 40)
+    for _ in range(2):
+        network_metrics.evaluate_model(network.train(), loader, CPU)
+        assert isinstance(networks[-1], FoldedNetwork)
+        with torch.inference_mode():
+            torch.testing.assert_close(networks[-1](images), network(images), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            network.conv1.weight.mul_(1.5)
+
+
+def test_only_a_large_job_on_a_cpu_compiles(monkeypatch):
+    monkeypatch.setattr(speed_up, "has_compiler", lambda: True)
+    assert speed_up.repays_compiling(CPU, COMPILE_FROM)
+    assert not speed_up.repays_compiling(CPU, COMPILE_FROM - 1)
+    assert not speed_up.repays_compiling(torch.device("cuda"), COMPILE_FROM)
+    monkeypatch.setattr(speed_up, "has_compiler", lambda: False)
+    assert not speed_up.repays_compiling(CPU, COMPILE_FROM)
+
+
+def test_a_compiler_is_there_only_with_pythons_headers(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler -O")
+    assert not device.has_compiler()
+    monkeypatch.setenv("CXX", "python3" if shutil.which("python3") else "sh")
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert not device.has_compiler()
+    (tmp_path / "Python.h").touch()
+    assert device.has_compiler()
+
+
+@pytest.fixture
+def no_inductor(monkeypatch):
+    """Let torch.compile leave a network's features as they are; what it was given is in the list."""
+    given = []
+    monkeypatch.setattr(compiling.torch, "compile", lambda features: [given.append(features), features][1])
+    return given
+
+
+def test_small_batches_are_padded(predictor, no_inductor):
+    sizes = []
+    network = predictor.network
+    features = network.features
+    network.features = lambda images: [sizes.append(len(images)), features(images)][1]
+    compiled = CompiledNetwork(network, batch_size=4).eval()
+    images = torch.rand(3, 3, 40, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(images), network(images))
+    assert sizes == [4, 3]
+
+
+def test_val_and_demo_say_when_they_compile(trained, shapes, command, no_inductor, monkeypatch):
+    monkeypatch.setattr(speed_up, "has_compiler", lambda: True)
+    monkeypatch.setattr(speed_up, "COMPILE_FROM", 2)
+    checkpoint = ["--load_from", trained / "best.pth", "--device", "cpu"]
+    for script, words in ((val, SHAPES), (demo, ["--img_dir", "data/shapes/images/test"])):
+        result = command(script, *words, *checkpoint)
+        assert result.status == 0, result.err
+        assert result.out.count("compiling the network") == 1
+        plain = command(script, *words, *checkpoint, "--no-compile")
+        assert plain.out == "".join(
+            line for line in result.out.splitlines(keepends=True) if not line.startswith("compiling")
+        )
+
+
+def test_a_compiler_that_fails_is_done_without(trained, shapes, command, monkeypatch):
+    def broken(features):
+        def fail(images):
+            raise RuntimeError("no space left\nfor the code")
+
+        return fail
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    monkeypatch.setattr(device, "check_compiler", lambda: None)
+    result = command(val, *SHAPES, "--load_from", trained / "best.pth", "--device", "cpu", "--compile")
+    assert result.status == 0
+    (line,) = [line for line in result.err.splitlines() if "torch.compile" in line]
+    assert line.startswith("torch.compile failed, going on without it: RuntimeError: no space left")
+    plain = command(val, *SHAPES, "--load_from", trained / "best.pth", "--device", "cpu")
+    assert result.out.splitlines()[-1] == plain.out.splitlines()[-1]
+
+
+class SmallNetwork(Network):
+    """A network with few layers, because torch.compile takes seconds for each one."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        self.classifier = make_classifier(1, 0.1, 8, num_classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk(self.normalize(images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not device.has_compiler(), reason="torch.compile needs a C++ compiler and Python's headers"
+)
+def test_compiled_scores_are_those_of_the_network(predictor, capsys):
+    predictor.network = SmallNetwork(len(predictor.classes)).eval()
+    faster = speed_up.speed_up(predictor, Namespace(compile=True, batch_size=2, amp="off"), 5)
+    assert isinstance(faster.runner, CompiledNetwork)
+    np.testing.assert_allclose(scores(faster), plain_scores(predictor), rtol=1e-4)
+    assert "failed" not in capsys.readouterr().err
