@@ -74,9 +74,12 @@ def test_links_lead_to_files_and_headings(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_options_exist(document):
-    sources = [path for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts]
-    defined = set(re.findall(r'"(--[a-z_]+)"', "".join(path.read_text() for path in sources)))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", document.read_text()))
+    files = [path for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts]
+    source = "".join(path.read_text() for path in files)
+    defined = set(re.findall(r'"(--[a-z_]+)"', source))
+    switches = re.findall(r'"--([a-z_]+)", action=argparse.BooleanOptionalAction', source)
+    defined |= {f"--no-{switch}" for switch in switches}
+    named = set(re.findall(r"(?<![\w-])--(?:no-)?[a-z][a-z_]+", document.read_text()))
     assert named <= defined | TORCHRUN_OPTIONS | OTHER_OPTIONS
 
 

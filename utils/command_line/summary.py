@@ -73,6 +73,8 @@ def describe_option(name: str, parser: Parser, args: argparse.Namespace) -> str:
         return ""
     if value is True:
         return name
+    if value is False:
+        return f"no {name}"
     if name == "lr":
         return f"lr {value:g} (head {value * args.head_lr_factor:g})"
     return f"{name} {value}"
