@@ -51,7 +51,7 @@ from utils.weights.fitting import load_backbone
 
 def main() -> None:
     given = make_parser().parse_args()
-    if given.list_models:
+    if given.list_models is not None:
         with reporting_value_errors(f"--list_models {given.list_models}"):
             print("\n".join(list_models(given.list_models)))
         return

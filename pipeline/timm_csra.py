@@ -150,12 +150,13 @@ def check_name(model: str) -> None:
     """Raise ValueError unless timm has a model and weights of this name."""
     timm = import_timm(model)
     name = model.removeprefix(PREFIX)
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        similar = difflib.get_close_matches(architecture, timm.list_models()) or ["resnet50"]
+    architecture, dot, _ = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:  # timm.is_model also knows names of earlier versions, without a description
+        similar = difflib.get_close_matches(architecture, known) or ["resnet50"]
         raise ValueError(f"{model!r}: did you mean {', '.join(PREFIX + other for other in similar)}?")
-    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
-        tags = [PREFIX + known for known in timm.list_pretrained(f"{architecture}.*")]
+    if dot and name not in timm.list_pretrained(f"{architecture}.*"):
+        tags = [PREFIX + weights for weights in timm.list_pretrained(f"{architecture}.*")]
         raise ValueError(f"{model!r}: timm has {', '.join(tags) or 'no weights for it'}")
 
 

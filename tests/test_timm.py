@@ -180,7 +180,10 @@ def test_what_does_not_fit_is_refused_before_training(workdir, fails, model, sid
 def test_unknown_names_are_refused_with_similar_ones(workdir, fails):
     fails(main, "--model", "timm:test_resnett", says=["timm:test_resnett", "did you mean timm:test_resnet"])
     fails(main, "--model", "timm:test_vit.best", says=["timm:test_vit.best", "timm:test_vit.r160_in1k"])
+    fails(main, "--model", "timm:test_vit.", says=["timm:test_vit.", "timm:test_vit.r160_in1k"])
+    fails(main, "--model", "timm:tf_efficientnet_b0_ns", says=["did you mean timm:tf_efficientnet_b0"])
     fails(main, "--list_models", "timm:restnet*", says=["--list_models timm:restnet*", "no model"])
+    fails(main, "--list_models", "", says=["--list_models", "no model"])
 
 
 def test_a_checkpoint_of_an_unknown_model_is_refused(workdir, fails):
