@@ -70,8 +70,8 @@ class Timm_CSRA(Network):
         super().__init__()
         self.trunk: Any
         self.layout = read_layout(model, img_size)
-        # Even where the caller builds networks without numbers, on the meta device: timm's buffers, such as
-        # tables of relative positions, hold numbers that no checkpoint has.
+        # On the CPU also if the caller chose the meta device, because timm's buffers, such as tables of
+        # relative positions, hold numbers that no checkpoint has.
         with torch.device("cpu"):
             self.trunk = create_trunk(model, img_size)
         remove_unused(self.trunk, self.layout.used)

@@ -128,9 +128,9 @@ class Predictor:
         return self.network if self.fast is None else self.fast
 
     def running(self, fast: Network) -> Self:
-        """Return a Predictor of the same network that labels with another, which computes the same logits.
+        """Return a Predictor of the same network that labels with `fast`, which computes the same logits.
 
-        It does so until the weights or the device of the network change.
+        `fast` does not follow later changes of the network's weights; `to` and copies go back to the network.
         """
         other = object.__new__(type(self))
         vars(other).update({**vars(self), "fast": fast})

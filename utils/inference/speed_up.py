@@ -21,7 +21,7 @@ from utils.runtime.processes import RANK
 def speed_up(predictor: Predictor, args: argparse.Namespace, num_images: int) -> Predictor:
     """Return a Predictor that labels faster, and say so if that takes long; all processes call this.
 
-    Its scores are the same, up to rounding, until the network's weights change.
+    Its scores are the same, up to rounding. It does not follow later changes of the network's weights.
     predictor: on its device. args: with compile (None: if it repays), amp and batch_size. num_images: of the
     whole job, whatever part of it is done or left to other processes: the last digits of a score depend on
     what is chosen here.

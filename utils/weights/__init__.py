@@ -2,7 +2,7 @@
 
 1. `load_model_for` (utils/command_line/load_from.py) checks the other options against the file.
 2. `read_predictor` (utils/checkpoint.py) builds the network, with the weights of the file.
-3. `load_checkpoint` (contents.py) finds the state dict in the file, whoever wrote it.
+3. `load_checkpoint` (contents.py) finds the state dict in the file, also in one of another program.
 4. `read_file` (reading.py) reads the file without running code from it, once utils/runtime/archive.py has
    found it undamaged.
 
