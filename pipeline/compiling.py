@@ -10,10 +10,11 @@ from pipeline.network import Network
 
 
 class CompiledNetwork(Network):
-    """A network whose features are compiled for batches of one size; smaller batches are padded to it.
+    """A network whose features are computed by compiled code, in batches of one size.
 
-    Another size would be compiled again, which takes as long as the first. The first batch compiles: see
-    `freezing`. The classifier is that of `network`, and is not compiled.
+    The first batch compiles it. torch.compile would compile again, as long as the first time, for a batch of
+    another size or other strides. So smaller batches are padded, and all get the same memory format.
+    The classifier is that of `network`, and is not compiled. On a CPU, run the first batch in `freezing`.
     """
 
     def __init__(self, network: Network, batch_size: int):
@@ -25,17 +26,17 @@ class CompiledNetwork(Network):
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], of at most batch_size, to the last feature map (B, D, h, w)."""
         missing = self.batch_size - len(images)
-        whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
-        # Other strides would be compiled again, too.
-        whole = whole.contiguous(memory_format=torch.channels_last)
-        return self.compiled(whole)[: len(images)]
+        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
+        padded = padded.contiguous(memory_format=torch.channels_last)
+        return self.compiled(padded)[: len(images)]
 
 
 def freezing() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the weights of what is compiled are constants: on a CPU this is fastest.
+    """Return a context for the first batch of a compiled network: its weights become constants in the code.
 
-    They then no longer follow changes of the network. The option of torch.compile is not enough: the weights
-    stay inputs unless the setting holds while the network is traced.
+    On a CPU such code is fastest. It does not follow later changes of the weights. The same option given to
+    torch.compile is not enough, because the weights are constants only if it holds while the network is
+    traced.
     """
     import torch._inductor.config  # here, because it takes a second
 

@@ -11,7 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from helpers import REPOSITORY, RUN, TINY, FileServer, train_in
+from file_server import FileServer
+from helpers import REPOSITORY, RUN, TINY, train_in
 from narrow import WIDE, use_narrow_resnet18
 from utils import prepare_shapes
 from utils.runtime.script import run_script

@@ -9,12 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -48,7 +45,6 @@ TINY = [
 # Each epoch has 3 steps of training and 2 of evaluation.
 RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]
 PATIENCE = 300  # seconds until a process counts as hanging: other programs may keep the CPU busy
-LAYERS, HEADS, WIDTH, INNER = 2, 2, 8, 16
 
 
 def train_in(shapes_folder: Path, name: str, *options: str) -> Path:
@@ -149,63 +145,6 @@ def start_method(name: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "start_method"), "START_METHOD": name}
 
 
-class Answer(NamedTuple):
-    """What FileServer answers: length is the Content-Length, "right", None for none, or a number."""
-
-    body: bytes
-    kind: str = "application/octet-stream"
-    status: int = 200
-    length: str | int | None = "right"
-    location: str | None = None
-
-
-class FileServer:
-    """A server on a loopback address: answers by path, and the paths that were asked for."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
-        files = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                files.asked.append(self.path)
-                files.send(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def send(self, handler: BaseHTTPRequestHandler) -> None:
-        answer = self.answers.get(handler.path, Answer(b"", status=404))
-        handler.send_response(answer.status)
-        handler.send_header("Content-Type", answer.kind)
-        if answer.location:
-            handler.send_header("Location", answer.location)
-        if answer.length is not None:
-            length = len(answer.body) if answer.length == "right" else answer.length
-            handler.send_header("Content-Length", str(length))
-        handler.end_headers()
-        handler.wfile.write(answer.body)
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}{path}"
-
-    def add(self, path: str, answer: Answer | bytes) -> str:
-        """Answer a path; return its URL."""
-        self.answers[path] = Answer(answer) if isinstance(answer, bytes) else answer
-        return self.url(path)
-
-    def close(self) -> None:
-        if self.thread.is_alive():
-            self.server.shutdown()
-            self.server.server_close()
-            self.thread.join()
-
-
 def with_hash(name: str, content: bytes) -> str:
     """Return the name of a file with the start of its content's SHA-256, as torchvision names files."""
     return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
@@ -274,33 +213,3 @@ def signal_at(patch: pytest.MonkeyPatch, where: str, step: int) -> None:
         return to_float(*args)
 
     patch.setattr(module, "to_float", interrupted)
-
-
-def timm_weights(grid: int, num_classes: int = 3) -> dict[str, torch.Tensor]:
-    """Return a random state dict of the small network with timm's names, which released checkpoints use."""
-    generator = torch.manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64) / 3
-
-    state = {
-        "cls_token": random(1, 1, WIDTH),
-        "pos_embed": random(1, 1 + grid**2, WIDTH),
-        "patch_embed.proj.weight": random(WIDTH, 3, 16, 16),
-        "patch_embed.proj.bias": random(WIDTH),
-    }
-    for i in range(LAYERS):
-        for name, shape in {
-            "norm1": (WIDTH,),
-            "attn.qkv": (3 * WIDTH, WIDTH),
-            "attn.proj": (WIDTH, WIDTH),
-            "norm2": (WIDTH,),
-            "mlp.fc1": (INNER, WIDTH),
-            "mlp.fc2": (WIDTH, INNER),
-        }.items():
-            state |= {
-                f"blocks.{i}.{name}.weight": random(*shape),
-                f"blocks.{i}.{name}.bias": random(shape[0]),
-            }
-    state |= {"norm.weight": random(WIDTH), "norm.bias": random(WIDTH)}
-    return state | {"classifier.multi_head.0.head.weight": random(num_classes, WIDTH, 1, 1)}

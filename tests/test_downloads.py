@@ -16,7 +16,8 @@ import demo
 import export
 import main
 import val
-from helpers import REPOSITORY, SHAPES, TINY, Answer, finish_ranks, start_ranks, with_hash
+from file_server import Answer
+from helpers import REPOSITORY, SHAPES, TINY, finish_ranks, start_ranks, with_hash
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.runtime.errors import UserError

@@ -18,13 +18,14 @@ from torchvision.transforms import v2
 import demo
 import main
 import val
-from helpers import HEADS, INNER, LAYERS, OWN, TINY, WIDTH, make_own, timm_weights
+from helpers import OWN, TINY, make_own
 from pipeline import vit_csra
 from pipeline.csra import MHA
 from pipeline.models import MODELS, OTHERS, build, check_img_size, read_architecture
 from pipeline.network import Network, has_map_of_one_place, rename
 from pipeline.trunk_csra import Trunk_CSRA
 from pipeline.vit_csra import TIMM, ViT_CSRA, read_vit
+from small_networks import HEADS, INNER, LAYERS, WIDTH, timm_weights
 
 
 @pytest.fixture

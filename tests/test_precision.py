@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import demo
 import main
 import val
 from helpers import SHAPES, TINY
 from pipeline import csra
-from pipeline.network import Network, make_classifier
+from pipeline.network import make_classifier
+from small_networks import SmallNetwork
 from utils.checkpoint import load_model
 from utils.data.datasets import DATASETS
 from utils.runtime import device, freed_memory
@@ -147,22 +147,10 @@ def test_val_refuses_to_compile_without_a_compiler(trained, shapes, fails, monke
     fails(val, *SHAPES, "--load_from", trained / "best.pth", "--compile", says=["--compile", "leave"])
 
 
-class SmallNetwork(Network):
-    """A network with few layers, because torch.compile takes seconds for each one."""
-
-    def __init__(self, num_heads: int, lam: float, num_cls: int, img_size: int):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.classifier = make_classifier(num_heads, lam, 8, num_cls)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.trunk(self.normalize(images))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_network_has_the_same_outputs_and_names(shapes, monkeypatch):
-    monkeypatch.setattr(main, "build", lambda model, *options: SmallNetwork(*options))
+    monkeypatch.setattr(main, "build", lambda model, *options: SmallNetwork(*options[:3]))
     monkeypatch.setattr(sys, "argv", ["main.py", "--dataset", "shapes", *TINY, "--compile"])
     args = main.resolve(main.make_parser().parse_args())
     model = main.build_model(args, torch.device("cpu")).eval()
@@ -170,7 +158,7 @@ def test_the_compiled_network_has_the_same_outputs_and_names(shapes, monkeypatch
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.forward(images), rtol=1e-3, atol=1e-4)
     assert model._compiled_call_impl is not None
-    assert list(model.state_dict()) == list(SmallNetwork(1, 0.1, 8, 40).state_dict())
+    assert list(model.state_dict()) == list(SmallNetwork(1, 0.1, 8).state_dict())
 
 
 @pytest.mark.slow

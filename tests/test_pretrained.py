@@ -9,9 +9,10 @@ import torch
 import torchvision
 
 import main
-from helpers import HEADS, INNER, LAYERS, TINY, WIDTH, timm_weights, with_hash
+from helpers import TINY, with_hash
 from pipeline import vit_csra
 from pipeline.models import MODELS
+from small_networks import HEADS, INNER, LAYERS, WIDTH, timm_weights
 from utils.command_line import load_from
 from utils.weights.downloads import hash_in_name, name_in_cache
 from utils.weights.imagenet import VIT_URLS, weights_url

@@ -151,8 +151,8 @@ def test_demo_names_and_counts_what_it_leaves_out(photos, trained, command):
     options = ["--load_from", trained / "best.pth", "--device", "cpu", "--num_workers", 0]
     result = command(demo, *options, "--img_dir", "photos")
     assert result.status == 1
-    assert result.out.splitlines()[0] == "4 images found, 2 of them not readable"
-    assert [line.partition(": ")[0] for line in result.out.splitlines()[1:]] == [
+    assert result.out.splitlines()[1] == "4 images found, 2 of them not readable"
+    assert [line.partition(": ")[0] for line in result.out.splitlines()[2:]] == [
         "photos/a.jpg",
         "photos/link/b.jpg",
     ]

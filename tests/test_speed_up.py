@@ -16,7 +16,7 @@ from helpers import SHAPES
 from pipeline import compiling
 from pipeline.compiling import CompiledNetwork
 from pipeline.folding import FoldedNetwork
-from pipeline.network import Network, make_classifier
+from small_networks import SmallNetwork
 from utils.checkpoint import load_model
 from utils.inference import network_metrics, speed_up
 from utils.inference.predictor import LabelSettings, Predictor
@@ -127,18 +127,26 @@ def test_small_batches_are_padded(predictor, no_inductor):
     assert sizes == [4, 3]
 
 
-def test_val_and_demo_say_when_they_compile(trained, shapes, command, no_inductor, monkeypatch):
+def test_val_and_demo_say_how_they_run_the_network(trained, shapes, command, no_inductor, monkeypatch):
     monkeypatch.setattr(speed_up, "has_compiler", lambda: True)
     monkeypatch.setattr(speed_up, "COMPILE_FROM", 2)
     checkpoint = ["--load_from", trained / "best.pth", "--device", "cpu"]
     for script, words in ((val, SHAPES), (demo, ["--img_dir", "data/shapes/images/test"])):
         result = command(script, *words, *checkpoint)
         assert result.status == 0, result.err
-        assert result.out.count("compiling the network") == 1
+        assert result.out.count("network: ") == 1
+        words_of_compiled = "compiled, which takes up to a few minutes; --no-compile goes without"
+        assert f"network: batch norm folded, {words_of_compiled}\n" in result.out
         plain = command(script, *words, *checkpoint, "--no-compile")
-        assert plain.out.replace(", no compile", "") == "".join(
-            line for line in result.out.splitlines(keepends=True) if not line.startswith("compiling")
-        )
+        expected = result.out.replace(words_of_compiled, "not compiled")
+        assert plain.out.replace(", no compile", "") == expected
+
+
+def test_a_network_without_batch_norm_is_said_to_run_as_trained(predictor, capsys):
+    predictor.network = SmallNetwork(1, 0.1, 2, has_norm=False).eval()
+    faster = speed_up.speed_up(predictor, NO_COMPILE, 5)
+    assert faster.runner is predictor.network
+    assert capsys.readouterr().out == "network: as trained, not compiled\n"
 
 
 def test_a_compiler_that_fails_is_done_without(trained, shapes, command, monkeypatch):
@@ -158,24 +166,12 @@ def test_a_compiler_that_fails_is_done_without(trained, shapes, command, monkeyp
     assert result.out.splitlines()[-1] == plain.out.splitlines()[-1]
 
 
-class SmallNetwork(Network):
-    """A network with few layers, because torch.compile takes seconds for each one."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
-        self.classifier = make_classifier(1, 0.1, 8, num_classes)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.trunk(self.normalize(images))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not device.has_compiler(), reason="torch.compile needs a C++ compiler and Python's headers"
 )
 def test_compiled_scores_are_those_of_the_network(predictor, capsys):
-    predictor.network = SmallNetwork(len(predictor.classes)).eval()
+    predictor.network = SmallNetwork(1, 0.1, len(predictor.classes)).eval()
     faster = speed_up.speed_up(predictor, Namespace(compile=True, batch_size=2, amp="off"), 5)
     assert isinstance(faster.runner, CompiledNetwork)
     np.testing.assert_allclose(scores(faster), plain_scores(predictor), rtol=1e-4)
