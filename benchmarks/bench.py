@@ -1,6 +1,6 @@
 """Time each stage against the textbook's way to do it, and check that both compute the same.
 
-python benchmarks/bench.py [loader|head|metrics|startup|train|val|demo|shapes|prepare|all|gpu] [--quick]
+python benchmarks/bench.py [STAGE] [--quick], where STAGE is a key of STAGES, or "all", the default
 """
 
 import os
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import platform
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -25,10 +26,11 @@ import PIL
 import torch
 import torchvision
 
-from benchmarks import gpu, network, parts, scripts
+from benchmarks import engines, gpu, network, parts, scripts
+from benchmarks.engine_table import ENGINE_HEAD, EngineRow
 from benchmarks.inputs import make_photos
-from benchmarks.settings import QUICK, Settings, Sizes, Variant
-from benchmarks.table import HEAD, format_row
+from benchmarks.settings import NETWORKS, QUICK, Settings, Sizes, Variant
+from benchmarks.table import HEAD, Row
 from utils.command_line.options import add_run_options
 from utils.data.decoding import load_image
 from utils.runtime.arguments import Parser, given_path, number
@@ -39,7 +41,7 @@ from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.script import run_script
 from utils.runtime.workers import default_workers
 
-STAGES = {
+STAGES: dict[str, Callable[[Settings], Iterator[Row] | Iterator[EngineRow]]] = {
     "loader": parts.time_loader,
     "head": parts.time_head,
     "metrics": parts.time_metrics,
@@ -50,25 +52,30 @@ STAGES = {
     "shapes": scripts.compare_shapes,
     "prepare": scripts.time_prepare,
     "gpu": gpu.time_gpu,
+    "engines": engines.time_engines,
 }
-STAGE_HELP = "what to time; all: everything but gpu; gpu: one GPU, in all precisions, within 8 minutes"
+NOT_IN_ALL = ("gpu", "engines")
+STAGE_HELP = (
+    "what to time; all: everything but gpu and engines; gpu: one GPU, in all precisions, within 8 minutes; "
+    "engines: the CPU, against ONNX Runtime and OpenVINO"
+)
 
 
 def main() -> None:
     args = parse_args()
     stages = [args.stage]
     if args.stage == "all":
-        stages = [name for name in STAGES if name != "gpu"]
+        stages = [name for name in STAGES if name not in NOT_IN_ALL]
     with tempfile.TemporaryDirectory() as folder:
         settings = choose_settings(args, Path(folder))
         machine = describe_machine()
         for key, value in machine.items():
             print(f"{key:10} {value}")
-        print(f"\n{HEAD}", flush=True)
-        rows = []
+        print(f"\n{ENGINE_HEAD if args.stage == 'engines' else HEAD}", flush=True)
+        rows: list[Row | EngineRow] = []
         for row in itertools.chain.from_iterable(STAGES[stage](settings) for stage in stages):
             rows.append(row)
-            print(format_row(row), flush=True)
+            print(row.format(), flush=True)
             if args.out:  # after each row, so that a run that is cut off leaves its figures
                 figures = {"machine": machine, "rows": [asdict(row) for row in rows]}
                 write_json(args.out, nan_to_none(figures))
@@ -84,8 +91,12 @@ def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     set_up_device(device)
     if args.stage == "gpu" and device.type != "cuda":
         raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
+    if args.stage == "engines" and device.type != "cpu":
+        raise UserError(f"engines measures the CPU, and this runs on {device}: add --device cpu")
     photos = find_jpegs(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
     sizes = QUICK if args.quick else Sizes()
+    if args.networks:
+        sizes = replace(sizes, networks=tuple((name, NETWORKS[name]) for name in args.networks))
     if args.stage == "gpu":
         sizes = replace(sizes, long_rounds=1)
         # 96 steps, because main.py and val.py print a line after 100.
@@ -114,10 +125,11 @@ def choose_variants(args: argparse.Namespace, device: torch.device) -> tuple[Var
 
 
 def can_use_bf16(device: torch.device) -> bool:
-    """Return whether --amp bf16 is possible on a device."""
+    """Return whether --amp bf16 is possible on a device; say on stderr why not."""
     try:
         choose_device(device.type, "bf16")
-    except UserError:
+    except UserError as error:
+        print(f"bf16 is left out: {error}", file=sys.stderr)
         return False
     return True
 
@@ -152,12 +164,14 @@ def find_jpegs(folder: Path) -> list[str]:
     return paths
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("Time each stage against the textbook's way to do it.")
     parser.add_argument("stage", nargs="?", choices=[*STAGES, "all"], default="all", help=STAGE_HELP)
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds: some minutes")
     images_help = "folder of photographs (JPEG) [default: synthetic ones]"
     parser.add_argument("--images", type=given_path, metavar="DIR", help=images_help)
+    networks_help = "networks of the stage engines [default: all; with --quick resnet18]"
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=networks_help)
     batch_help = "images per step of train and val [default: 16; 4 with --quick on a CPU]"
     parser.add_argument("--batch_size", type=number(int, 2), help=batch_help)
     workers_help = "processes that load images in train and val [default: as main.py on a GPU, else 0]"
@@ -165,7 +179,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=given_path, metavar="FILE", help="write the figures to this JSON file")
     add_run_options(parser.add_argument_group("run"), chooses_compile=False)
     parser.set_defaults(amp=None)  # train, val, head, demo and shapes in float32, and in bf16 if possible
-    args = parser.parse_args()
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    args = make_parser().parse_args()
     check_file(args.out, "--out")
     check_replaceable(args.out, "--out", is_figures_file, "benchmarks/bench.py")
     return args

@@ -187,7 +187,7 @@ def our_validation(settings: Settings, variant: Variant) -> Timed:
 def textbook_model(settings: Settings) -> textbook.Network:
     """Return the textbook's network, on the device, with the weights that main.py's network starts from."""
     depth = settings.sizes.depth
-    network = textbook.Network(depth, 1, 0.1, NUM_CLASSES)
+    network = textbook.Network(f"resnet{depth}", 1, 0.1, NUM_CLASSES)
     textbook.copy_weights(network, start_network(depth))
     return network.to(settings.device)
 

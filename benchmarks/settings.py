@@ -10,6 +10,10 @@ import torch
 Targets = dict[str, tuple[float, float]]
 
 
+# The networks of the stage engines: keys of MODELS, with the side of their images.
+NETWORKS = {"resnet50": 448, "resnet101": 448, "vit_B16_224": 224, "mobilenet_v2": 224}
+
+
 class Variant(NamedTuple):
     """A way to run our version.
 
@@ -43,6 +47,9 @@ class Sizes:
     coco_images: int = 82_783  # in COCO's train2014
     coco_boxes: int = 604_907
     demo_photos: int = 500
+    networks: tuple[tuple[str, int], ...] = tuple(NETWORKS.items())  # of the stage engines
+    engine_batches: tuple[int, ...] = (1, 8)  # photographs per call
+    engine_rounds: int = 3
     shapes: int = 3000  # training images
     seeds: int = 3  # runs of the stage shapes
     rounds: int = 10  # of the stages that take seconds
@@ -54,6 +61,8 @@ QUICK = Sizes(
     coco_images=8_278,
     coco_boxes=60_490,
     demo_photos=16,
+    networks=(("resnet18", 224),),
+    engine_rounds=2,
     seeds=1,
     rounds=3,
     long_rounds=1,

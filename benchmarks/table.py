@@ -26,20 +26,19 @@ class Row:
     same: bool | None = None
     check: str = ""
 
-
-def format_row(row: Row) -> str:
-    """Format a row of the table, in Markdown, and mark a missed target."""
-    ratio = target = share = ""
-    if row.textbook and row.ours:
-        ratio = f"{row.textbook / row.ours:.2f}"
-        if row.target:
-            missed = row.textbook / row.ours < row.target
-            target = f"≥ {row.target:.3g}" + (" missed" if missed else "")
-    if row.limit and row.ours:
-        share = f"{100 * row.limit / row.ours:.0f} % ({row.limit_name})"
-    verdict = {True: "yes: ", False: "NO: ", None: ""}[row.same] + row.check
-    costs = format_cost(row.textbook, row.unit), format_cost(row.ours, row.unit)
-    return COLUMNS.format(row.stage, *costs, ratio, target, share, verdict)
+    def format(self) -> str:
+        """Return the row of the table, in Markdown, with a mark if it misses the target."""
+        ratio = target = share = ""
+        if self.textbook and self.ours:
+            ratio = f"{self.textbook / self.ours:.2f}"
+            if self.target:
+                missed = self.textbook / self.ours < self.target
+                target = f"≥ {self.target:.3g}" + (" missed" if missed else "")
+        if self.limit and self.ours:
+            share = f"{100 * self.limit / self.ours:.0f} % ({self.limit_name})"
+        verdict = {True: "yes: ", False: "NO: ", None: ""}[self.same] + self.check
+        costs = format_cost(self.textbook, self.unit), format_cost(self.ours, self.unit)
+        return COLUMNS.format(self.stage, *costs, ratio, target, share, verdict)
 
 
 def format_cost(cost: float | None, unit: str) -> str:

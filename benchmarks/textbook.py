@@ -59,21 +59,47 @@ class Heads(nn.Module):
         return logits
 
 
-class Network(nn.Module):
-    """torchvision's ResNet, with Heads in place of its average pooling and fc."""
+class PatchTokens(nn.Module):
+    """torchvision's ViT-B/16 up to the patch tokens after its last norm, as a map (B, D, S/16, S/16)."""
 
-    def __init__(self, depth: int, num_heads: int, lam: float, num_classes: int):
+    def __init__(self) -> None:
         super().__init__()
-        resnet = getattr(torchvision.models, f"resnet{depth}")()
-        self.heads = Heads(num_heads, lam, resnet.fc.in_features, num_classes)
-        self.trunk = nn.Sequential(*list(resnet.children())[:-2])
+        vit = torchvision.models.vit_b_16()
+        self.conv_proj = vit.conv_proj
+        self.class_token = vit.class_token
+        self.encoder = vit.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.conv_proj(images)
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return self.encoder(tokens)[:, 1:].transpose(1, 2).reshape(patches.shape)
+
+
+def make_trunk(model: str) -> tuple[nn.Module, int]:
+    """Return torchvision's network up to its last feature map (B, D, h, w), and D; a ResNet or one of two."""
+    if model == "vit_B16_224":
+        return PatchTokens(), 768
+    network = torchvision.models.get_model(model)
+    if model == "mobilenet_v2":
+        return network.features, network.last_channel
+    return nn.Sequential(*list(network.children())[:-2]), network.fc.in_features
+
+
+class Network(nn.Module):
+    """torchvision's network, with Heads in place of its average pooling and classifier."""
+
+    def __init__(self, model: str, num_heads: int, lam: float, num_classes: int):
+        super().__init__()
+        self.trunk, width = make_trunk(model)
+        self.heads = Heads(num_heads, lam, width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.heads(self.trunk(images))
 
 
 def copy_weights(network: Network, ours: nn.Module) -> None:
-    """Copy the weights of a ResNet_CSRA, which holds the same tensors in the same order."""
+    """Copy the weights of our network, which holds the same tensors in the same order."""
     state = [*ours.state_dict().values()]
     trunk, heads = state[: -len(network.heads.convs)], state[-len(network.heads.convs) :]
     network.trunk.load_state_dict(dict(zip(network.trunk.state_dict(), trunk)))
@@ -110,7 +136,7 @@ def predict(network: Network, loader: DataLoader, device: torch.device) -> np.nd
 def label_folder(folder: str, depth: int, img_size: int, device: str) -> None:
     """Score the images of a folder one at a time, as tutorials do; weights and scores are files beside it."""
     weights = torch.load(f"{folder}.pth")
-    network = Network(depth, 1, 0.1, weights["heads.convs.0.weight"].shape[0])
+    network = Network(f"resnet{depth}", 1, 0.1, weights["heads.convs.0.weight"].shape[0])
     network.load_state_dict(weights)
     network.to(device).eval()
     transform = transforms.Compose([transforms.Resize((img_size, img_size)), transforms.ToTensor()])

@@ -1,28 +1,38 @@
 """The benchmark: every stage runs, in a tiny form, and notices a version that computes something else."""
 
+import importlib.util
 import json
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, gpu, network, scripts, textbook
+from benchmarks import bench, engine_loading, engines, gpu, network, scripts, textbook
+from benchmarks.engine_table import COMPILED, ENGINES, FOLDED, OTHERS, OURS, PLAIN, TEXTBOOK, EngineRow
 from benchmarks.inputs import make_coco, make_photos
 from benchmarks.settings import QUICK, Settings, Sizes, Variant
-from benchmarks.table import Row, format_row
+from benchmarks.table import Row
 from benchmarks.timing import Usage, in_child, in_turns, run_measured, time_in_turns
 from helpers import REPOSITORY, finish, start_preloaded
+from pipeline.compiling import CompiledNetwork
 from pipeline.csra import MHA
+from pipeline.folding import FoldedNetwork
+from pipeline.models import build
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.transforms import train_transform
 from utils.evaluation import evaluate
 from utils.inference.outputs import sigmoid
+from utils.runtime import device
+from utils.runtime.device import has_compiler
+from utils.runtime.errors import UserError
 from utils.training.losses import LOSSES
 
 # For each stage, a function that the scripts call, and a wrong one to put in its place.
@@ -71,6 +81,7 @@ def variants() -> tuple[Variant, ...]:
 def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
     """Tiny inputs. Training and validation stay in this process, with arguments pickled as for a child."""
     monkeypatch.setattr(scripts, "run_measured", run_preloaded)
+    monkeypatch.setattr(engines, "run_measured", run_preloaded)
     monkeypatch.setattr(network, "in_child", lambda f, *args: f(*pickle.loads(pickle.dumps(args))))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, tiny work is slow while other processes use the cores
@@ -84,6 +95,9 @@ def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
         demo_photos=4,
         shapes=20,
         seeds=1,
+        networks=(("resnet50", 64),),
+        engine_batches=(2,),
+        engine_rounds=1,
         rounds=1,
         long_rounds=1,
     )
@@ -99,7 +113,7 @@ def skip_without_bf16(stage: str, settings: Settings) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", sorted(set(bench.STAGES) - {"gpu"}))
+@pytest.mark.parametrize("stage", sorted(set(bench.STAGES) - {"gpu", "engines"}))
 def test_each_stage_computes_the_same_as_the_textbook(settings, stage):
     skip_without_bf16(stage, settings)
     rows = list(bench.STAGES[stage](settings))
@@ -108,7 +122,7 @@ def test_each_stage_computes_the_same_as_the_textbook(settings, stage):
         assert row.same in (True, None), row.check
         assert min(row.textbook, row.ours) > 0
         assert row.limit is None or row.limit > 0
-        assert row.stage in format_row(row)
+        assert row.stage in row.format()
 
 
 @pytest.mark.slow
@@ -122,7 +136,7 @@ def test_each_stage_notices_a_wrong_result(settings, stage, monkeypatch):
 
 @pytest.mark.slow
 def test_all_stages_but_one_compare_results():
-    assert set(bench.STAGES) - set(WRONG) == {"startup", "gpu"}
+    assert set(bench.STAGES) - set(WRONG) == {"startup", "gpu", "engines"}  # the last two have tests below
 
 
 @pytest.mark.slow
@@ -134,7 +148,7 @@ def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
     names = [row.stage for row in rows]
     for row in rows:
         assert row.same in (True, None), row.check
-        assert row.stage in format_row(row)
+        assert row.stage in row.format()
     for size in (2, 8):
         for precision in ("float32", "bf16"):
             for stage in ("training", "validation"):
@@ -158,7 +172,7 @@ def test_a_part_of_the_stage_gpu_that_fails_is_a_wrong_row(settings, monkeypatch
     settings = replace(settings, variants=(gpu.OFF,))
     rows = [row for row in gpu.time_gpu(settings) if row.stage.startswith("time_training")]
     assert [(row.same, row.check) for row in rows] == 2 * [(False, "RuntimeError: no memory")]
-    assert "NO: RuntimeError" in format_row(rows[0])
+    assert "NO: RuntimeError" in rows[0].format()
     monkeypatch.setattr(gpu, "LAST_START", -1)
     assert list(gpu.time_gpu(settings)) == []
 
@@ -212,7 +226,7 @@ def test_metrics_are_those_of_the_textbook():
 
 def test_the_textbooks_network_gets_our_weights():
     torch.manual_seed(0)
-    ours, plain = ResNet_CSRA(2, 0.1, 5, depth=50).eval(), textbook.Network(50, 2, 0.1, 5).eval()
+    ours, plain = ResNet_CSRA(2, 0.1, 5, depth=50).eval(), textbook.Network("resnet50", 2, 0.1, 5).eval()
     network.scale_down_branches(ours)
     textbook.copy_weights(plain, ours)
     images = torch.rand(2, 3, 64, 64)
@@ -237,6 +251,139 @@ def test_a_mistake_ends_the_command_with_one_line(tmp_path):
     assert "no JPEG files there" in err
 
 
+class EngineInThisProcess(engine_loading.EngineProcess):
+    """Stands for the process of an engine, which takes seconds to start."""
+
+    def __init__(self, engine: str, work: engine_loading.Work, photos: np.ndarray):
+        self.engine = engine
+        self.started = engine_loading.start(engine, *pickle.loads(pickle.dumps((work, photos))))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.engine, *arguments)
+
+    def __exit__(self, *error: object) -> None:
+        """Change nothing: there is no process to end."""
+
+
+@pytest.fixture
+def engine_settings(settings, monkeypatch) -> Settings:
+    """The stage engines in this process, without the engines that are not ours, in float32."""
+    monkeypatch.setattr(engines, "EngineProcess", EngineInThisProcess)
+    monkeypatch.setattr(engine_loading, "TURN_SECONDS", 0)
+    monkeypatch.setattr(engines, "available_engines", lambda: [TEXTBOOK, PLAIN])
+    return replace(settings, variants=(Variant(),))
+
+
+def test_the_engines_compute_the_same(engine_settings):
+    times, starts, memory = engines.time_engines(engine_settings)
+    assert times.same is True, times.check
+    for row in (times, starts, memory):
+        assert row.costs.keys() == {TEXTBOOK, PLAIN}
+        assert min(row.costs.values()) > 0
+    assert sum(times.shares.values()) == pytest.approx(1, abs=0.05)
+    assert times.shares["convolution"] > 0.2
+
+
+def test_an_engine_that_computes_something_else_is_a_wrong_row(engine_settings, monkeypatch):
+    load = engine_loading.LOADERS[PLAIN]
+
+    def load_wrong(*args: Any) -> engine_loading.Compute:
+        compute = load(*args)
+        return lambda: 1.001 * compute()
+
+    monkeypatch.setitem(engine_loading.LOADERS, PLAIN, load_wrong)
+    times, *_ = engines.time_engines(engine_settings)
+    assert times.same is False
+    assert "NO: scores to" in times.format()
+
+
+def test_engines_that_are_not_installed_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr(engines, "check_compiler", lambda: None)
+    assert engines.available_engines() == [engine for engine in ENGINES if engine != "OpenVINO"]
+    line = "left out: OpenVINO: no openvino: pip install -r benchmarks/requirements.txt\n"
+    assert capsys.readouterr().err == line
+
+
+def test_bf16_is_left_out_in_one_line_on_a_cpu_without_it(monkeypatch, capsys):
+    def refuse() -> None:
+        raise UserError("--amp bf16: a trial on this CPU failed")
+
+    monkeypatch.setattr(device, "check_bf16", refuse)
+    args = Namespace(amp=None, compile=False)
+    assert bench.choose_variants(args, torch.device("cpu")) == (Variant(),)
+    line = "bf16 is left out: --amp bf16: a trial on this CPU failed\n"
+    assert capsys.readouterr().err == line
+
+
+def test_engines_compares_the_networks_that_are_named(tmp_path):
+    words = ["engines", "--device", "cpu", "--networks", "mobilenet_v2"]
+    args = bench.make_parser().parse_args(words)
+    assert bench.choose_settings(args, tmp_path).sizes.networks == (("mobilenet_v2", 224),)
+
+
+@pytest.mark.slow
+def test_our_engines_are_the_networks_of_val_and_demo(settings):
+    (model, img_size), batch_size = settings.sizes.networks[0], 2
+    photos = engines.load_photos(settings.photos, img_size, batch_size)
+    weights = settings.folder / "model.pth"
+    engines.write_weights(weights, model, photos)
+    work = engine_loading.Work(model, img_size, batch_size, "off", weights, weights, num_threads=1)
+    kinds = {}
+    for mode in OURS:
+        if mode != COMPILED or has_compiler():
+            kinds[mode] = type(engine_loading.fast_network(work, mode))
+    expected = {PLAIN: ResNet_CSRA, FOLDED: FoldedNetwork, COMPILED: CompiledNetwork}
+    assert kinds == {mode: expected[mode] for mode in kinds}
+
+
+@pytest.mark.slow
+def test_other_engines_load_our_export(settings):
+    installed = [engine for engine in OTHERS if not engine_loading.missing_packages(engine)]
+    if not installed:
+        pytest.skip("needs ONNX Runtime or OpenVINO")
+    (model, img_size), batch_size = settings.sizes.networks[0], 2
+    photos = engines.load_photos(settings.photos, img_size, batch_size)
+    weights, onnx = settings.folder / "model.pth", settings.folder / "model.onnx"
+    engines.write_weights(weights, model, photos)
+    engines.export(weights, model, img_size, onnx)
+    work = engine_loading.Work(model, img_size, batch_size, "off", weights, onnx, num_threads=1)
+    expected = EngineInThisProcess(TEXTBOOK, work, photos).started.logits
+    for engine in installed:
+        logits = EngineInThisProcess(engine, work, photos).started.logits
+        assert np.abs(logits - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vit_B16_224", "mobilenet_v2"])
+def test_the_textbooks_networks_get_our_weights(model):
+    torch.manual_seed(0)
+    ours, plain = build(model, 1, 0.1, 5, 224).eval(), textbook.Network(model, 1, 0.1, 5).eval()
+    textbook.copy_weights(plain, ours)
+    images = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), plain(images))
+
+
+def test_a_row_of_engines_shows_ratios_and_a_missed_goal():
+    costs = {TEXTBOOK: 20.0, PLAIN: 14.0, "ours compiled": 12.0, "ONNX Runtime": 10.0, "OpenVINO": 8.0}
+    row = EngineRow(
+        "a", "ms/image", costs, "ONNX Runtime", True, "scores", {"convolution": 0.9, "other": 0.1}
+    )
+    cells = [cell.strip() for cell in row.format().split("|")[1:-1]]
+    assert cells[:7] == ["a, ms/image", "20", "14", "", "12", "10", "8"]
+    assert cells[7:] == [
+        "1.50",
+        "1.67",
+        "1.20 (ONNX Runtime) missed",
+        "yes: scores; convolution 90 %, other 10 %",
+    ]
+    costs["ours compiled"] = 11.5
+    assert row.format().split("|")[10].strip() == "1.15 (ONNX Runtime)"
+    (*_, goal, remarks, _) = replace(row, goal_engine="", same=None, check="", shares={}).format().split("|")
+    assert goal.strip() == remarks.strip() == ""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_stage_gpu_needs_a_gpu(fails, workdir):
     fails(bench, "gpu", says=["gpu", "CUDA GPU", "cpu"])
@@ -244,7 +391,7 @@ def test_the_stage_gpu_needs_a_gpu(fails, workdir):
 
 def test_a_row_shows_its_costs_and_a_missed_target():
     row = Row("a", "ms/image", 7.0, 2.0, 1.9, "the rest", 3.5, True, "scores")
-    assert [cell.strip() for cell in format_row(row).split("|")[2:-1]] == [
+    assert [cell.strip() for cell in row.format().split("|")[2:-1]] == [
         "7 ms/image (143/s)",
         "2 ms/image (500/s)",
         "3.50",
@@ -253,11 +400,11 @@ def test_a_row_shows_its_costs_and_a_missed_target():
         "yes: scores",
     ]
     for change in ({"textbook": 6.0}, {"ours": 2.01}):
-        assert "≥ 3.5 missed" in format_row(replace(row, **change))
+        assert "≥ 3.5 missed" in replace(row, **change).format()
 
 
 def test_a_row_without_costs_shows_only_what_was_checked():
-    cells = [cell.strip() for cell in format_row(Row("a", "ms", same=False, check="a fault")).split("|")]
+    cells = [cell.strip() for cell in Row("a", "ms", same=False, check="a fault").format().split("|")]
     assert cells[1:-1] == ["a", "", "", "", "", "", "NO: a fault"]
 
 

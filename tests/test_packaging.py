@@ -44,7 +44,7 @@ print(utils.__file__, class_names("voc07")[0], load_model(sys.argv[2], device="c
 def pinned(name: str) -> list[Requirement]:
     """The lines of a requirements file that name a package."""
     lines = (REPOSITORY / name).read_text().splitlines()
-    return [Requirement(line) for line in lines if not line.startswith("-r")]
+    return [Requirement(line) for line in lines if not line.startswith(("-r", "#"))]
 
 
 def run_python(code: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess:
@@ -93,6 +93,13 @@ def test_the_oldest_numpy_has_integers_of_64_bits_on_windows():
 def test_every_development_requirement_is_pinned():
     for requirement in pinned("requirements-dev.txt"):
         assert [specifier.operator for specifier in requirement.specifier] == ["=="]
+
+
+def test_the_requirements_of_the_benchmark_are_pinned_as_those_of_development():
+    development = {pin.name: pin for pin in pinned("requirements-dev.txt")}
+    for pin in pinned("benchmarks/requirements.txt"):
+        assert [specifier.operator for specifier in pin.specifier] == ["=="]
+        assert str(pin) == str(development.get(pin.name, pin))
 
 
 def test_a_copy_in_site_packages_is_refused_in_one_line(tmp_path):
