@@ -32,9 +32,7 @@ BF16 = Variant("bf16")
 FP16 = Variant("fp16")
 COMPILED = Variant("bf16", "default")
 GRAPHS = Variant("bf16", "reduce-overhead")
-FOLDED = Variant("bf16", fold=True)
-COMPILED_FOLDED = Variant("bf16", "default", fold=True)
-ALL = (OFF, BF16, FP16, COMPILED, GRAPHS, FOLDED, COMPILED_FOLDED)
+ALL = (OFF, BF16, FP16, COMPILED, GRAPHS)
 
 
 def time_gpu(settings: Settings) -> Iterator[Row]:
@@ -47,7 +45,6 @@ def time_gpu(settings: Settings) -> Iterator[Row]:
         (check_syncs, settings, (BF16,)),
         (profile_training, settings, (BF16,)),
         (compare_shapes, settings, (OFF, BF16, FP16)),
-        (time_validation, settings, (FOLDED, COMPILED_FOLDED)),
         (time_training, large, (OFF, BF16, COMPILED)),
         (time_validation, large, (OFF, BF16, COMPILED)),
         (time_training, settings, (GRAPHS,)),

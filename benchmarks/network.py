@@ -1,9 +1,11 @@
 """The stages training and validation: a ResNet by the textbook and by main.py's own functions."""
 
+import contextlib
 import gc
 import itertools
 import math
 import statistics
+import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -24,12 +26,15 @@ from benchmarks.settings import Settings, Targets, Variant, find_target
 from benchmarks.table import Row
 from benchmarks.timing import in_child, in_turns, seconds, synchronize, without_tf32
 from pipeline.folding import folded
+from pipeline.models import BuildOptions
 from pipeline.network import Network
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.classes import class_names
 from utils.data.loaders import EvaluationLoader, TrainingLoader
 from utils.data.samples import Batch
 from utils.inference.outputs import BatchLoader, compute_outputs, sigmoid
+from utils.inference.predictor import Predictor
+from utils.inference.speed_up import speed_up
 from utils.runtime.device import choose_device, set_up_device
 from utils.runtime.progress import ProgressLines
 from utils.training.folder import RunFolder
@@ -170,11 +175,12 @@ def our_validation(settings: Settings, variant: Variant) -> Timed:
     """Time the scores as val.py computes them."""
     options, model = our_model(settings, variant)
     loader = evaluation_loader(settings)
+    network = validation_network(options, model, variant, len(loader.dataset))
     # A CUDA graph writes its output to the same memory in every step.
-    forward = (lambda images: model(images).clone()) if variant.compile == "reduce-overhead" else None
+    forward = (lambda images: network(images).clone()) if variant.compile == "reduce-overhead" else None
 
     def scores(images: BatchLoader) -> np.ndarray:
-        return sigmoid(compute_outputs(model, images, settings.device, options.amp, forward))
+        return sigmoid(compute_outputs(network, images, settings.device, options.amp, forward))
 
     with without_tf32():
         result = scores(loader)
@@ -182,6 +188,29 @@ def our_validation(settings: Settings, variant: Variant) -> Timed:
     memory = in_memory(loader, first_batch(loader, settings.device), len(loader))
     from_memory = time_epoch(lambda: scores(memory), settings)
     return Timed(from_files, from_memory, result)
+
+
+def validation_network(options: Namespace, model: Network, variant: Variant, num_images: int) -> Network:
+    """Return the network that val.py makes of a model for a number of images.
+
+    With CUDA graphs, which val.py does not offer, it is compiled here.
+    """
+    if variant.compile == "reduce-overhead":
+        network = folded(model.eval())
+        network.compile(mode=variant.compile)
+        return network
+    architecture = BuildOptions(
+        model=options.model,
+        num_heads=options.num_heads,
+        num_cls=options.num_cls,
+        img_size=options.img_size,
+        lam=options.lam,
+    )
+    predictor = Predictor(model, class_names("coco"), architecture, config={})
+    use_compile = True if variant.compile else None  # None: as val.py chooses
+    args = Namespace(compile=use_compile, amp=options.amp, batch_size=options.batch_size)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
+        return speed_up(predictor, args, num_images).runner
 
 
 def textbook_model(settings: Settings) -> textbook.Network:
@@ -203,10 +232,6 @@ def our_model(settings: Settings, variant: Variant) -> tuple[Namespace, Network]
     set_up_device(device)
     model = main.build_model(options, device)
     scale_down_branches(model)
-    if variant.fold:
-        model = folded(model.eval())
-    if variant.compile:
-        model.compile(mode=variant.compile)
     return options, model
 
 
@@ -228,6 +253,8 @@ def scale_down_branches(model: nn.Module) -> None:
 def our_epoch(settings: Settings, variant: Variant) -> tuple[Network, Callable[[TrainingLoader], None]]:
     """Return main.py's network, and main.py's training of it for one epoch of a loader."""
     options, model = our_model(settings, variant)
+    if variant.compile:
+        model.compile(mode=variant.compile)
     state = main.build_state(model, options)
     fp16 = options.amp == "fp16"
     state.scaler = torch.amp.GradScaler(settings.device.type, init_scale=2.0**10, enabled=fp16)

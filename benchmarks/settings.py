@@ -17,13 +17,11 @@ NETWORKS = {"resnet50": 448, "resnet101": 448, "vit_B16_224": 224, "mobilenet_v2
 class Variant(NamedTuple):
     """A way to run our version.
 
-    amp: as the option --amp. compile: torch.compile's mode, or "". fold: whether batch-norm is folded into
-    the convolutions, which only validation can do.
+    amp: as the option --amp. compile: torch.compile's mode, or "".
     """
 
     amp: str = "off"
     compile: str = ""
-    fold: bool = False
 
     def title(self, device: torch.device) -> str:
         """Return its name in the table; PyTorch's float32 convolutions use TF32 on a GPU."""
@@ -32,8 +30,6 @@ class Variant(NamedTuple):
             words = ["TF32" if device.type == "cuda" else "float32"]
         if self.compile:
             words.append("compiled" if self.compile == "default" else f"compiled with {self.compile}")
-        if self.fold:
-            words.append("batch-norm folded")
         return ", ".join(words)
 
 

@@ -30,6 +30,8 @@ from pipeline.resnet_csra import ResNet_CSRA
 from utils.data.transforms import train_transform
 from utils.evaluation import evaluate
 from utils.inference.outputs import sigmoid
+from utils.inference.predictor import Predictor
+from utils.inference.speed_up import speed_up
 from utils.runtime import device
 from utils.runtime.device import has_compiler
 from utils.runtime.errors import UserError
@@ -143,7 +145,7 @@ def test_all_stages_but_one_compare_results():
 def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
     skip_without_bf16("gpu", settings)
     monkeypatch.setattr(scripts, "train_shapes", lambda *args: 99.0)  # the stage shapes trains
-    settings = replace(settings, variants=(gpu.OFF, gpu.BF16, gpu.FOLDED))
+    settings = replace(settings, variants=(gpu.OFF, gpu.BF16))
     rows = list(gpu.time_gpu(settings))
     names = [row.stage for row in rows]
     for row in rows:
@@ -153,7 +155,6 @@ def test_the_stage_gpu_measures_on_a_cpu_what_a_cpu_can(settings, monkeypatch):
         for precision in ("float32", "bf16"):
             for stage in ("training", "validation"):
                 assert f"{stage}, ResNet-50, 64×64, batch {size}, {precision}" in names
-    assert "validation, ResNet-50, 64×64, batch 2, bf16, batch-norm folded" in names
     assert sum(name.startswith(("CSRA", "shapes")) for name in names) == 3
     (profiled,) = (row for row in rows if row.stage.startswith("profile"))
     assert len(profiled.check.split(" %")) == 11
@@ -222,6 +223,21 @@ def test_metrics_are_those_of_the_textbook():
     ours, theirs = evaluate(scores, targets), textbook.evaluate(scores, targets)
     assert {name: ours[name] for name in theirs} == pytest.approx(theirs)
     assert theirs.keys() == {name for name in ours if isinstance(ours[name], float)}
+
+
+@pytest.mark.parametrize(("mode", "use_compile"), [("", None), ("default", True)])
+def test_validation_runs_the_network_that_val_makes(settings, monkeypatch, mode, use_compile):
+    asked = []
+
+    def speed_up_uncompiled(predictor: Predictor, args: Namespace, num_images: int) -> Predictor:
+        asked.append((args.compile, args.amp, args.batch_size, num_images))
+        return speed_up(predictor, Namespace(**{**vars(args), "compile": False}), num_images)
+
+    monkeypatch.setattr(network, "speed_up", speed_up_uncompiled)
+    variant = Variant(compile=mode)
+    options, model = network.our_model(settings, variant)
+    assert isinstance(network.validation_network(options, model, variant, 7), FoldedNetwork)
+    assert asked == [(use_compile, "off", 2, 7)]
 
 
 def test_the_textbooks_network_gets_our_weights():
