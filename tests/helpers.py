@@ -25,6 +25,7 @@ from utils.data.datasets import VALUES
 from utils.data.label_files import read_labels
 from utils.data.labels import IGNORED
 from utils.inference import outputs
+from utils.runtime.device import has_compiler
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = ["--dataset", "mine", "--model", "resnet18", "--pretrained", "none"]
@@ -44,6 +45,9 @@ TINY = [
 ]
 # Each epoch has 3 steps of training and 2 of evaluation.
 RUN = ["--dataset", "shapes", *TINY, "--batch_size", "8"]
+needs_compiler = pytest.mark.skipif(
+    not has_compiler(), reason="torch.compile needs a C++ compiler and Python's headers"
+)
 PATIENCE = 300  # seconds until a process counts as hanging: other programs may keep the CPU busy
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import demo
-from helpers import REPOSITORY, finish, start_preloaded, start_torchrun, wait_until
+from helpers import REPOSITORY, finish, needs_compiler, start_preloaded, start_torchrun, wait_until
+from pipeline import compiling
 from preloaded import Preloaded
-from utils.inference import label_job, tables
+from utils.inference import label_job, speed_up, tables
 from utils.inference.rows import Row, RowsFile, open_rows
 from utils.inference.tables import write_csv_table, write_json_table
 from utils.runtime.errors import UserError
@@ -107,6 +108,30 @@ def test_a_killed_run_goes_on_to_the_same_bytes(photos, whole, command, number, 
     assert "photos/bad.jpg" in result.err.splitlines()[0]
     assert result.err.splitlines()[1:] == ["skipped 1 of 8 images: not readable"]
     assert contents() == whole
+
+
+def test_a_resume_compiles_if_the_whole_job_repays_it(photos, command, monkeypatch):
+    monkeypatch.setattr(compiling.torch, "compile", lambda features: lambda images: 1.1 * features(images))
+    monkeypatch.setattr(speed_up, "has_compiler", lambda: True)
+    monkeypatch.setattr(speed_up, "COMPILE_FROM", 8)
+    assert label(command, *OUTPUTS).status == 1
+    written = take_results()
+    stop_after(command, 5, *OUTPUTS)
+    assert label(command, *OUTPUTS, "--resume").status == 1
+    assert take_results() == written
+    assert label(command, *OUTPUTS, "--no-compile").status == 1
+    assert take_results() != written
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_goes_on_to_the_same_bytes(photos, command):
+    assert label(command, *OUTPUTS, "--compile").status == 1
+    written = take_results()
+    stop_after(command, 4, *OUTPUTS, "--compile")
+    result = label(command, *OUTPUTS, "--compile", "--resume")
+    assert "torch.compile failed" not in result.err
+    assert take_results() == written
 
 
 @pytest.mark.parametrize("torn", ["photos/x.jpg,0.", "photos/x.jpg,1.5e-", '"photos/'])

@@ -1,23 +1,27 @@
 """What runs a network faster in val.py, demo.py, main.py and the Predictor gives the same scores."""
 
 import copy
+import functools
 import pickle
 import shutil
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import demo
 import val
-from helpers import SHAPES
+from helpers import SHAPES, finish_ranks, needs_compiler, start_ranks
 from pipeline import compiling
 from pipeline.compiling import CompiledNetwork
 from pipeline.folding import FoldedNetwork
 from small_networks import SmallNetwork
 from utils.checkpoint import load_model
+from utils.data.samples import to_float
 from utils.inference import network_metrics, speed_up
 from utils.inference.predictor import LabelSettings, Predictor
 from utils.runtime import device
@@ -167,12 +171,65 @@ def test_a_compiler_that_fails_is_done_without(trained, shapes, command, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not device.has_compiler(), reason="torch.compile needs a C++ compiler and Python's headers"
+def test_all_processes_do_without_a_compiler_that_fails_in_one(trained, shapes, command, tmp_path):
+    options = [*SHAPES, "--load_from", trained / "best.pth", "--batch_size", 4, "--save_scores"]
+    ranks = start_ranks(2, "tests/failing_compiler.py", *options, tmp_path / "two.npz", "--compile")
+    assert command(val, *options, tmp_path / "one.npz").status == 0
+    status, _, err = finish_ranks(ranks)
+    assert status == 0, err
+    assert err.count("torch.compile failed, going on without it: RuntimeError: no space left\n") == 1
+    assert err.count("torch.compile failed") == 1
+    np.testing.assert_allclose(
+        saved_scores(tmp_path / "two.npz"), saved_scores(tmp_path / "one.npz"), rtol=1e-4
+    )
+
+
+def saved_scores(file: Path) -> np.ndarray:
+    with np.load(file) as content:
+        return content["scores"]
+
+
+@pytest.mark.parametrize("option", ["--no-compile", "--compile"])
+def test_val_takes_bf16_on_a_cpu(trained, shapes, command, tmp_path, no_inductor, monkeypatch, option):
+    monkeypatch.setattr(device, "check_bf16", lambda: None)  # any CPU computes it, though most do so slowly
+    monkeypatch.setattr(device, "check_compiler", lambda: None)
+    options = [*SHAPES, "--load_from", trained / "best.pth", option, "--save_scores"]
+    assert command(val, *options, tmp_path / "float32.npz").status == 0
+    result = command(val, *options, tmp_path / "bf16.npz", "--amp", "bf16")
+    assert result.status == 0, result.err
+    difference = np.abs(saved_scores(tmp_path / "bf16.npz") - saved_scores(tmp_path / "float32.npz")).max()
+    assert 0 < difference < 0.02
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_only_the_first_batch_is_compiled(predictor, monkeypatch, batch_size):
+    """The others may come with other strides, and the last one is smaller."""
+    counter = CompileCounter()
+    monkeypatch.setattr(compiling.torch, "compile", functools.partial(torch.compile, backend=counter))
+    network = predictor.network = SmallNetwork(1, 0.1, 2).eval()
+    options = Namespace(compile=True, batch_size=batch_size, amp="off")
+    faster = speed_up.speed_up(predictor, options, 5).runner
+    assert counter.frame_count == 1
+    pixels = torch.randint(256, (5, 3, 40, 40), dtype=torch.uint8)
+    strided = [pixels.to(memory_format=form) for form in (torch.contiguous_format, torch.channels_last)]
+    with torch.inference_mode():
+        for images in (*strided, pixels.flip(3), pixels.transpose(2, 3)):
+            for batch in to_float(images, CPU).split(batch_size):
+                torch.testing.assert_close(faster(batch), network(batch))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("batch_size", "amp", "tolerance"), [(1, "off", 1e-4), (2, "off", 1e-4), (2, "bf16", 0.05)]
 )
-def test_compiled_scores_are_those_of_the_network(predictor, capsys):
+def test_compiled_scores_are_those_of_the_network(predictor, capsys, batch_size, amp, tolerance):
     predictor.network = SmallNetwork(1, 0.1, len(predictor.classes)).eval()
-    faster = speed_up.speed_up(predictor, Namespace(compile=True, batch_size=2, amp="off"), 5)
+    options = Namespace(compile=True, batch_size=batch_size, amp=amp)
+    faster = speed_up.speed_up(predictor, options, 5)
     assert isinstance(faster.runner, CompiledNetwork)
-    np.testing.assert_allclose(scores(faster), plain_scores(predictor), rtol=1e-4)
+    settings = LabelSettings(batch_size=batch_size, amp=amp)
+    found = np.stack([prediction.scores for prediction in faster.label(photos(5), settings)])
+    np.testing.assert_allclose(found, plain_scores(predictor), rtol=tolerance)
     assert "failed" not in capsys.readouterr().err
