@@ -26,7 +26,7 @@ import PIL
 import torch
 import torchvision
 
-from benchmarks import engines, gpu, network, parts, scripts
+from benchmarks import commands, engines, gpu, network, parts, scripts
 from benchmarks.engine_table import ENGINE_HEAD, EngineRow
 from benchmarks.inputs import make_photos
 from benchmarks.settings import NETWORKS, QUICK, Settings, Sizes, Variant
@@ -41,6 +41,7 @@ from utils.runtime.output_checks import check_file, check_replaceable
 from utils.runtime.script import run_script
 from utils.runtime.workers import default_workers
 
+ON_CPU = ("engines", "commands")
 STAGES: dict[str, Callable[[Settings], Iterator[Row] | Iterator[EngineRow]]] = {
     "loader": parts.time_loader,
     "head": parts.time_head,
@@ -53,11 +54,12 @@ STAGES: dict[str, Callable[[Settings], Iterator[Row] | Iterator[EngineRow]]] = {
     "prepare": scripts.time_prepare,
     "gpu": gpu.time_gpu,
     "engines": engines.time_engines,
+    "commands": commands.time_commands,
 }
-NOT_IN_ALL = ("gpu", "engines")
+NOT_IN_ALL = ("gpu", *ON_CPU)
 STAGE_HELP = (
-    "what to time; all: everything but gpu and engines; gpu: one GPU, in all precisions, within 8 minutes; "
-    "engines: the CPU, against ONNX Runtime and OpenVINO"
+    "what to time; all: everything but the last three; gpu: one GPU, in all precisions, within 8 minutes; "
+    "engines: the CPU, against ONNX Runtime and OpenVINO; commands: demo.py on the CPU, with its start"
 )
 
 
@@ -91,8 +93,8 @@ def choose_settings(args: argparse.Namespace, folder: Path) -> Settings:
     set_up_device(device)
     if args.stage == "gpu" and device.type != "cuda":
         raise UserError(f"gpu measures a CUDA GPU, and this runs on {device}: choose another stage")
-    if args.stage == "engines" and device.type != "cpu":
-        raise UserError(f"engines measures the CPU, and this runs on {device}: add --device cpu")
+    if args.stage in ON_CPU and device.type != "cpu":
+        raise UserError(f"{args.stage} measures the CPU, and this runs on {device}: add --device cpu")
     photos = find_jpegs(args.images) if args.images else make_photos(folder / "photos", num_photos=64)
     sizes = QUICK if args.quick else Sizes()
     if args.networks:

@@ -147,6 +147,20 @@ def label_folder(folder: str, depth: int, img_size: int, device: str) -> None:
     Path(f"{folder}.json").write_text(json.dumps(scores))
 
 
+def label_in_batches(
+    folder: str, weights_file: str, model: str, img_size: int, batch_size: int, num_workers: int
+) -> None:
+    """Score the images of a folder in batches on the CPU, and write the scores to a file beside it."""
+    weights = torch.load(weights_file)
+    network = Network(model, 1, 0.1, weights["heads.convs.0.weight"].shape[0])
+    network.load_state_dict(weights)
+    paths = sorted(str(path) for path in Path(folder).iterdir())
+    photos = Photos(paths, np.zeros((len(paths), 1)), img_size, train=False)
+    loader = DataLoader(photos, batch_size, num_workers=num_workers)
+    scores = predict(network, loader, torch.device("cpu"))
+    Path(f"{folder}.json").write_text(json.dumps(dict(zip(paths, scores.tolist()))))
+
+
 def evaluate(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Compute the metrics of utils.evaluation.evaluate, except AP, in loops over classes and images."""
     images, classes = scores.shape

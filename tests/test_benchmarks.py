@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, engine_loading, engines, gpu, network, scripts, textbook
+from benchmarks import bench, commands, engine_loading, engines, gpu, network, scripts, textbook
 from benchmarks.engine_table import COMPILED, ENGINES, FOLDED, OTHERS, OURS, PLAIN, TEXTBOOK, EngineRow
 from benchmarks.inputs import make_coco, make_photos
 from benchmarks.settings import QUICK, Settings, Sizes, Variant
@@ -48,12 +48,16 @@ WRONG = {
         "benchmarks.scripts.run_measured",
         lambda words, folder: run_preloaded(raise_lam(words), folder),
     ),
+    "commands": (
+        "benchmarks.commands.run_measured",
+        lambda words, folder: run_preloaded(raise_lam(words), folder),
+    ),
     "shapes": ("benchmarks.scripts.train_shapes", lambda settings, amp, seed: 50.0 * (amp == "bf16")),
     "prepare": ("benchmarks.scripts.make_coco", lambda *args: make_coco(*args) | {"another.jpg": {1}}),
 }
 BF16 = Variant("bf16")
 # Stages that have a row for each precision.
-IN_PRECISIONS = {"train", "val", "head", "demo"}
+IN_PRECISIONS = {"train", "val", "head", "demo", "commands"}
 
 
 def raise_lam(words: list[str]) -> list[str]:
@@ -84,6 +88,7 @@ def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
     """Tiny inputs. Training and validation stay in this process, with arguments pickled as for a child."""
     monkeypatch.setattr(scripts, "run_measured", run_preloaded)
     monkeypatch.setattr(engines, "run_measured", run_preloaded)
+    monkeypatch.setattr(commands, "run_measured", run_preloaded)
     monkeypatch.setattr(network, "in_child", lambda f, *args: f(*pickle.loads(pickle.dumps(args))))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, tiny work is slow while other processes use the cores
@@ -100,6 +105,9 @@ def settings(tmp_path, monkeypatch, variants) -> Iterator[Settings]:
         networks=(("resnet50", 64),),
         engine_batches=(2,),
         engine_rounds=1,
+        command_network=("resnet50", 64),
+        command_photos=(3,),
+        command_rounds=1,
         rounds=1,
         long_rounds=1,
     )
