@@ -40,11 +40,17 @@ PACKAGES = {
 # The first kind of work whose words a profiled operator's name contains; all others are "other".
 KINDS = {
     "convolution": ("conv",),
-    "batch-norm": ("batch_norm",),
-    "matrix products": ("addmm", "::mm", "bmm", "linear", "attention"),
+    "batch norm": ("batch_norm",),
+    "matrix products": ("addmm", "::mm", "bmm", "matmul", "linear", "attention"),
     "compiler's loops": ("Compiled",),
-    "elementwise": ("relu", "add", "hardtanh", "gelu", "mul", "div", "softmax", "layer_norm", "pool", "mean"),
-    "copies": ("copy", "clone", "contiguous", "cat", "reorder"),
+    "elementwise": (
+        *("relu", "clamp", "hardtanh", "gelu", "sigmoid", "add", "mul", "div"),
+        *("softmax", "layer_norm", "pool", "mean"),
+    ),
+    "memory": (
+        *("copy", "clone", "contiguous", "cat", "reorder", "pad"),
+        *("empty", "resize", "fill", "view", "shape", "strided", "transpose", "permute"),
+    ),
 }
 
 

@@ -340,6 +340,26 @@ def test_bf16_is_left_out_in_one_line_on_a_cpu_without_it(monkeypatch, capsys):
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("mkldnn::_convolution_pointwise", "convolution"),
+        ("aten::native_batch_norm", "batch norm"),
+        ("aten::addmm", "matrix products"),
+        ("aten::matmul", "matrix products"),
+        ("Torch-Compiled Region: 0/1", "compiler's loops"),
+        ("aten::clamp", "elementwise"),
+        ("aten::add_", "elementwise"),
+        ("aten::copy_", "memory"),
+        ("aten::as_strided", "memory"),
+        ("TorchDynamo Cache Lookup", "other"),
+    ],
+)
+def test_the_time_of_an_operator_counts_for_its_kind(operator, kind):
+    assert engine_loading.kind_of(operator) == kind
+
+
 def test_engines_compares_the_networks_that_are_named(tmp_path):
     words = ["engines", "--device", "cpu", "--networks", "mobilenet_v2"]
     args = bench.make_parser().parse_args(words)
