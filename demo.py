@@ -14,11 +14,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import utils.runtime.passive_waiting  # noqa: F401  before torch
+import utils.runtime.passive_waiting  # before torch
 
 import torch
 from tqdm import tqdm
 
+import utils.runtime.torchvision_alone  # noqa: F401  before torchvision
 from utils.command_line import options
 from utils.command_line.load_from import complete_options, load_model_for
 from utils.data.decoding import report_slow_decoder

@@ -15,11 +15,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import utils.runtime.passive_waiting  # noqa: F401  before torch
+import utils.runtime.passive_waiting  # before torch
 
 import torch
 from torch import Tensor, nn
 
+import utils.runtime.torchvision_alone  # noqa: F401  before torchvision
 from utils.command_line import options
 from utils.command_line.load_from import complete_options, load_model_for
 from utils.inference.outputs import Forward

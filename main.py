@@ -10,11 +10,12 @@ import argparse
 import math
 import shlex
 
-import utils.runtime.passive_waiting  # noqa: F401  before torch
+import utils.runtime.passive_waiting  # before torch
 
 import torch
 from torch import Tensor, nn
 
+import utils.runtime.torchvision_alone  # noqa: F401  before torchvision
 from pipeline.models import build, check_img_size, default_lam, list_models
 from pipeline.network import Network, has_map_of_one_place
 from pipeline.timm_csra import is_timm, own_img_size, own_normalization

@@ -9,10 +9,11 @@ if __name__ == "__main__":
 import argparse
 from typing import Any
 
-import utils.runtime.passive_waiting  # noqa: F401  before torch
+import utils.runtime.passive_waiting  # before torch
 
 import numpy as np
 
+import utils.runtime.torchvision_alone  # noqa: F401  before torchvision
 from utils.command_line import options
 from utils.command_line.load_from import complete_options, load_model_for, options_in_effect
 from utils.command_line.summary import summary

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import utils.runtime.passive_waiting  # noqa: F401  before torch
+import utils.runtime.passive_waiting  # before torch
 
 import numpy as np
 import torch
 from PIL import Image
 
+import utils.runtime.torchvision_alone  # noqa: F401  before torchvision
 from utils.checkpoint import load_model
 from utils.data.datasets import dataset_spec, label_file
 from utils.data.loaders import EvaluationLoader

@@ -1,5 +1,7 @@
 """Running a command: its output, its exit status, and its errors in one line."""
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -26,6 +28,8 @@ def run_script(main: Callable[[], None]) -> None:
         prepare_output()
         start_resource_tracker()
         ignore_decoder_warnings()
+        # At its end Python would search all objects for cycles to free; that takes half as long as the exit.
+        atexit.register(gc.freeze)
         run(main)
 
 
