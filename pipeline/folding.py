@@ -14,6 +14,18 @@ TOLERANCE = 1e-5  # largest difference of the logits, as a share of their size
 CHECK_SIDE = 96  # pixels of the image for which they are compared; Inception needs 75
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# timm's convolution that pads as TensorFlow does, and its batch norm with dropout and activation.
+TIMM_CONVOLUTION = "Conv2dSame"
+TIMM_BATCH_NORM = "BatchNormAct2d"
+
+
+class Tracer(fx.Tracer):
+    """Follows the calls of a network down to the modules that hold no batch norm of their own."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Return whether a module's own calls stay out of the graph."""
+        parts = (part for part in module.modules() if part is not module)
+        return not any(isinstance(part, BATCH_NORMS) for part in parts)
 
 
 class FoldedNetwork(Network):
@@ -74,24 +86,20 @@ def fold_trunk(network: Network) -> nn.Module | None:
     """
     if not any(isinstance(module, BATCH_NORMS) for module in network.modules()):
         return None
-    trunk = fx.symbolic_trace(Features(network).eval())
+    features = Features(network).eval()
+    trunk = fx.GraphModule(features, Tracer().trace(features))
     pairs = pairs_to_fold(trunk)
     if not pairs:
         return None
     for conv, norm in pairs:
-        path = str(conv.target)
-        parent, _, name = path.rpartition(".")
-        modules: Any = trunk.get_submodule(path), trunk.get_submodule(str(norm.target))
-        setattr(trunk.get_submodule(parent), name, fuse_conv_bn_eval(*modules))
-        norm.replace_all_uses_with(conv)
-        trunk.graph.erase_node(norm)
-    trunk.delete_all_unused_submodules()  # the batch norms
-    trunk.recompile()
+        modules: Any = trunk.get_submodule(conv), trunk.get_submodule(norm)
+        trunk.set_submodule(conv, fuse_conv_bn_eval(*modules))
+        trunk.set_submodule(norm, after_norm(trunk.get_submodule(norm)))
     return trunk
 
 
-def pairs_to_fold(trunk: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """Return the calls (convolution, batch norm) that can become one."""
+def pairs_to_fold(trunk: fx.GraphModule) -> list[tuple[str, str]]:
+    """Return the paths of (convolution, batch norm) that can become one."""
     modules = dict(trunk.named_modules())
     calls = [node for node in trunk.graph.nodes if node.op == "call_module"]
     num_calls = Counter(node.target for node in calls)
@@ -100,15 +108,33 @@ def pairs_to_fold(trunk: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
         conv = norm.args[0]
         if not (has_statistics(modules[norm.target]) and conv.op == "call_module"):
             continue
-        only_norm_uses_it = len(conv.users) == 1 and num_calls[conv.target] == 1
-        if type(modules[conv.target]) in CONVOLUTIONS and only_norm_uses_it:
-            pairs.append((conv, norm))
+        only_norm_uses_it = len(conv.users) == 1 and num_calls[conv.target] == num_calls[norm.target] == 1
+        if is_convolution(modules[conv.target]) and only_norm_uses_it:
+            pairs.append((conv.target, norm.target))
     return pairs
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Return whether a module is a convolution, and no subclass that computes its weights."""
+    return type(module) in CONVOLUTIONS or is_of_timm(module, TIMM_CONVOLUTION)
+
+
 def has_statistics(module: nn.Module) -> bool:
-    """Return whether a module is a batch norm, and no subclass that does more, with known statistics."""
-    return type(module) in BATCH_NORMS and module.running_mean is not None
+    """Return whether a module is a batch norm, and no unknown subclass, with known statistics."""
+    is_norm = type(module) in BATCH_NORMS or is_of_timm(module, TIMM_BATCH_NORM)
+    return is_norm and module.running_mean is not None
+
+
+def is_of_timm(module: nn.Module, name: str) -> bool:
+    """Return whether a module is timm's layer of this name; timm need not be installed."""
+    return type(module).__name__ == name and type(module).__module__.startswith("timm.")
+
+
+def after_norm(norm: Any) -> nn.Module:
+    """Return what a batch norm does besides: nothing, or in timm's case dropout and an activation."""
+    if is_of_timm(norm, TIMM_BATCH_NORM):
+        return nn.Sequential(norm.drop, norm.act)
+    return nn.Identity()
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.network import NORMALIZATION, Network, make_classifier
 
 PREFIX = "timm:"  # of a model's name
-# What timm's networks raise for images of a size that they do not take, and for what they cannot build.
+# timm's networks raise these for images of a size that they do not take, and for options that do not fit.
 TIMM_ERRORS = (
     RuntimeError,
     AssertionError,
@@ -35,7 +35,7 @@ TIMM_ERRORS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What timm's `forward_features` returns for a model, and what of the model it depends on.
+    """The form of the feature map that timm's `forward_features` returns for a model.
 
     kind: "NCHW", "NHWC" or "tokens" (B, prefix + h * w, D). width: D. num_prefix: class and register tokens.
     used: the names of the parameters that the feature map depends on.
@@ -181,7 +181,9 @@ def own_normalization(model: str) -> str:
 
 def close(numbers: tuple[float, ...], others: tuple[float, ...]) -> bool:
     """Return whether numbers are equal up to rounding."""
-    return len(numbers) == len(others) and all(abs(a - b) < 1e-4 for a, b in zip(numbers, others))
+    if len(numbers) != len(others):
+        return False
+    return all(abs(a - b) < 1e-4 for a, b in zip(numbers, others))
 
 
 def create_trunk(model: str, img_size: int) -> Any:
@@ -203,16 +205,24 @@ def read_layout(model: str, img_size: int) -> Layout:
         # On the meta device tensors have a shape and no numbers, so nothing takes time.
         with torch.device("meta"), torch.random.fork_rng(devices=[]), recording_gradients():
             trunk = create_trunk(model, img_size).eval()
+            trunk.requires_grad_(True)  # a network may not train its position embeddings
             output = trunk.forward_features(torch.zeros(1, 3, img_size, img_size))
     except TIMM_ERRORS as error:
-        size = f"{img_size} x {img_size}"
-        way_out = f"its own size is {own_img_size(model)}"
-        raise ValueError(f"{model} does not take images of {size} ({reason(error)}); {way_out}") from None
+        raise ValueError(refusal(model, img_size, error)) from None
     if not isinstance(output, Tensor):
         raise ValueError(f"{model} has no feature map: it returns a {type(output).__name__}")
     check_patches(trunk, model, img_size)
     kind, num_prefix = read_kind(trunk, model, output)
     return Layout(kind, trunk.num_features, num_prefix, used_parameters(trunk, output))
+
+
+def refusal(model: str, img_size: int, error: BaseException) -> str:
+    """Return the message for a model that failed on images of img_size pixels a side."""
+    own_size = own_img_size(model)
+    if img_size == own_size:
+        return f"timm cannot run {model} here ({reason(error)}): choose another model"
+    size = f"{img_size} x {img_size}"
+    return f"{model} does not take images of {size} ({reason(error)}); its own size is {own_size}"
 
 
 @contextlib.contextmanager
@@ -225,9 +235,9 @@ def recording_gradients() -> Iterator[None]:
 def check_patches(trunk: Any, model: str, img_size: int) -> None:
     """Raise ValueError if a model's patches would leave out the last pixels of an image."""
     patch_size = getattr(getattr(trunk, "patch_embed", None), "patch_size", 1)
-    patch = patch_size if isinstance(patch_size, int) else patch_size[0]
-    if img_size % patch:
-        raise ValueError(f"{model} takes images whose side is a multiple of {patch}, not {img_size}")
+    step = patch_size if isinstance(patch_size, int) else math.lcm(*patch_size)
+    if img_size % step:
+        raise ValueError(f"{model} takes images whose side is a multiple of {step}, not {img_size}")
 
 
 def read_kind(trunk: Any, model: str, output: Tensor) -> tuple[str, int]:
@@ -248,7 +258,6 @@ def read_kind(trunk: Any, model: str, output: Tensor) -> tuple[str, int]:
 
 def used_parameters(trunk: nn.Module, output: Tensor) -> frozenset[str]:
     """Return the names of the parameters that an output was computed from."""
-    names = {parameter: name for name, parameter in trunk.named_parameters()}
     used = set()
     seen = set()
     nodes = [output.grad_fn]
@@ -259,9 +268,11 @@ def used_parameters(trunk: nn.Module, output: Tensor) -> frozenset[str]:
         seen.add(node)
         variable = getattr(node, "variable", None)  # of a node that holds a parameter
         if variable is not None:
-            used.add(names.get(variable, ""))
+            used.add(variable)
         nodes.extend(following for following, _ in node.next_functions)
-    return frozenset(used)
+    # A parameter that two modules share has two names.
+    named = trunk.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in named if parameter in used)
 
 
 def remove_unused(module: nn.Module, used: frozenset[str], path: str = "") -> None:

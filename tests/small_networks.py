@@ -49,3 +49,17 @@ def timm_weights(grid: int, num_classes: int = 3) -> dict[str, Tensor]:
             }
     state |= {"norm.weight": random(WIDTH), "norm.bias": random(WIDTH)}
     return state | {"classifier.multi_head.0.head.weight": random(num_classes, WIDTH, 1, 1)}
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights as after training, and return the network in eval mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+            ):
+                nn.init.uniform_(values, low, high)
+    return network.eval()

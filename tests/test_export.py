@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline import vit_csra
 from pipeline.models import build
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
+from utils.runtime.errors import UserError
 from utils.weights.contents import load_checkpoint
 
 
@@ -94,3 +96,15 @@ def test_bad_files_and_missing_packages_are_reported(workdir, trained, fails, tm
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else find_spec(name))
     fails(export, *checkpoint, "--out", tmp_path / "m.onnx", says=["pip install onnx onnxscript"])
+
+
+@pytest.mark.parametrize("size", [0.5, 1e4])
+def test_outputs_are_compared_by_their_size(size, capsys):
+    def network(images):
+        return images.new_full((len(images), 3), size)
+
+    export.compare_outputs(network, lambda images: network(images) + 5e-5 * max(1, size), 8, [1, 3])
+    assert "differ by up to" in capsys.readouterr().out
+    for wrong in (2e-4 * max(1, size), math.nan):
+        with pytest.raises(UserError, match="nothing is written"):
+            export.compare_outputs(network, lambda images, wrong=wrong: network(images) + wrong, 8, [1])

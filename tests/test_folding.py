@@ -8,6 +8,7 @@ from pipeline import folding
 from pipeline.folding import folded
 from pipeline.models import build
 from pipeline.network import Network
+from small_networks import with_statistics
 
 # How many batch norms stay in a network of each family: DenseNet has most of them before a convolution.
 FAMILIES = {
@@ -22,20 +23,6 @@ FAMILIES = {
 }
 
 SLOW = ("densenet121", "googlenet", "inception_v3", "efficientnet_b0")
-
-
-def with_statistics(network: nn.Module) -> nn.Module:
-    """Give batch norms statistics and weights as after training, and return the network in eval mode."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.5, 2),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.3, 0.3),
-            ):
-                nn.init.uniform_(values, low, high)
-    return network.eval()
 
 
 def random_network(model: str, normalization: str = "none") -> Network:

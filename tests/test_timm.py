@@ -6,6 +6,7 @@ import pickle
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ import main
 import val
 from helpers import RUN, TINY, assert_same, finish_ranks, make_own, signal_at, start_ranks
 from pipeline import timm_csra
+from pipeline.folding import folded
 from pipeline.models import build, check_img_size
 from pipeline.network import NORMALIZATION, has_map_of_one_place
 from pipeline.timm_csra import Timm_CSRA, own_img_size, own_normalization, read_layout
+from small_networks import with_statistics
 from utils.checkpoint import load_model
 from utils.command_line import load_from
 from utils.weights import imagenet
@@ -449,3 +452,51 @@ def test_without_timm_a_checkpoint_says_what_to_install(workdir, fails, monkeypa
     monkeypatch.setitem(sys.modules, "timm", None)
     says = ["m.pth", "timm:test_resnet needs one more package: pip install timm"]
     fails(val, "--dataset", "mine", "--load_from", "m.pth", says=says)
+
+
+def test_parameters_that_are_frozen_or_shared_stay(monkeypatch):
+    create = timm.create_model
+
+    def create_special(name, **options):
+        trunk = create(name, **options)
+        trunk.pos_embed.requires_grad_(False)
+        trunk.blocks[1] = trunk.blocks[0]
+        return trunk
+
+    monkeypatch.setattr(timm, "create_model", create_special)
+    network = build("timm:test_vit", 1, 0.1, 3, 64)
+    assert network.trunk.pos_embed is not None
+    assert network.trunk.blocks[1].mlp.fc1 is network.trunk.blocks[0].mlp.fc1
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_a_model_that_fails_at_its_own_size_is_not_blamed_on_the_size(monkeypatch):
+    def fail(name, **options):
+        raise ImportError("it needs another package")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    own_size = own_img_size("timm:test_vit")
+    with pytest.raises(ValueError, match=r"cannot run timm:test_vit here \(it needs another package\)"):
+        read_layout("timm:test_vit", own_size)
+    with pytest.raises(ValueError, match=f"its own size is {own_size}"):
+        read_layout("timm:test_vit", own_size + 32)
+
+
+def test_images_are_multiples_of_both_sides_of_a_patch():
+    trunk = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(8, 12)))
+    timm_csra.check_patches(trunk, "timm:test_vit", 48)
+    with pytest.raises(ValueError, match="a multiple of 24, not 32"):
+        timm_csra.check_patches(trunk, "timm:test_vit", 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_efficientnet", "regnetx_002", "mobilenetv4_conv_small_035", "resnext50_32x4d"]
+)
+def test_batch_norm_of_timm_is_folded(name):
+    network = with_statistics(build(f"timm:{name}", 1, 0.1, 3, 64))
+    fast = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(images), network(images), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
