@@ -28,9 +28,10 @@ from narrow import WIDE
 from pipeline.resnet_csra import ResNet_CSRA
 from utils.checkpoint import load_model
 from utils.data.classes import class_names
-from utils.inference.predictor import LabelSettings, Predictor, build_network
+from utils.inference.predictor import LabelSettings, Predictor
 from utils.runtime import freed_memory
 from utils.runtime.errors import UserError
+from utils.weights.building import build_network
 
 NAMES = ("a.jpg", "b.jpg", "turned.png")
 

@@ -1,4 +1,4 @@
-"""What commands leave out, so that they start quickly."""
+"""What commands and load_model leave out, so that they start quickly."""
 
 import subprocess
 import sys
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from helpers import REPOSITORY
+from pipeline.models import BuildOptions, build
 from utils.runtime import torchvision_alone
+from utils.weights.building import ZerosForRandomNumbers, build_network
 from utils.weights.fitting import first_not_finite
 
 SHOW_SLOW_MODULES = """
@@ -61,6 +63,22 @@ def test_the_stand_in_stays_away_where_the_real_module_is(monkeypatch):
 def test_the_library_does_without_the_stand_in():
     code = "import sys, utils.checkpoint; print('utils.runtime.torchvision_alone' in sys.modules)"
     assert run_code(code) == "False\n"
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_B16_224", "mobilenet_v2", "swin_t", "googlenet"])
+def test_a_network_to_be_loaded_draws_no_random_numbers(model):
+    state = torch.get_rng_state()
+    with ZerosForRandomNumbers():
+        network = build(model, num_heads=1, lam=0.1, num_cls=3, img_size=64)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.classifier.multi_head[0].head.weight.count_nonzero() == 0
+
+
+def test_a_network_to_be_loaded_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    options = BuildOptions(model="mobilenet_v2", num_heads=1, num_cls=3, img_size=64, lam=0.1)
+    assert build_network(options, "imagenet").normalization == "imagenet"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -44,6 +44,8 @@ SMALL = {
     "test_vit2": {},
     "vit_small_patch14_reg4_dinov2": {"depth": 2, "embed_dim": 48, "num_heads": 3},
     "eva02_tiny_patch14_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "deit_tiny_distilled_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "vit_tiny_r_s16_p8_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
     "test_maxvit": {},
     "test_coatnet": {},
     "levit_128s": {"embed_dim": (32, 48, 64), "depth": (1, 1, 1)},

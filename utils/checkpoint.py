@@ -7,11 +7,12 @@ from pipeline.models import BuildOptions, default_lam, read_architecture
 from pipeline.network import NORMALIZATION
 from utils.data.classes import class_names
 from utils.data.datasets import DATASETS, DEFAULT_DATASET, OWN, dataset_spec
-from utils.inference.predictor import Predictor, build_network
+from utils.inference.predictor import Predictor
 from utils.runtime.device import find_device
 from utils.runtime.errors import UserError, reporting_value_errors
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.versions import check_torch
+from utils.weights.building import build_network
 from utils.weights.contents import load_checkpoint
 from utils.weights.fitting import load_adapted
 from utils.weights.sources import check_is_published, dataset_and_lam, find_published, local_file

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.csra import AveragePooling
 from pipeline.folding import folded
-from pipeline.models import BuildOptions, build
+from pipeline.models import BuildOptions
 from pipeline.network import Network
 from utils.data.samples import to_float
 from utils.inference.outputs import mirrored_mean, sigmoid
@@ -34,6 +34,7 @@ from utils.runtime.errors import UserError
 from utils.runtime.freed_memory import keeping_freed_memory
 from utils.runtime.limits import MAX_PIXELS
 from utils.runtime.workers import default_workers
+from utils.weights.building import build_network
 
 Threshold = float | str | os.PathLike[str]  # for all classes, or a .json file with one per class
 
@@ -272,11 +273,3 @@ def best_classes(scores: np.ndarray, thresholds: np.ndarray, top: int | None = N
     """
     best_first = np.argsort(-scores, kind="stable")[:top]
     return [int(c) for c in best_first if scores[c] >= thresholds[c]]
-
-
-def build_network(options: BuildOptions, normalization: str) -> Network:
-    """Return a network with random weights; torch's global random state does not change."""
-    with torch.random.fork_rng(devices=[]):
-        network = build(**options)
-    network.normalization = normalization
-    return network
