@@ -303,7 +303,9 @@ def test_the_engines_compute_the_same(engine_settings):
     assert times.same is True, times.check
     for row in (times, starts, memory):
         assert row.costs.keys() == {TEXTBOOK, PLAIN}
-        assert min(row.costs.values()) > 0
+    assert min(times.costs.values()) > 0
+    assert min(starts.costs.values()) > 0
+    assert min(memory.costs.values()) >= 0  # so small a network may fit into what the process has already
     assert sum(times.shares.values()) == pytest.approx(1, abs=0.05)
     assert times.shares["convolution"] > 0.2
 
