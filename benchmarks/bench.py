@@ -58,7 +58,8 @@ STAGES: dict[str, Callable[[Settings], Iterator[Row] | Iterator[EngineRow]]] = {
 }
 NOT_IN_ALL = ("gpu", *ON_CPU)
 STAGE_HELP = (
-    "what to time; all: everything but the last three; gpu: one GPU, in all precisions, within 8 minutes; "
+    "what to time; all: everything but gpu, engines and commands; "
+    "gpu: one GPU, in all precisions, within 8 minutes; "
     "engines: the CPU, against ONNX Runtime and OpenVINO; commands: demo.py on the CPU, with its start"
 )
 

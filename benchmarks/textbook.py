@@ -77,7 +77,10 @@ class PatchTokens(nn.Module):
 
 
 def make_trunk(model: str) -> tuple[nn.Module, int]:
-    """Return torchvision's network up to its last feature map (B, D, h, w), and D; a ResNet or one of two."""
+    """Return torchvision's network up to its last feature map (B, D, h, w), and D.
+
+    model: a ResNet, vit_B16_224 or mobilenet_v2.
+    """
     if model == "vit_B16_224":
         return PatchTokens(), 768
     network = torchvision.models.get_model(model)

@@ -105,11 +105,12 @@ def pairs_to_fold(trunk: fx.GraphModule) -> list[tuple[str, str]]:
     num_calls = Counter(node.target for node in calls)
     pairs = []
     for norm in calls:
-        conv = norm.args[0]
-        if not (has_statistics(modules[norm.target]) and conv.op == "call_module"):
+        if not has_statistics(modules[norm.target]) or num_calls[norm.target] > 1:
             continue
-        only_norm_uses_it = len(conv.users) == 1 and num_calls[conv.target] == num_calls[norm.target] == 1
-        if is_convolution(modules[conv.target]) and only_norm_uses_it:
+        conv = norm.args[0]
+        if conv.op != "call_module" or num_calls[conv.target] > 1:
+            continue
+        if is_convolution(modules[conv.target]) and len(conv.users) == 1:  # nothing else uses its output
             pairs.append((conv.target, norm.target))
     return pairs
 

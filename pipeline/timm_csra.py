@@ -205,7 +205,7 @@ def read_layout(model: str, img_size: int) -> Layout:
         # On the meta device tensors have a shape and no numbers, so nothing takes time.
         with torch.device("meta"), torch.random.fork_rng(devices=[]), recording_gradients():
             trunk = create_trunk(model, img_size).eval()
-            trunk.requires_grad_(True)  # a network may not train its position embeddings
+            trunk.requires_grad_(True)  # some networks freeze their position embeddings
             output = trunk.forward_features(torch.zeros(1, 3, img_size, img_size))
     except TIMM_ERRORS as error:
         raise ValueError(refusal(model, img_size, error)) from None

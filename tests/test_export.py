@@ -108,3 +108,11 @@ def test_outputs_are_compared_by_their_size(size, capsys):
     for wrong in (2e-4 * max(1, size), math.nan):
         with pytest.raises(UserError, match="nothing is written"):
             export.compare_outputs(network, lambda images, wrong=wrong: network(images) + wrong, 8, [1])
+
+
+def test_a_large_output_does_not_excuse_a_small_one():
+    outputs = torch.tensor([[-1000.0, 0.2, 0.0]])
+    wrong = outputs + torch.tensor([[0.0, 0.0, 0.001]])
+    export.compare_outputs(lambda images: outputs, lambda images: outputs * 1.00001, 8, [1])
+    with pytest.raises(UserError, match="nothing is written"):
+        export.compare_outputs(lambda images: outputs, lambda images: wrong, 8, [1])

@@ -2,9 +2,9 @@
 
 One module of torchvision, ops/roi_align.py, asks torch._dynamo.utils for a function, and with it comes all of
 torch.compile, and SymPy, which take about as long to import as all else besides torch. While torchvision is
-imported here, a stand-in takes the place of torch._dynamo.utils. Whoever wants more of it than that function,
-or calls the function, gets the real one. The library does not import this module, as another thread could
-meet the stand-in.
+imported here, a stand-in takes the place of torch._dynamo.utils. A call of that function, or a request for
+anything else in that module, imports the real one. load_model does not import this module: in a program with
+threads, another thread could import the stand-in meanwhile.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import torch  # noqa: F401  it must not meet the stand-in
+import torch  # noqa: F401  before the stand-in is there
 
 REPLACED = "torch._dynamo.utils"
 
